@@ -1,0 +1,29 @@
+"""The two callable contracts of sharpjax, and its array aliases."""
+
+from typing import Protocol, runtime_checkable
+
+import jax
+from jax.typing import ArrayLike
+
+__all__ = ["Array", "ArrayLike", "Matvec", "Score"]
+
+Array = jax.Array
+
+
+@runtime_checkable
+class Score(Protocol):
+    """A score ``s = grad log p`` at one point: no batch axis, same shape out as in.
+
+    The noise level and the condition are already bound. A score that carries arrays should be a
+    pytree callable, ``jax.tree_util.Partial(function, *arrays)``, so that it crosses ``jit`` as
+    an argument and is compiled once for all values of its arrays.
+    """
+
+    def __call__(self, x: Array, /) -> Array: ...
+
+
+@runtime_checkable
+class Matvec(Protocol):
+    """A linear map applied to one vector: ``v -> A v``, same shape out as in."""
+
+    def __call__(self, v: Array, /) -> Array: ...

@@ -1,0 +1,233 @@
+"""The ``sharpjax`` command: the only module that joins everything."""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import typer
+from rich.console import Console
+
+from sharpjax import __version__, report, zoo
+from sharpjax.detection import run as detection
+from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
+from sharpjax.detection.truth import TRUTH_NAME, Truth, measure_truth, read_truths
+from sharpjax.models.checkpoints import sha256
+from sharpjax.models.load import load
+from sharpjax.rundir import write_text
+
+app = typer.Typer(
+    help="Measure how sharp a diffusion model's probability landscape is, and tell from that "
+    "which of its outputs are memorized.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+train_app = typer.Typer(
+    help="Make a bundled model from scratch: resumable, killed or not.", no_args_is_help=True
+)
+app.add_typer(train_app, name="train")
+console = Console()
+
+ModelOption = Annotated[
+    str, typer.Option(help="A bundled model (see --help of the group) or a diffusers directory.")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log what is going on.")] = False,
+) -> None:
+    if version:
+        console.print(f"sharpjax {__version__}")
+        raise typer.Exit
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    _enable_compilation_cache()
+
+
+@app.command()
+def detect(
+    model: ModelOption = "mnist",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Run directory; the same command resumes it. Default: runs/detect-NAME."),
+    ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this condition; repeat for more. Default: all of the model's."),
+    ] = None,
+    noises: Annotated[int, typer.Option(help="Initial noises a condition, at least 2.")] = 4,
+    probes: Annotated[int, typer.Option(help="Hutchinson probes a trace.")] = 4,
+    trace_noises: Annotated[
+        int, typer.Option(help="Noises that traces are taken at, at least 2, at most --noises.")
+    ] = 2,
+    seed: SeedOption = 0,
+    batch: Annotated[int, typer.Option(help="Conditions at a time; changes speed only.")] = 4,
+    everything: Annotated[
+        bool, typer.Option("--all", help="The long version: 16 noises, 4 of them with 32 probes.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell which conditions of a model are memorized.
+
+    Computes the statistics of memorization of every condition from its scores alone, with the
+    exact score's value beside each where the training set is known; judges them against the ground
+    truth that ships with the model; writes JSON Lines, CSV and plots to the run directory.
+    """
+    directory = zoo.find(model)
+    network = load(directory)
+    name = model if model in zoo.bundled() else directory.resolve().name
+    if everything:
+        noises, probes, trace_noises = 16, 32, 4
+    if trace_noises > noises:
+        raise ValueError(f"--trace-noises {trace_noises} exceeds --noises {noises}")
+    settings = detection.DetectSettings(
+        num_noises=noises, trace_noises=trace_noises, num_probes=probes, seed=seed
+    )
+    known = (directory / TRAINING_SET_NAME).is_file()
+    training_set = TrainingSet.load(directory) if known else None
+    truths = read_truths(directory) if (directory / TRUTH_NAME).is_file() else None
+    chosen = tuple(condition) if condition else network.conditions
+    labels = np.asarray(network.encode(chosen))
+    folder = output or Path("runs") / f"detect-{name}"
+    records = detection.detect(
+        network,
+        chosen,
+        folder,
+        settings,
+        fingerprint=_fingerprint(directory),
+        training_set=training_set,
+        labels=labels,
+        batch_size=batch,
+    )
+    sizes = None if training_set is None else np.asarray(training_set.set_sizes)[labels]
+    chosen_truths = None if truths is None else _truths_of(truths, chosen)
+    summaries, written = report.write_detection(
+        folder, records, truths=chosen_truths, set_sizes=sizes
+    )
+    grid = report.copy_shipped_grid(directory, folder)
+    written += [grid] if grid else []
+    write_text(folder / "summary.json", json.dumps(report.as_json(summaries), indent=2) + "\n")
+    if as_json:
+        print(json.dumps({"directory": str(folder), "summary": report.as_json(summaries)}))
+        return
+    console.print(report.summary_table(summaries))
+    if sizes is not None:
+        console.print(report.dose_table(records, sizes, chosen_truths))
+    for line in report.remarks(summaries, chosen_truths):
+        console.print(line)
+    files = ", ".join(path.name for path in [folder / detection.RESULTS_NAME, *written])
+    console.print(f"Written to [bold]{folder}[/bold]: {files}")
+
+
+@app.command("ground-truth")
+def ground_truth(
+    model: ModelOption = "mnist",
+    output: Annotated[
+        Path | None, typer.Option(help="Run directory. Default: runs/ground-truth-NAME.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Samples a condition.")] = 32,
+    steps: Annotated[int, typer.Option(help="DDIM steps a sample.")] = 50,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Find out by generation which conditions are memorized.
+
+    Draws samples of every condition and counts those that copy a training image.  The measure
+    (pixel correlation) and its threshold (from the largest training sets alone) are fixed
+    beforehand; see sharpjax/detection/truth.py.
+    """
+    directory = zoo.find(model)
+    network = load(directory)
+    training_set = TrainingSet.load(directory)
+    name = model if model in zoo.bundled() else directory.resolve().name
+    folder = output or Path("runs") / f"ground-truth-{name}"
+    truths = measure_truth(
+        network,
+        network.conditions,
+        training_set,
+        folder,
+        fingerprint=_fingerprint(directory),
+        num_samples=samples,
+        num_steps=steps,
+        seed=seed,
+    )
+    report.write_sample_grid(folder, truths, training_set)
+    if as_json:
+        rows = [dataclasses.asdict(t) | {"verdict": t.verdict} for t in truths]
+        print(json.dumps({"directory": str(folder), "truths": rows}))
+        return
+    console.print(report.truth_table(truths))
+    console.print(f"Written to [bold]{folder}[/bold]: {TRUTH_NAME}, samples.png, samples/")
+
+
+@train_app.command("mnist")
+def train_mnist(
+    output: Annotated[
+        Path, typer.Option(help="Run directory; the same command resumes it.")
+    ] = Path("runs/train-mnist"),
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3600,
+    batch: Annotated[int, typer.Option(help="Examples a step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
+    seed: SeedOption = 0,
+) -> None:
+    """Train the digits' model: 60 conditions with training sets of 1 to 256 images.
+
+    About 1.5 hours on two CPU cores.  Needs the digits: pip install "sharpjax[datasets]".
+    """
+    from sharpjax import recipes
+
+    settings = dataclasses.replace(
+        recipes.MNIST_SETTINGS,
+        steps=steps,
+        batch_size=batch,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    unet, digits = recipes.train_mnist(output, settings, checkpoint_every=checkpoint_every)
+    target = recipes.save_mnist(unet, digits, output / "model")
+    console.print(f"Written to [bold]{target}[/bold]; try: sharpjax ground-truth --model {target}")
+
+
+def _truths_of(truths: list[Truth], names: tuple[str, ...]) -> list[Truth]:
+    by_name = {truth.condition: truth for truth in truths}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(f"{TRUTH_NAME} has no row for condition {missing[0]!r}")
+    return [by_name[name] for name in names]
+
+
+def _fingerprint(directory: Path) -> str:
+    """Digest of the weights, so that a run never goes on with another model."""
+    return sha256(directory / "unet" / "diffusion_pytorch_model.safetensors")[:16]
+
+
+def _enable_compilation_cache() -> None:
+    """Keep compiled programs between runs, unless the user configured JAX's cache already."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    jax.config.update("jax_compilation_cache_dir", str(home / "sharpjax" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def main() -> None:
+    """Run the command line; expected failures are one line and exit status 1."""
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command resumes")
+        sys.exit(130)

@@ -1,0 +1,227 @@
+r"""The Jacobian of a score at a point, as an operator.
+
+`jax.linearize` runs the score once and keeps what its tangents need; each product with the Jacobian
+then costs about one forward pass. For an exact score `J = H = grad^2 log p` is symmetric. A learned
+score is not exactly a gradient, so `J` and `J^T` differ, and `asymmetry` says by how much.
+"""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax._types import Array, ArrayLike, Matvec, Score
+
+__all__ = ["Jacobian", "asymmetry", "hessian", "jacobian"]
+
+_DEFAULT_CHUNK = 64  # tangents at once: enough to fill matrix units, 64 times a forward's memory
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Jacobian:
+    """`J[i, j] = d s_i / d x_j` of a score at one point; build it with `jacobian(score, x)`.
+
+    A pytree: it can leave `jit`, be kept, be passed to another `jit`, and be batched by `vmap`.
+    Vectors have the shape of the point. Units of `J`: 1/sigma^2.
+
+    Attributes:
+        point: where, any shape; `d = point.size`.
+        value: the score there, of the same shape.
+        tangent_map: the linear map `v -> J v`.
+    """
+
+    point: Array
+    value: Array
+    tangent_map: Matvec
+
+    def mv(self, v: ArrayLike) -> Array:
+        """`J v`: one tangent of the score.
+
+        Raises:
+            ValueError: `v` has not the shape of the point (also in `rmv` and `symmetric_mv`).
+        """
+        return _forward(self.tangent_map, self._vector(v, self.point))
+
+    def rmv(self, v: ArrayLike) -> Array:
+        """`J^T v`: one cotangent."""
+        return _transposed(self.tangent_map, self.point, self._vector(v, self.value))
+
+    def symmetric_mv(self, v: ArrayLike) -> Array:
+        """`(J + J^T) v / 2`: one tangent and one cotangent."""
+        return 0.5 * (self.mv(v) + self.rmv(v))
+
+    def dense(self, *, chunk_size: int | None = None) -> Array:
+        """The matrix `J` on the flattened coordinates, `(d, d)`: d tangents.
+
+        Args:
+            chunk_size: tangents computed at once, which bounds the memory; 64 by default. It need
+                not divide d.
+
+        Raises:
+            ValueError: `chunk_size` not a positive integer.
+        """
+        return _dense(self.tangent_map, self.point, chunk_size=_chunk(chunk_size))
+
+    def diagonal(self, *, chunk_size: int | None = None) -> Array:
+        """The diagonal of `dense()`, `(d,)`, without storing the matrix: d tangents."""
+        return _diagonal(self.tangent_map, self.point, chunk_size=_chunk(chunk_size))
+
+    def _vector(self, v: ArrayLike, like: Array) -> Array:
+        v = jnp.asarray(v)
+        if v.shape != like.shape:
+            raise ValueError(
+                f"The vector has shape {v.shape}, but the point has shape {like.shape}; "
+                "use jax.vmap for a batch of vectors."
+            )
+        return v.astype(like.dtype)
+
+
+def jacobian(score: Score, x: ArrayLike) -> Jacobian:
+    """The Jacobian of `score` at `x`, from one evaluation of the score.
+
+    Compiled once for all values of its arrays if `score` is a pytree callable such as
+    `jax.tree_util.Partial(function, *arrays)` (see `Score`); any other callable is compiled at each
+    call, so that a closure over something that changes is never answered from a stale program.
+
+    Args:
+        score: maps one point to its score, same shape out.
+        x: the point, any shape, real floating dtype.
+
+    Raises:
+        ValueError: `x` is not real floating, or `score(x)` has another shape than `x`.
+
+    >>> import jax.numpy as jnp
+    >>> J = jacobian(lambda x: jnp.array([[0.0, 2.0], [1.0, 0.0]]) @ x, jnp.ones(2))
+    >>> J.mv(jnp.array([1.0, 0.0])), J.rmv(jnp.array([1.0, 0.0]))
+    (Array([0., 1.], dtype=float32), Array([0., 2.], dtype=float32))
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"x must hold real floating numbers, got dtype {x.dtype}.")
+    if jax.tree_util.all_leaves([score]):  # a plain callable, not a pytree
+        value, tangent_map = jax.jit(lambda x: jax.linearize(score, x))(x)
+    else:
+        value, tangent_map = _linearize(score, x)
+    if getattr(value, "shape", None) != x.shape:
+        raise ValueError(
+            f"score(x) must have the shape of x, {x.shape}, got {jax.tree.map(jnp.shape, value)}; "
+            "a score takes one point without a batch axis."
+        )
+    return Jacobian(x, value, tangent_map)
+
+
+def hessian(score: Score, x: ArrayLike, *, chunk_size: int | None = None) -> Array:
+    """The dense Jacobian of the score, `(d, d)` on the flattened coordinates, units 1/sigma^2.
+
+    For an exact score this is the Hessian of `log p`; that of a learned score is returned as it is,
+    not symmetrised.
+
+    Args:
+        score: maps one point to its score, same shape out.
+        x: the point, any shape.
+        chunk_size: tangents computed at once; 64 by default.
+
+    Raises:
+        ValueError: as `jacobian`; `chunk_size` not a positive integer.
+
+    >>> import jax.numpy as jnp
+    >>> hessian(lambda x: -x * x, jnp.array([1.0, 3.0]))
+    Array([[-2.,  0.],
+           [ 0., -6.]], dtype=float32)
+    """
+    return jacobian(score, x).dense(chunk_size=chunk_size)
+
+
+def asymmetry(J: Jacobian | ArrayLike) -> Array:
+    """`||J - J^T||_F / ||J + J^T||_F`: 0 for a gradient's Jacobian, near 1 for a random one.
+
+    Takes a `Jacobian` (which it makes dense) or a square matrix. Infinite for `J = -J^T != 0`, and
+    0 for `J = 0`.
+
+    Raises:
+        ValueError: not a square matrix.
+
+    >>> import jax.numpy as jnp
+    >>> print(asymmetry(jnp.array([[1.0, 1.0], [0.0, 1.0]])).round(4))
+    0.4472
+    """
+    J = J.dense() if isinstance(J, Jacobian) else jnp.asarray(J)
+    if J.ndim != 2 or J.shape[0] != J.shape[1]:
+        raise ValueError(f"J must be a square matrix or a Jacobian, got shape {J.shape}.")
+    odd, even = jnp.linalg.norm(J - J.T), jnp.linalg.norm(J + J.T)
+    return jnp.where(odd == 0, 0.0, odd / even)
+
+
+def chunked_map(function: Callable, indices: Array, chunk_size: int) -> Array:
+    """`stack([function(i) for i in indices])`, `chunk_size` at once by `vmap`, chunk after chunk.
+
+    The chunks are evened out (10 in chunks of at most 8 are 5 and 5), and what the last one lacks
+    is filled with an index past the end, computed and thrown away.
+    """
+    count = len(indices)
+    num_chunks = -(-count // chunk_size)
+    chunk_size = -(-count // num_chunks)
+    padded = jnp.pad(indices, (0, num_chunks * chunk_size - count), constant_values=count)
+    out = jax.lax.map(jax.vmap(function), padded.reshape(num_chunks, chunk_size))
+    return out.reshape(-1, *out.shape[2:])[:count]
+
+
+def positive_integer(name: str, count: int) -> int:
+    """`count` as an int, or a ValueError that names it."""
+    try:
+        valid = not isinstance(count, bool) and operator.index(count) >= 1
+    except TypeError:
+        valid = False
+    if not valid:
+        raise ValueError(f"{name} must be an integer >= 1, got {count!r}.")
+    return operator.index(count)
+
+
+def _chunk(chunk_size: int | None) -> int:
+    return positive_integer("chunk_size", _DEFAULT_CHUNK if chunk_size is None else chunk_size)
+
+
+# Compiled here once: a Jacobian is an argument, so another point, another prompt or another set of
+# weights (of the same score function) reuses the program.
+
+
+@jax.jit
+def _linearize(score, x):
+    return jax.linearize(score, x)
+
+
+@jax.jit
+def _forward(tangent_map, v):
+    return tangent_map(v)
+
+
+@jax.jit
+def _transposed(tangent_map, point, w):
+    (out,) = jax.linear_transpose(tangent_map, jax.ShapeDtypeStruct(point.shape, point.dtype))(w)
+    return out
+
+
+def _column(tangent_map, point, j):
+    """`J e_j`, flattened."""
+    basis = jax.nn.one_hot(j, point.size, dtype=point.dtype)
+    return tangent_map(basis.reshape(point.shape)).ravel()
+
+
+@functools.partial(jax.jit, static_argnames="chunk_size")
+def _dense(tangent_map, point, *, chunk_size):
+    def column(j):
+        return _column(tangent_map, point, j)
+
+    return chunked_map(column, jnp.arange(point.size), chunk_size).T
+
+
+@functools.partial(jax.jit, static_argnames="chunk_size")
+def _diagonal(tangent_map, point, *, chunk_size):
+    def entry(j):
+        return _column(tangent_map, point, j)[j]
+
+    return chunked_map(entry, jnp.arange(point.size), chunk_size)

@@ -1,0 +1,344 @@
+"""A detection run: statistics of every condition, resumable, and what they add up to.
+
+Results go to ``results.jsonl``, one fsynced line per condition, so a killed run goes on where it
+stopped.  Noises and probes depend on the seed and their index only, never on the batch.
+"""
+
+import csv
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.special import stdtrit
+
+from sharpjax._types import Array
+from sharpjax.conditional import ConditionalModel
+from sharpjax.detection.evaluation import Evaluation, evaluate, spearman
+from sharpjax.detection.oracle import TrainingSet
+from sharpjax.detection.statistics import STATISTICS
+from sharpjax.progress import progress
+from sharpjax.rundir import append_lines, claim, read_lines
+from sharpjax.sampling import sample
+
+RESULTS_NAME = "results.jsonl"
+FIRST_STEP = tuple(name for name, entry in STATISTICS.items() if not entry.needs_probes)
+TRACES = tuple(name for name, entry in STATISTICS.items() if entry.needs_probes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectSettings:
+    """What defines the numbers of a detection run.
+
+    Attributes:
+        num_noises: initial noises a condition, shared by all conditions.
+        trace_noises: how many of these noises the traces are taken at.
+        trace_timesteps: where; the state there is reached by DDIM under the condition.
+        num_probes: Hutchinson probes a trace, shared by all conditions.
+        path_steps: DDIM steps between two trace timesteps.
+        seed: of noises and probes.
+    """
+
+    num_noises: int = 4
+    trace_noises: int = 2
+    trace_timesteps: tuple[int, ...] = (981, 800, 600)
+    num_probes: int = 4
+    path_steps: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_noises", 2), ("trace_noises", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"{name} must be at least {least}, got {getattr(self, name)}: "
+                    "one noise has no standard error"
+                )
+        for name in ("num_probes", "path_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if list(self.trace_timesteps) != sorted(set(self.trace_timesteps), reverse=True):
+            raise ValueError(f"trace_timesteps must descend, got {self.trace_timesteps}")
+
+    def names(self, first_step: int) -> tuple[str, ...]:
+        """Names of all columns: ``statistic@t``."""
+        return tuple(f"{name}@{first_step}" for name in FIRST_STEP) + tuple(
+            f"{name}@{t}" for name in TRACES for t in self.trace_timesteps
+        )
+
+
+def detect(
+    model: ConditionalModel,
+    conditions: Sequence[str],
+    directory: str | Path,
+    settings: DetectSettings,
+    *,
+    fingerprint: str,
+    training_set: TrainingSet | None = None,
+    labels: np.ndarray | None = None,
+    batch_size: int = 4,
+) -> list[dict[str, Any]]:
+    """Compute the statistics of ``conditions``, or finish a run that was stopped.
+
+    Args:
+        model: any conditional model.
+        conditions: distinct names that the model can encode.
+        directory: of the run.
+        settings: what to compute.
+        fingerprint: of the model's weights; a run refuses to go on with another model.
+        training_set: if the model's is known, the exact-score oracle is computed at the same
+            points.
+        labels: the training set's number of each of ``conditions``; needed with it.
+        batch_size: conditions at a time; changes the speed only.
+
+    Returns:
+        One record per condition, in the order given: ``condition``, ``network`` and ``oracle``,
+        which map ``statistic@t`` to the values at each noise.
+
+    Raises:
+        ValueError: duplicate or unknown conditions, timesteps out of range, a directory with
+            another run in it.
+        FileExistsError: the directory holds something else.
+    """
+    if len(set(conditions)) != len(conditions):
+        raise ValueError("conditions must be distinct")
+    if (training_set is None) != (labels is None):
+        raise ValueError("training_set and labels go together")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    encoded = model.encode(conditions)
+    first_step = int(model.schedule.timesteps(50)[0])
+    model.schedule.alpha(np.array([first_step, *settings.trace_timesteps]))  # checks the range
+    folder = claim(
+        directory,
+        {
+            "run": "detect",
+            "model": fingerprint,
+            "conditions": hashlib.sha256("\n".join(conditions).encode()).hexdigest(),
+            "num_conditions": len(conditions),
+            "oracle": training_set is not None,
+            **dataclasses.asdict(settings),
+        },
+        what="detect",
+    )
+    path = folder / RESULTS_NAME
+    done = {record["condition"]: record for record in read_lines(path)}
+    todo = [i for i, name in enumerate(conditions) if name not in done]
+    with progress("detecting", total=len(conditions), done=len(done)) as bar:
+        for start in range(0, len(todo), batch_size):
+            rows = todo[start : start + batch_size]
+            padded = np.resize(rows, batch_size)  # a full last batch: one compilation
+            network, states = _network(
+                model, encoded[padded], first_step=first_step, settings=settings
+            )
+            columns = {"network": network}
+            if training_set is not None:
+                columns["oracle"] = _oracle(
+                    training_set, model.schedule, jnp.asarray(labels)[padded], states,
+                    first_step=first_step, settings=settings,
+                )  # fmt: skip
+            columns = jax.tree.map(np.asarray, columns)
+            records = [
+                {"condition": conditions[i]}
+                | {who: {k: v[j].tolist() for k, v in c.items()} for who, c in columns.items()}
+                for j, i in enumerate(rows)
+            ]
+            append_lines(path, records)
+            done |= {record["condition"]: record for record in records}
+            bar.advance(len(rows))
+    return [done[name] for name in conditions]
+
+
+def _noises(shape: tuple[int, ...], settings: DetectSettings) -> Array:
+    """Initial noises, ``(num_noises, *shape)``; noise ``i`` depends on the seed and ``i`` only."""
+    key = jax.random.fold_in(jax.random.key(settings.seed), 0)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(settings.num_noises))
+    return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+
+
+def _network(model, conditions, *, first_step: int, settings: DetectSettings):
+    """All columns for a batch of conditions, each ``(batch, noises)``, and the states visited.
+
+    Timesteps are arguments of the compiled parts, so each is compiled once.
+    """
+    noises = _noises(model.shape, settings)
+    values = _first_step(model, conditions, noises, first_step)
+    columns = {f"{name}@{first_step}": value for name, value in values.items()}
+
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    x = jnp.broadcast_to(
+        noises[: settings.trace_noises], (len(conditions), settings.trace_noises, *model.shape)
+    )
+    states, here = [], first_step
+    for t in settings.trace_timesteps:
+        stops = np.linspace(here, t, settings.path_steps + 1).round().astype(np.int32)
+        x, here = (x if t == here else _walk(model, conditions, x, stops)), t
+        values = _traces(model, conditions, x, t, key, num_probes=settings.num_probes)
+        columns |= {f"{name}@{t}": value for name, value in values.items()}
+        states.append(x)
+    return columns, jnp.stack(states, axis=2)
+
+
+@jax.jit
+def _first_step(model, conditions, noises, t):
+    def one(condition, x):
+        pair = model.scores(condition, t)
+        return {name: STATISTICS[name].function(pair, x) for name in FIRST_STEP}
+
+    return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(conditions, noises)
+
+
+@jax.jit
+def _walk(model, conditions, points, timesteps):
+    """DDIM under each condition from the first to the last of ``timesteps``."""
+
+    def one(condition, x):
+        def score_at(x, t):
+            return model.scores(condition, t).conditional(x)
+
+        return sample(score_at, x, model.schedule, timesteps=timesteps)
+
+    return jax.vmap(jax.vmap(one, (None, 0)))(conditions, points)
+
+
+@functools.partial(jax.jit, static_argnames="num_probes")
+def _traces(model, conditions, points, t, key, *, num_probes: int):
+    def one(condition, index, x):
+        pair = model.scores(condition, t)
+        probes = jax.random.fold_in(jax.random.fold_in(key, index), t)
+        return {
+            name: STATISTICS[name].function(pair, x, key=probes, num_probes=num_probes)
+            for name in TRACES
+        }
+
+    indices = jnp.arange(points.shape[1])
+    return jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, 0))(conditions, indices, points)
+
+
+@functools.partial(jax.jit, static_argnames=("first_step", "settings"))
+def _oracle(training_set, schedule, conditions, states, *, first_step, settings):
+    """The same columns of the exact score at the same points; its traces are closed forms."""
+    noises = _noises(training_set.images.shape[1:], settings)
+
+    def first(condition, x):
+        pair = training_set.scores(
+            condition, alpha=schedule.alpha(first_step), sigma=schedule.sigma(first_step)
+        )
+        return {f"{name}@{first_step}": STATISTICS[name].function(pair, x) for name in FIRST_STEP}
+
+    def traces(condition, visited):
+        columns = {}
+        for t, x in zip(settings.trace_timesteps, visited, strict=True):
+            alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+            everything, own = training_set.densities(condition, alpha=alpha, sigma=sigma)
+            dimension = own.effective_dimension(x)
+            columns[f"effective_dimension@{t}"] = dimension
+            difference = (dimension - everything.effective_dimension(x)) / sigma**2
+            columns[f"trace_difference@{t}"] = difference
+        return columns
+
+    # One point at a time: a batch of them would hold a copy of the training set each.
+    def per_condition(pair):
+        condition, visited = pair
+        columns = jax.lax.map(lambda x: first(condition, x), noises)
+        return columns | jax.lax.map(lambda x: traces(condition, x), visited)
+
+    return jax.lax.map(per_condition, (conditions, states))
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One statistic over all conditions.
+
+    Attributes:
+        name: ``statistic@t``.
+        network: figures of the network's values, ``None`` without ground truth.
+        oracle: figures of the exact score's values.
+        rank_correlation: Spearman's with the set size and its p-value.
+        oracle_rank_correlation: the same of the exact score.
+    """
+
+    name: str
+    network: Evaluation | None
+    oracle: Evaluation | None
+    rank_correlation: tuple[float, float] | None
+    oracle_rank_correlation: tuple[float, float] | None
+
+
+def means(records: Sequence[dict[str, Any]], who: str, name: str) -> np.ndarray:
+    """Mean over noises of one column, ``(conditions,)``; ``who`` is ``network`` or ``oracle``."""
+    return np.array([np.mean(record[who][name]) for record in records])
+
+
+def direction(name: str) -> int:
+    """+1 if larger means memorized, for a column ``statistic@t``."""
+    return STATISTICS[name.split("@")[0]].direction
+
+
+def summarize(
+    records: Sequence[dict[str, Any]],
+    *,
+    verdicts: Sequence[str] | None = None,
+    set_sizes: np.ndarray | None = None,
+) -> list[Summary]:
+    """Figures of every column; conditions judged ``between`` are left out of the ROC."""
+    summaries = []
+    for name in records[0]["network"]:
+        figures: dict[str, Any] = {}
+        for who in ("network", "oracle"):
+            if who not in records[0]:
+                figures[who] = figures[who, "rank"] = None
+                continue
+            values = means(records, who, name)
+            figures[who] = _judged(direction(name) * values, verdicts)
+            figures[who, "rank"] = None if set_sizes is None else spearman(values, set_sizes)
+        summaries.append(
+            Summary(
+                name,
+                figures["network"],
+                figures["oracle"],
+                figures["network", "rank"],
+                figures["oracle", "rank"],
+            )
+        )
+    return summaries
+
+
+def _judged(scores: np.ndarray, verdicts: Sequence[str] | None) -> Evaluation | None:
+    if verdicts is None:
+        return None
+    verdicts = np.asarray(verdicts)
+    if not {"memorized", "clean"} <= set(verdicts):
+        return None
+    kept = verdicts != "between"
+    return evaluate(scores[kept], verdicts[kept] == "memorized")
+
+
+def write_table(
+    path: Path, records: Sequence[dict[str, Any]], extra: Sequence[dict[str, Any]]
+) -> Path:
+    """``results.csv``: a row per condition; mean and 95% t-interval over noises of each column."""
+    rows = []
+    for record, more in zip(records, extra, strict=True):
+        row: dict[str, Any] = {"condition": record["condition"], **more}
+        for who in ("network", "oracle"):
+            for name, values in record.get(who, {}).items():
+                mean, half = mean_and_half_width(values)
+                row |= {f"{who} {name}": mean, f"{who} {name} half-width": half}
+        rows.append(row)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def mean_and_half_width(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
+    """Mean over noises and the half-width of its t-interval."""
+    data = np.asarray(values, np.float64)
+    error = data.std(ddof=1) / np.sqrt(len(data))
+    return float(data.mean()), float(stdtrit(len(data) - 1, 0.5 + level / 2) * error)

@@ -1,0 +1,241 @@
+"""Building blocks of the diffusers networks: flax layers with PyTorch's shapes and defaults.
+
+Arrays are channels last inside the networks, ``(batch, height, width, channels)``.  Attribute
+names are diffusers', so that a checkpoint maps onto a module by a table (``checkpoints.py``).
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "mish": jax.nn.mish,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "relu": jax.nn.relu,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The activation of a diffusers config; ``ValueError`` names the allowed ones."""
+    if name.lower() not in ACTIVATIONS:
+        raise ValueError(f"unknown act_fn {name!r}; choose one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name.lower()]
+
+
+def _convolve(x, kernel, strides, padding, **options):
+    """``nnx.Conv``'s convolution; one of size 1 x 1 is a matrix product, twice as fast on CPU."""
+    if kernel.shape[:2] == (1, 1) and tuple(strides) == (1, 1):
+        return x @ kernel[0, 0]
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def conv(
+    c_in: int, c_out: int, size: int = 3, *, stride: int = 1, padding: int = 1, rngs: nnx.Rngs
+) -> nnx.Conv:
+    """A square convolution with PyTorch's meaning of ``padding``."""
+    return nnx.Conv(
+        c_in,
+        c_out,
+        (size, size),
+        strides=(stride, stride),
+        padding=((padding, padding), (padding, padding)),
+        conv_general_dilated=_convolve,
+        rngs=rngs,
+    )
+
+
+def group_norm(channels: int, groups: int, *, eps: float, rngs: nnx.Rngs) -> nnx.GroupNorm:
+    """Group normalization with the two-pass variance: the one-pass form loses digits."""
+    if channels % groups:
+        raise ValueError(
+            f"norm_num_groups={groups} must divide the number of channels, got {channels}"
+        )
+    return nnx.GroupNorm(
+        channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs
+    )
+
+
+def timestep_features(
+    t: jax.Array, size: int, *, flip_sin_to_cos: bool = True, freq_shift: float = 0
+) -> jax.Array:
+    """Sinusoidal features of timesteps ``(batch,)`` -> ``(batch, size)``, float32.
+
+    Frequencies ``10000^(-i / (size/2 - freq_shift))``; sine first unless ``flip_sin_to_cos``.
+    """
+    half = size // 2
+    frequency = jnp.exp(
+        -math.log(10000) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    )
+    angle = t.astype(jnp.float32)[:, None] * frequency
+    parts = (
+        (jnp.cos(angle), jnp.sin(angle)) if flip_sin_to_cos else (jnp.sin(angle), jnp.cos(angle))
+    )
+    return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, size % 2)))
+
+
+class TimestepEmbedding(nnx.Module):
+    """Linear, SiLU, linear."""
+
+    def __init__(self, c_in: int, c_out: int, *, rngs: nnx.Rngs):
+        self.linear_1 = nnx.Linear(c_in, c_out, rngs=rngs)
+        self.linear_2 = nnx.Linear(c_out, c_out, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``(batch, c_in) -> (batch, c_out)``."""
+        return self.linear_2(jax.nn.silu(self.linear_1(x)))
+
+
+class GaussianFourierProjection(nnx.Module):
+    """Fixed random features ``sin, cos(2 pi w log t)``, ``w ~ N(0, 16^2)``, of score SDE models."""
+
+    def __init__(self, size: int, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(16.0 * jax.random.normal(rngs.params(), (size,)))
+
+    def __call__(self, t: jax.Array) -> jax.Array:
+        """``(batch,) -> (batch, 2 size)``."""
+        weight = jax.lax.stop_gradient(self.weight[...])  # diffusers never trains it
+        angle = jnp.log(t.astype(weight.dtype))[:, None] * weight * 2 * math.pi
+        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def upsample_nearest(x: jax.Array) -> jax.Array:
+    """Repeat every pixel 2 x 2."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """Mean of 2 x 2 pixels; an odd last row or column is dropped, as in PyTorch."""
+    b, h, w, c = x.shape
+    x = x[:, : h // 2 * 2, : w // 2 * 2]
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+class Downsample2D(nnx.Module):
+    """A strided convolution; ``padding=0`` means PyTorch's asymmetric one, right and below."""
+
+    def __init__(self, channels: int, *, padding: int = 1, rngs: nnx.Rngs):
+        self.padding = padding
+        self.conv = conv(channels, channels, stride=2, padding=padding, rngs=rngs)
+
+    def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
+        """``(b, h, w, c)`` to half the height and width; ``temb`` is not used."""
+        if self.padding == 0:
+            x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+        return self.conv(x)
+
+
+class Upsample2D(nnx.Module):
+    """Nearest-neighbour upsampling and a convolution."""
+
+    def __init__(self, channels: int, *, rngs: nnx.Rngs):
+        self.conv = conv(channels, channels, rngs=rngs)
+
+    def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
+        """``(b, h, w, c)`` to twice the height and width; ``temb`` is not used."""
+        return self.conv(upsample_nearest(x))
+
+
+class ResnetBlock2D(nnx.Module):
+    """``x + conv2(act(norm2(conv1(act(norm1 x)) + temb)))``, optionally resampling by two.
+
+    ``time_scale_shift="scale_shift"`` uses the embedding as scale and shift after ``norm2``.
+    """
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        *,
+        temb_channels: int | None,
+        groups: int,
+        eps: float,
+        act_fn: str,
+        time_scale_shift: str = "default",
+        output_scale_factor: float = 1.0,
+        resample: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if time_scale_shift not in ("default", "scale_shift"):
+            raise ValueError(
+                f"resnet_time_scale_shift must be 'default' or 'scale_shift', "
+                f"got {time_scale_shift!r}"
+            )
+        self.act = activation(act_fn)
+        self.scale_shift = time_scale_shift == "scale_shift"
+        self.output_scale_factor = output_scale_factor
+        self.resample = {None: None, "up": upsample_nearest, "down": average_pool}[resample]
+        self.norm1 = group_norm(c_in, groups, eps=eps, rngs=rngs)
+        self.conv1 = conv(c_in, c_out, rngs=rngs)
+        if temb_channels is not None:
+            self.time_emb_proj = nnx.Linear(
+                temb_channels, c_out * (2 if self.scale_shift else 1), rngs=rngs
+            )
+        self.norm2 = group_norm(c_out, groups, eps=eps, rngs=rngs)
+        self.conv2 = conv(c_out, c_out, rngs=rngs)
+        if c_in != c_out:
+            self.conv_shortcut = conv(c_in, c_out, 1, padding=0, rngs=rngs)
+
+    def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
+        """``(b, h, w, c_in)`` and ``(b, temb_channels)`` to ``(b, h', w', c_out)``."""
+        h = self.act(self.norm1(x))
+        if self.resample is not None:
+            x, h = self.resample(x), self.resample(h)
+        h = self.conv1(h)
+        shift = None
+        if hasattr(self, "time_emb_proj"):
+            shift = self.time_emb_proj(self.act(temb))[:, None, None, :]
+        if self.scale_shift and shift is not None:
+            scale, shift = jnp.split(shift, 2, axis=-1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h if shift is None else h + shift)
+        h = self.conv2(self.act(h))
+        if hasattr(self, "conv_shortcut"):
+            x = self.conv_shortcut(x)
+        return (x + h) / self.output_scale_factor
+
+
+class Attention(nnx.Module):
+    """Self-attention over the pixels, with normalization and residual inside."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        head_dim: int,
+        groups: int | None,
+        eps: float,
+        output_scale_factor: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
+        if channels % head_dim:
+            raise ValueError(
+                f"attention_head_dim={head_dim} must divide the number of channels, got {channels}"
+            )
+        self.head_dim = head_dim
+        self.output_scale_factor = output_scale_factor
+        if groups is not None:
+            self.group_norm = group_norm(channels, groups, eps=eps, rngs=rngs)
+        self.to_q = nnx.Linear(channels, channels, rngs=rngs)
+        self.to_k = nnx.Linear(channels, channels, rngs=rngs)
+        self.to_v = nnx.Linear(channels, channels, rngs=rngs)
+        # a list of one, because diffusers keeps (projection, dropout) there
+        self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``(b, h, w, c)``, same shape out."""
+        b, h, w, c = x.shape
+        tokens = self.group_norm(x) if hasattr(self, "group_norm") else x
+        tokens = tokens.reshape(b, h * w, c)
+        q, k, v = (
+            to(tokens).reshape(b, h * w, c // self.head_dim, self.head_dim)
+            for to in (self.to_q, self.to_k, self.to_v)
+        )
+        out = jax.nn.dot_product_attention(q, k, v).reshape(b, h * w, c)
+        out = self.to_out[0](out).reshape(b, h, w, c)
+        return (x + out) / self.output_scale_factor

@@ -1,0 +1,143 @@
+"""The pictures of a detection run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+_INK, _ORACLE, _GRID = "#1f3b73", "#c26a1a", "#d9d9d9"
+_COPY = (0.84, 0.15, 0.16)
+
+
+def _save(figure, path: Path) -> Path:
+    figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
+    plt.close(figure)
+    return path
+
+
+def _clean(axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=_GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def roc_curves(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray, str]],
+    oracle: Mapping[str, tuple[np.ndarray, np.ndarray, str]],
+    path: Path,
+) -> Path:
+    """ROC curve of every statistic, the exact-score oracle's beside it.
+
+    Both map a statistic's name to ``(fpr, tpr, label)``.
+    """
+    columns = min(3, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.4 * columns, 3.5 * rows), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[len(curves) :]:
+        axes.set_axis_off()
+    for axes, name in zip(grid.flat, curves, strict=False):
+        _clean(axes)
+        axes.plot([0, 1], [0, 1], color=_GRID, linewidth=1)
+        for source, colour, style, who in (
+            (curves, _INK, "-", "network"),
+            (oracle, _ORACLE, "--", "exact score"),
+        ):
+            if name in source:
+                fpr, tpr, label = source[name]
+                axes.plot(fpr, tpr, style, color=colour, linewidth=1.8, label=f"{who} {label}")
+        axes.set(title=name.replace("@", "\nat t = "), xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.title.set_fontsize(10)
+        axes.legend(loc="lower right", fontsize=7.5, frameon=False)
+    figure.supxlabel("false-positive rate", fontsize=10)
+    figure.supylabel("true-positive rate", fontsize=10)
+    return _save(figure, path)
+
+
+def dose_response(
+    sizes: np.ndarray,
+    values: Mapping[str, np.ndarray],
+    oracle: Mapping[str, np.ndarray],
+    copy_rates: np.ndarray | None,
+    path: Path,
+) -> Path:
+    """Every statistic against the number of training images, and the copy rate.
+
+    Small dots are conditions; the line joins the means of equal set sizes and its bar is their
+    standard error.
+    """
+    panels = list(values) + (["copy rate"] if copy_rates is not None else [])
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.4 * columns, 3.0 * rows), squeeze=False, layout="constrained"
+    )
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    levels = np.unique(sizes)
+    for axes, name in zip(grid.flat, panels, strict=False):
+        _clean(axes)
+        series = (
+            [(copy_rates, _INK, "measured")]
+            if name == "copy rate"
+            else [
+                (values[name], _INK, "network"),
+                (oracle.get(name), _ORACLE, "exact score"),
+            ]
+        )
+        for shift, (data, colour, label) in enumerate(series):
+            if data is None:
+                continue
+            jitter = np.exp(np.random.default_rng(0).uniform(-0.12, 0.12, len(sizes)))
+            axes.plot(sizes * jitter, data, ".", color=colour, alpha=0.35, markersize=4)
+            means = [data[sizes == level].mean() for level in levels]
+            errors = [
+                data[sizes == level].std(ddof=1) / np.sqrt(np.sum(sizes == level))
+                for level in levels
+            ]
+            axes.errorbar(
+                levels * (1 + 0.06 * shift), means, errors, color=colour, linewidth=1.5,
+                linestyle="--" if shift else "-", marker="o", markersize=3.5, label=label,
+            )  # fmt: skip
+        axes.set_xscale("log", base=4)
+        axes.set_xticks(levels, [str(level) for level in levels])
+        axes.set_title(name.replace("@", " at t = "), fontsize=10)
+        axes.legend(fontsize=7.5, frameon=False)
+    figure.supxlabel("training images of the condition", fontsize=10)
+    return _save(figure, path)
+
+
+def sample_grid(
+    rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path: Path, *, title: str = ""
+) -> Path:
+    """Samples with the nearest training image under each; copies have a red frame.
+
+    Each row is ``(label, samples (k, h, w), nearest (k, h, w), copied (k,))`` in ``[-1, 1]``.
+    """
+    frame, gap, zoom = 2, 3, 2
+    count, (height, width) = len(rows[0][1]), rows[0][1].shape[1:]
+    cell_h, cell_w = height + 2 * frame, width + 2 * frame
+    row_h = 2 * cell_h + 2 * gap
+    mosaic = np.ones((row_h * len(rows), count * (cell_w + gap), 3))
+    for r, (_, samples, nearest, copied) in enumerate(rows):
+        for c in range(count):
+            for k, image in enumerate((samples[c], nearest[c])):
+                top, left = r * row_h + k * cell_h, c * (cell_w + gap)
+                cell = mosaic[top : top + cell_h, left : left + cell_w]
+                cell[:] = _COPY if copied[c] and k == 0 else 1.0 if k == 0 else 0.8
+                pixels = (np.clip(image, -1, 1)[..., None] + 1) / 2
+                cell[frame:-frame, frame:-frame] = pixels
+    mosaic = mosaic.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    size = mosaic.shape[1] / 100, mosaic.shape[0] / 100
+    figure, axes = plt.subplots(figsize=(size[0] + 1.2, size[1] + 0.5))
+    axes.imshow(mosaic, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=9)
+    for r, (label, *_) in enumerate(rows):
+        axes.text(-8, (r + 0.47) * row_h * zoom, label, ha="right", va="center", fontsize=8)
+    return _save(figure, path)

@@ -1,0 +1,81 @@
+r"""Sampling as one ``lax.scan`` over the levels of a schedule.
+
+With the denoised estimate :math:`\hat x_0 = (x + \sigma_t^2 s)/\alpha_t` and
+:math:`\hat\epsilon = -\sigma_t s`, the step from level ``t`` to ``t'`` is
+
+.. math:: x' = \alpha_{t'} \hat x_0 + \sqrt{\sigma_{t'}^2 - \tau^2}\,\hat\epsilon + \tau z,
+   \qquad \tau = \eta\,\frac{\sigma_{t'}}{\sigma_t}
+                 \sqrt{1 - \frac{\alpha_t^2}{\alpha_{t'}^2}}, \quad z \sim N(0, I),
+
+DDIM for ``eta = 0`` and ancestral sampling for ``eta = 1`` (Song, Meng & Ermon 2021,
+arXiv:2010.02502, equations 12 and 16).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax._types import Array
+from sharpjax.schedules import Schedule
+from sharpjax.score import denoised
+
+
+def sample(
+    score_at: Callable[[Array, Array], Array],
+    x_T: Array,
+    schedule: Schedule,
+    *,
+    num_steps: int = 50,
+    timesteps: np.ndarray | None = None,
+    eta: float = 0.0,
+    key: Array | None = None,
+    trajectory: bool = False,
+) -> Array:
+    """Follow the scores from noise ``x_T`` to an example.
+
+    Args:
+        score_at: ``(x, t) -> s`` for one example or a batch, whatever the shape of ``x_T``; ``t``
+            is a traced integer.
+        x_T: noise at the first level.
+        schedule: gives the sub-grid and its levels.
+        num_steps: network evaluations, from pure noise to a clean example.
+        timesteps: visit these instead, first to last, and return the state at the last one.
+        eta: 0 is DDIM, 1 ancestral.
+        key: needed when ``eta > 0``.
+        trajectory: also return the state at every step.
+
+    Returns:
+        The example, shaped as ``x_T``; with ``trajectory=True`` all states, noise first.
+
+    Raises:
+        ValueError: ``eta`` outside ``[0, 1]``, or ``eta > 0`` without a key.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}")
+    if eta > 0 and key is None:
+        raise ValueError("eta > 0 draws noise: pass key=jax.random.key(seed)")
+    if timesteps is None:
+        grid, alphas, sigmas = schedule.levels(num_steps)
+    else:
+        grid, alphas, sigmas = timesteps[:-1], schedule.alpha(timesteps), schedule.sigma(timesteps)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, len(grid))
+
+    def step(x: Array, level):
+        t, alpha, sigma, next_alpha, next_sigma, key = level
+        s = score_at(x, t)
+        x0 = denoised(s, x, alpha=alpha, sigma=sigma)
+        fresh = 0.0
+        if eta > 0:
+            ratio = jnp.maximum(1 - (alpha / next_alpha) ** 2, 0)
+            fresh = eta * next_sigma / sigma * jnp.sqrt(ratio)
+        kept = jnp.sqrt(jnp.maximum(next_sigma**2 - fresh**2, 0))
+        x = next_alpha * x0 - kept * sigma * s
+        if eta > 0:
+            x = x + fresh * jax.random.normal(key, x.shape, x.dtype)
+        return x, (x if trajectory else None)
+
+    levels = (jnp.asarray(grid), alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:], keys)
+    x, states = jax.lax.scan(step, x_T, levels)
+    return jnp.concatenate([x_T[None], states]) if trajectory else x

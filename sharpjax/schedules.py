@@ -1,0 +1,312 @@
+r"""Noise schedules: signal ``alpha`` and noise ``sigma`` at each training timestep.
+
+The forward process is variance preserving,
+
+.. math:: x_t = \alpha_t x_0 + \sigma_t \epsilon, \qquad
+          \alpha_t = \sqrt{\bar\alpha_t}, \quad \sigma_t = \sqrt{1 - \bar\alpha_t}, \quad
+          \bar\alpha_t = \prod_{s \le t} (1 - \beta_s),
+
+with integer timesteps ``t = 0, ..., T - 1`` as in diffusers.  Betas are computed in float64,
+because ``1 - alpha_bar`` loses its digits in float32 near ``t = 0``.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+SPACINGS = ("leading", "trailing", "linspace")
+
+
+def betas(
+    name: str, num_train_timesteps: int = 1000, *, start: float = 0.0001, end: float = 0.02
+) -> np.ndarray:
+    r"""The noise added at each training step, shape ``(num_train_timesteps,)``, float64.
+
+    ``linear``: ``beta`` from ``start`` to ``end``; ``scaled_linear`` (Stable Diffusion): its
+    square root is linear; ``squaredcos_cap_v2`` (Nichol & Dhariwal 2021, arXiv:2102.09672):
+    :math:`\bar\alpha(s) = \cos^2(\tfrac{\pi}{2}\,\tfrac{s + 0.008}{1.008})`, capped at 0.999,
+    which ignores ``start`` and ``end``.
+
+    Raises:
+        ValueError: an unknown name, fewer than one step, or not ``0 < start <= end < 1``.
+
+    >>> betas("scaled_linear", 3, start=0.01, end=0.04).round(4).tolist()
+    [0.01, 0.0225, 0.04]
+    """
+    if num_train_timesteps < 1:
+        raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")
+    if name == "squaredcos_cap_v2":
+        edges = np.arange(num_train_timesteps + 1) / num_train_timesteps
+        alpha_bar = np.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
+        return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    if not 0 < start <= end < 1:
+        raise ValueError(f"betas need 0 < start <= end < 1, got start={start}, end={end}")
+    if name == "linear":
+        return np.linspace(start, end, num_train_timesteps)
+    if name == "scaled_linear":
+        return np.linspace(start**0.5, end**0.5, num_train_timesteps) ** 2
+    raise ValueError(f"unknown beta schedule {name!r}; choose one of {', '.join(BETA_SCHEDULES)}")
+
+
+def rescale_zero_terminal_snr(beta: np.ndarray) -> np.ndarray:
+    """Shift and stretch ``sqrt(alpha_bar)`` so that the last step is pure noise.
+
+    Lin et al. 2024, arXiv:2305.08891, algorithm 1.
+    """
+    root = np.sqrt(np.cumprod(1 - beta))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    alpha_bar = root**2
+    return 1 - np.concatenate([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """``alpha`` and ``sigma`` on the training grid, and the sub-grid that sampling visits.
+
+    Fields are arrays of shape ``(T,)`` and static settings named as in diffusers'
+    ``scheduler_config.json``; a ``Schedule`` is a pytree and crosses ``jax.jit`` as an argument.
+
+    Attributes:
+        alphas: signal ``alpha_t``, dimensionless.
+        sigmas: noise ``sigma_t``, the unit in which the score is ``1/sigma``.
+        prediction_type: what the network predicts: ``epsilon``, ``v_prediction`` or ``sample``.
+        timestep_spacing: how :meth:`timesteps` picks the sub-grid.
+        steps_offset: added to every timestep under ``leading`` spacing.
+        set_alpha_to_one: whether the last sampling step lands on the clean image
+            (``alpha = 1``) or on ``t = 0``.
+        config: the remaining settings, kept so that they can be written back.
+    """
+
+    alphas: jax.Array
+    sigmas: jax.Array
+    prediction_type: str = dataclasses.field(default="epsilon", metadata={"static": True})
+    timestep_spacing: str = dataclasses.field(default="leading", metadata={"static": True})
+    steps_offset: int = dataclasses.field(default=1, metadata={"static": True})
+    set_alpha_to_one: bool = dataclasses.field(default=False, metadata={"static": True})
+    config: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), metadata={"static": True})
+
+    @classmethod
+    def create(
+        cls,
+        beta_schedule: str = "scaled_linear",
+        *,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        trained_betas: tuple[float, ...] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "leading",
+        steps_offset: int = 1,
+        set_alpha_to_one: bool = False,
+    ) -> "Schedule":
+        """Build a schedule; the defaults are Stable Diffusion's.
+
+        Raises:
+            ValueError: an unknown beta schedule, prediction type or spacing, or betas out of range.
+
+        >>> schedule = Schedule.create()
+        >>> int(schedule.timesteps(50)[0])
+        981
+        """
+        for value, allowed, what in (
+            (prediction_type, PREDICTION_TYPES, "prediction_type"),
+            (timestep_spacing, SPACINGS, "timestep_spacing"),
+        ):
+            if value not in allowed:
+                raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(allowed)}")
+        if steps_offset < 0:
+            raise ValueError(f"steps_offset must be at least 0, got {steps_offset}")
+        if trained_betas is None:
+            beta = betas(beta_schedule, num_train_timesteps, start=beta_start, end=beta_end)
+        else:
+            beta = np.asarray(trained_betas, np.float64)
+            if beta.ndim != 1 or beta.size == 0 or not (beta.min() > 0 and beta.max() < 1):
+                raise ValueError("trained_betas must be a list of numbers between 0 and 1")
+        if rescale_betas_zero_snr:
+            beta = rescale_zero_terminal_snr(beta)
+        alpha_bar = np.cumprod(1 - beta)
+        kept: dict[str, Any] = {
+            "beta_schedule": beta_schedule,
+            "num_train_timesteps": beta.size,
+            "beta_start": beta_start,
+            "beta_end": beta_end,
+            "rescale_betas_zero_snr": rescale_betas_zero_snr,
+            "trained_betas": None if trained_betas is None else tuple(trained_betas),
+        }
+        return cls(
+            alphas=jnp.asarray(np.sqrt(alpha_bar)),
+            sigmas=jnp.asarray(np.sqrt(1 - alpha_bar)),
+            prediction_type=prediction_type,
+            timestep_spacing=timestep_spacing,
+            steps_offset=steps_offset,
+            set_alpha_to_one=set_alpha_to_one,
+            config=tuple(kept.items()),
+        )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | str | Path) -> "Schedule":
+        """Read a diffusers ``scheduler_config.json`` (a mapping, the file, or its directory).
+
+        Keys that only choose a solver (``skip_prk_steps``, ``clip_sample``, ...) are ignored:
+        sampling here is DDIM or ancestral whatever solver the directory names.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not JSON, or a scheduler class or value outside the supported set.
+        """
+        where = "scheduler configuration"
+        if not isinstance(config, Mapping):
+            path = Path(config)
+            path = path / "scheduler_config.json" if path.is_dir() else path
+            if not path.is_file():
+                raise FileNotFoundError(f"no scheduler configuration at {path}")
+            where = str(path)
+            try:
+                config = json.loads(path.read_text())
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path} is not valid JSON: {error}") from error
+            if not isinstance(config, dict):
+                raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
+        name = config.get("_class_name", "DDIMScheduler")
+        if not isinstance(name, str) or name not in _SCHEDULER_DEFAULTS:
+            raise ValueError(
+                f"{where}: scheduler class {name!r} is not supported; "
+                f"choose one of {', '.join(_SCHEDULER_DEFAULTS)}"
+            )
+        given = {key: config[key] for key in _SETTINGS if config.get(key) is not None}
+        for key, value in given.items():
+            if not isinstance(value, _SETTINGS[key]):
+                raise ValueError(f"{where}: {key} has the wrong type, got {value!r}")
+        fields = {**_SCHEDULER_DEFAULTS[name], **given}
+        try:
+            return cls.create(fields.pop("beta_schedule"), **fields)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    def to_config(self) -> dict[str, Any]:
+        """The settings as a diffusers ``DDIMScheduler`` configuration."""
+        return {
+            "_class_name": "DDIMScheduler",
+            **dict(self.config),
+            "prediction_type": self.prediction_type,
+            "timestep_spacing": self.timestep_spacing,
+            "steps_offset": self.steps_offset,
+            "set_alpha_to_one": self.set_alpha_to_one,
+            "clip_sample": False,
+        }
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Length ``T`` of the training grid."""
+        return self.alphas.shape[0]
+
+    def alpha(self, t: jax.Array | int) -> jax.Array:
+        """Signal ``alpha_t`` at integer timestep(s) ``t``; checks ``t`` when it is concrete."""
+        return self.alphas[self._checked(t)]
+
+    def sigma(self, t: jax.Array | int) -> jax.Array:
+        """Noise ``sigma_t`` at integer timestep(s) ``t``; checks ``t`` when it is concrete."""
+        return self.sigmas[self._checked(t)]
+
+    def _checked(self, t: jax.Array | int) -> jax.Array | int:
+        if isinstance(t, jax.core.Tracer):
+            return t
+        given = np.asarray(t)
+        if not np.issubdtype(given.dtype, np.integer):
+            raise ValueError(f"timestep t must be an integer, got {t!r}")
+        if given.size and not (given.min() >= 0 and given.max() < self.num_train_timesteps):
+            raise ValueError(
+                f"timestep t must lie in 0..{self.num_train_timesteps - 1}, got {given.tolist()}"
+            )
+        return t
+
+    def timesteps(self, num_steps: int) -> np.ndarray:
+        """The sampling sub-grid, descending, shape ``(num_steps,)``, as diffusers computes it.
+
+        Raises:
+            ValueError: ``num_steps`` outside ``1..T``, or a grid that leaves the training grid.
+        """
+        total = self.num_train_timesteps
+        if not 1 <= num_steps <= total:
+            raise ValueError(f"num_steps must lie in 1..{total}, got {num_steps}")
+        if self.timestep_spacing == "leading":
+            grid = np.arange(num_steps) * (total // num_steps) + self.steps_offset
+        elif self.timestep_spacing == "trailing":
+            # rounding can make arange one too long; diffusers then has an extra step at t = -1
+            grid = np.round(np.arange(total, 0, -total / num_steps)[:num_steps])[::-1] - 1
+        else:
+            grid = np.linspace(0, total - 1, num_steps).round()
+        grid = grid.astype(np.int64)[::-1]
+        if grid[0] >= total:
+            raise ValueError(
+                f"{num_steps} steps with steps_offset={self.steps_offset} reach t={grid[0]}, "
+                f"past the last training step {total - 1}; use fewer steps or another spacing"
+            )
+        return grid.copy()
+
+    def levels(self, num_steps: int) -> tuple[np.ndarray, jax.Array, jax.Array]:
+        """``(timesteps, alphas, sigmas)`` of a sampling run: lengths ``n``, ``n + 1``, ``n + 1``.
+
+        The extra last level is where the final step lands: clean (``alpha = 1, sigma = 0``) if
+        ``set_alpha_to_one``, else ``t = 0``, as in diffusers' DDIM.
+
+        Raises:
+            ValueError: as :meth:`timesteps`, or a grid that starts at ``alpha = 0``.
+        """
+        grid = self.timesteps(num_steps)
+        if dict(self.config).get("rescale_betas_zero_snr") and grid[0] == len(self.alphas) - 1:
+            raise ValueError(
+                f"sampling cannot start at t={grid[0]}: rescale_betas_zero_snr makes alpha = 0 "
+                "there, where a score says nothing about the clean image; use leading spacing"
+            )
+        clean = (jnp.ones(1), jnp.zeros(1))
+        last = clean if self.set_alpha_to_one else (self.alphas[:1], self.sigmas[:1])
+        return (
+            grid,
+            jnp.concatenate([self.alphas[grid], last[0]]),
+            jnp.concatenate([self.sigmas[grid], last[1]]),
+        )
+
+    def add_noise(self, x0: jax.Array, noise: jax.Array, t: jax.Array | int) -> jax.Array:
+        """``x_t = alpha_t x0 + sigma_t noise`` for one example (``t`` a scalar)."""
+        return self.alpha(t) * x0 + self.sigma(t) * noise
+
+
+# What diffusers assumes when a key is absent from scheduler_config.json (release 0.42).
+_SCHEDULER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "DDIMScheduler": {
+        "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "steps_offset": 0,
+        "set_alpha_to_one": True, "timestep_spacing": "leading",
+    },
+    "DDPMScheduler": {
+        "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "steps_offset": 0,
+        "set_alpha_to_one": True, "timestep_spacing": "leading",
+    },
+    "PNDMScheduler": {
+        "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "steps_offset": 0,
+        "set_alpha_to_one": False, "timestep_spacing": "leading",
+    },
+}  # fmt: skip
+_SETTINGS: dict[str, type | tuple[type, ...]] = {
+    "beta_schedule": str,
+    "num_train_timesteps": int,
+    "beta_start": (int, float),
+    "beta_end": (int, float),
+    "trained_betas": (list, tuple, np.ndarray),
+    "rescale_betas_zero_snr": bool,
+    "prediction_type": str,
+    "timestep_spacing": str,
+    "steps_offset": int,
+    "set_alpha_to_one": bool,
+}

@@ -1,0 +1,115 @@
+r"""From a network's prediction to a score, and the pair of scores that memorization lives in.
+
+A *score* is a function of one example, ``x -> s(x) = grad log p_t(x)``, of the same shape, with
+the noise level and the condition already bound.  Networks predict something else; with
+``x = alpha x0 + sigma eps`` and Tweedie's formula,
+
+.. math::
+    \text{epsilon: } s = -\epsilon/\sigma, \qquad
+    \text{v\_prediction: } s = -x - (\alpha/\sigma) v, \qquad
+    \text{sample: } s = (\alpha \hat x_0 - x)/\sigma^2 .
+
+Units: ``x`` 1, ``s`` 1/sigma, its Jacobian 1/sigma^2.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from sharpjax._types import Array, Score
+from sharpjax.schedules import PREDICTION_TYPES
+
+
+def score_from_prediction(
+    prediction: Array, x: Array, *, alpha: Array, sigma: Array, prediction_type: str
+) -> Array:
+    """The score at ``x`` (units 1/sigma) from what a network predicts there.
+
+    Raises:
+        ValueError: an unknown ``prediction_type``.
+
+    >>> float(score_from_prediction(jnp.array(0.6), jnp.array(1.0), alpha=0.6, sigma=0.8,
+    ...                             prediction_type="epsilon"))
+    -0.75
+    """
+    if prediction_type == "epsilon":
+        return -prediction / sigma
+    if prediction_type == "v_prediction":
+        return -x - (alpha / sigma) * prediction
+    if prediction_type == "sample":
+        return (alpha * prediction - x) / sigma**2
+    raise ValueError(
+        f"unknown prediction_type {prediction_type!r}; choose one of {', '.join(PREDICTION_TYPES)}"
+    )
+
+
+def denoised(score: Array, x: Array, *, alpha: Array, sigma: Array) -> Array:
+    r"""Tweedie's estimate of the clean example, :math:`E[x_0|x] = (x + \sigma^2 s)/\alpha`."""
+    return (x + sigma**2 * score) / alpha
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ScorePair:
+    """The unconditional and the conditional score at one noise level.
+
+    A pytree: scores that carry weights (``jax.tree_util.Partial`` over a network) cross
+    ``jax.jit`` as arguments, so another prompt never recompiles.
+
+    Attributes:
+        unconditional: ``s_u``.
+        conditional: ``s_c``.
+        alpha: signal of this level.
+        sigma: noise of this level.
+        stacked: evaluates ``s_u`` at ``x[0]`` and ``s_c`` at ``x[1]`` in one batch,
+            ``(2, *shape) -> (2, *shape)``; made from the two scores when left out.
+
+    >>> from jax.tree_util import Partial
+    >>> pair = ScorePair(Partial(jnp.negative), Partial(jnp.sin), alpha=0.6, sigma=0.8)
+    >>> pair.both(jnp.zeros(3)).shape
+    (2, 3)
+    """
+
+    unconditional: Score
+    conditional: Score
+    alpha: Array
+    sigma: Array
+    stacked: Callable[[Array], Array] | None = None
+
+    def at(self, points: Array) -> Array:
+        """``(s_u(points[0]), s_c(points[1]))``: two points, one batch."""
+        if self.stacked is not None:
+            return self.stacked(points)
+        return jnp.stack([self.unconditional(points[0]), self.conditional(points[1])])
+
+    def both(self, x: Array) -> Array:
+        """``(s_u(x), s_c(x))`` of shape ``(2, *x.shape)``, units 1/sigma."""
+        return self.at(jnp.stack([x, x]))
+
+    def difference(self, x: Array) -> Array:
+        """``s_D(x) = s_c(x) - s_u(x)``, units 1/sigma."""
+        unconditional, conditional = self.both(x)
+        return conditional - unconditional
+
+    def guided(self, x: Array, guidance: float | Array) -> Array:
+        """Classifier-free guidance, ``s_u + guidance (s_c - s_u)`` (arXiv:2207.12598)."""
+        unconditional, conditional = self.both(x)
+        return unconditional + guidance * (conditional - unconditional)
+
+    def linearize(self, x: Array) -> tuple[Array, Callable, Callable]:
+        """Values and the two tangent maps, apart.
+
+        Returns:
+            ``(both(x), H_u, H_c)``: ``H_u(v)`` and ``H_c(v)`` are Jacobian-vector products at
+            ``x`` (units 1/sigma^2).  They are pytrees, so the unconditional one can leave ``jit``
+            and be kept for the next condition.
+        """
+        s_u, h_u = jax.linearize(self.unconditional, x)
+        s_c, h_c = jax.linearize(self.conditional, x)
+        return jnp.stack([s_u, s_c]), h_u, h_c
+
+    def linearize_both(self, x: Array) -> tuple[Array, Callable[[Array], Array]]:
+        """Values and one tangent map of the batch: ``(v_u, v_c) -> (H_u v_u, H_c v_c)``."""
+        return jax.linearize(self.at, jnp.stack([x, x]))

@@ -1,0 +1,29 @@
+"""Small trained checkpoints that ship with the package, each a diffusers directory.
+
+Every folder has a model card, ``README.md``, with its data, licence and the command that made it.
+"""
+
+from pathlib import Path
+
+
+def bundled() -> tuple[str, ...]:
+    """Names of the bundled models."""
+    root = Path(__file__).parent
+    return tuple(sorted(path.parent.name for path in root.glob("*/model_index.json")))
+
+
+def find(name_or_directory: str | Path) -> Path:
+    """The directory of a bundled model, or the directory itself.
+
+    Raises:
+        FileNotFoundError: neither; the message lists the bundled names.
+    """
+    text = str(name_or_directory)
+    if text in bundled():
+        return Path(__file__).parent / text
+    if Path(text).is_dir():
+        return Path(text)
+    raise FileNotFoundError(
+        f"unknown model {text!r}: neither a directory nor one of the bundled models "
+        f"({', '.join(bundled()) or 'none'})"
+    )

@@ -1,0 +1,184 @@
+"""DDIM and ancestral sampling: against PyTorch's loops, and against exact Gaussian moments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from sharpjax.sampling import sample
+from sharpjax.schedules import Schedule
+from sharpjax.score import score_from_prediction
+
+STABLE_DIFFUSION = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+SHAPE = (3, 4)
+
+
+def prediction(numpy, x, t):
+    """An analytic, nonlinear prediction written once for both libraries."""
+    return 0.9 * numpy.tanh(1.3 * x) + 0.3 * numpy.sin(x + 0.002 * t)
+
+
+def draw(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("to_one", [True, False])
+@pytest.mark.parametrize(
+    ("eta", "spacing", "kind"),
+    [
+        (0.0, "leading", "epsilon"),
+        (1.0, "leading", "epsilon"),
+        (0.3, "leading", "epsilon"),
+        (0.0, "trailing", "epsilon"),
+        (0.0, "leading", "v_prediction"),
+        (1.0, "trailing", "sample"),
+    ],
+)
+def test_matches_diffusers(eta, spacing, kind, to_one):
+    settings = STABLE_DIFFUSION | dict(
+        set_alpha_to_one=to_one, steps_offset=1, timestep_spacing=spacing, prediction_type=kind
+    )
+    num_steps, key = 25, jax.random.key(3)
+    theirs = DDIMScheduler(**settings, clip_sample=False)
+    ours = Schedule.from_config(theirs.config)
+    x_T = draw(SHAPE)
+
+    theirs.set_timesteps(num_steps)
+    x, states = torch.tensor(x_T), [x_T]
+    for t, step_key in zip(theirs.timesteps, jax.random.split(key, num_steps), strict=True):
+        noise = torch.tensor(np.asarray(jax.random.normal(step_key, SHAPE)))
+        options = dict(eta=eta, variance_noise=noise) if eta else {}
+        x = theirs.step(prediction(torch, x, t), int(t), x, **options).prev_sample
+        states.append(x.numpy())
+
+    def score_at(x, t):
+        return score_from_prediction(
+            prediction(jnp, x, t), x, alpha=ours.alpha(t), sigma=ours.sigma(t), prediction_type=kind
+        )
+
+    found = sample(
+        score_at, jnp.asarray(x_T), ours, num_steps=num_steps, eta=eta, key=key, trajectory=True
+    )
+    # Their alpha_bar is a float32 product of up to 1,000 factors (relative 1e-5), and both divide
+    # by alpha >= 0.07 on the first steps: 1e-5 / 0.07 on numbers of order one.
+    np.testing.assert_allclose(found, states, atol=2e-4, rtol=2e-4)
+    assert np.abs(states[-1] - x_T).max() > 0.1  # the comparison is of something that moved
+
+
+MEAN, SCALE = np.array([0.5, -1.0, 0.0]), np.array([0.1, 0.5, 2.0])
+
+
+def gaussian_score_at(schedule):
+    """Exact score of the noised data ``N(MEAN, SCALE^2)``."""
+
+    def score_at(x, t):
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        return -(x - alpha * MEAN) / (alpha**2 * SCALE**2 + sigma**2)
+
+    return score_at
+
+
+def chain_moments(schedule, num_steps, eta):
+    """Exact mean and variance of the sampler's output: it is affine in x and in the noise.
+
+    The step in the form of the DDIM paper, with ``Var = SCALE^2`` known: a naive twin in float64.
+    """
+    _, alphas, sigmas = (np.asarray(a, np.float64) for a in schedule.levels(num_steps))
+    mean, variance = alphas[0] * MEAN, alphas[0] ** 2 * SCALE**2 + sigmas[0] ** 2
+    for a, s, a1, s1 in zip(alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:], strict=True):
+        noise = eta * np.sqrt((s1 / s) ** 2 * (1 - (a / a1) ** 2))
+        total = a**2 * SCALE**2 + s**2
+        # x0_hat = MEAN + (a SCALE^2 / total)(x - a MEAN),  eps_hat = (s / total)(x - a MEAN)
+        factor = a1 * a * SCALE**2 / total + np.sqrt(s1**2 - noise**2) * s / total
+        mean = a1 * MEAN + factor * (mean - a * MEAN)
+        variance = factor**2 * variance + noise**2
+    return mean, variance
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("to_one", [True, False])
+def test_exact_score_samples_have_the_exact_moments(eta, to_one):
+    n, num_steps = 20_000, 100
+    schedule = Schedule.create(set_alpha_to_one=to_one)
+    t = schedule.timesteps(num_steps)[0]
+    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+    start = draw((n, 3), seed=1) * np.sqrt(alpha**2 * SCALE**2 + sigma**2) + alpha * MEAN
+    x = sample(
+        gaussian_score_at(schedule), jnp.asarray(start, jnp.float32), schedule,
+        num_steps=num_steps, eta=eta, key=jax.random.key(0),
+    )  # fmt: skip
+    x = np.asarray(x, np.float64)
+    mean, variance = chain_moments(schedule, num_steps, eta)
+    z_mean = (x.mean(0) - mean) / np.sqrt(variance / n)
+    z_variance = (x.var(0, ddof=1) / variance - 1) / np.sqrt(2 / (n - 1))
+    # 6 z-scores of each run: P(any > 4) = 4e-4, and the seed is fixed
+    assert np.abs(z_mean).max() < 4
+    assert np.abs(z_variance).max() < 4
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_chain_converges_to_the_data(eta):
+    """With more steps the moments approach the data's, at first order.
+
+    Only for scales well above the first sigma of the training grid, 0.03: the last steps of a
+    scale of 0.1 cannot be refined below the grid.
+    """
+    schedule = Schedule.create(set_alpha_to_one=True, steps_offset=0)
+    errors = {}
+    for num_steps in (50, 100, 1000):
+        mean, variance = chain_moments(schedule, num_steps, eta)
+        np.testing.assert_allclose(mean, MEAN, atol=1e-12)  # exact for any number of steps
+        errors[num_steps] = np.abs(np.sqrt(variance) / SCALE - 1)[1:]
+    ratio = errors[100] / errors[50]
+    assert ratio.min() > 0.4, "faster than first order: the twin is not DDIM"
+    assert ratio.max() < 0.65
+    assert errors[1000].max() < 0.01
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_trajectory(eta):
+    schedule, key = Schedule.create(), jax.random.key(5)
+    x_T = jnp.asarray(draw(SHAPE))
+    run = lambda **options: sample(
+        gaussian_score_at(schedule), x_T[:, :3], schedule, num_steps=7, eta=eta, key=key, **options
+    )
+    states = run(trajectory=True)
+    assert states.shape == (8, 3, 3)
+    np.testing.assert_array_equal(states[0], x_T[:, :3])
+    np.testing.assert_array_equal(states[-1], run())
+
+
+def test_key_matters_only_with_noise():
+    schedule = Schedule.create()
+    x_T = jnp.asarray(draw(3))
+    run = lambda eta, seed: sample(
+        gaussian_score_at(schedule), x_T, schedule, num_steps=5, eta=eta, key=jax.random.key(seed)
+    )
+    np.testing.assert_array_equal(run(0.0, 0), run(0.0, 1))
+    np.testing.assert_array_equal(run(1.0, 0), run(1.0, 0))
+    assert np.abs(run(1.0, 0) - run(1.0, 1)).min() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(eta=-0.1), r"eta must lie in \[0, 1\], got -0\.1"),
+        (dict(eta=1.5), r"eta must lie in \[0, 1\], got 1\.5"),
+        (dict(eta=float("nan")), r"eta must lie in \[0, 1\], got nan"),
+        (dict(eta=1.0), "pass key="),
+        (dict(num_steps=0), "num_steps must lie in"),
+        (dict(num_steps=1001), "num_steps must lie in"),
+    ],
+)
+def test_wrong_options(options, message):
+    schedule = Schedule.create()
+    with pytest.raises(ValueError, match=message):
+        sample(gaussian_score_at(schedule), jnp.zeros(3), schedule, **options)
+
+
+def test_zero_terminal_snr_is_refused_not_nan():
+    schedule = Schedule.create(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    with pytest.raises(ValueError, match="rescale_betas_zero_snr makes alpha = 0"):
+        sample(gaussian_score_at(schedule), jnp.zeros(3), schedule, num_steps=10)

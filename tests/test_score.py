@@ -1,0 +1,149 @@
+"""Scores: the three predictions against an exact Gaussian score; pairs against naive twins."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from sharpjax.schedules import Schedule
+from sharpjax.score import ScorePair, denoised, score_from_prediction
+
+D = 5
+
+
+def gaussian(seed=0):
+    """Mean and covariance of data, float64."""
+    rng = np.random.default_rng(seed)
+    root = rng.standard_normal((D, D))
+    return rng.standard_normal(D), root @ root.T / D
+
+
+@pytest.mark.parametrize("t", [0, 1, 500, 999])
+def test_predictions_give_the_exact_score_of_gaussian_data(t):
+    r"""For data ``N(m, S)``: ``C = alpha^2 S + sigma^2 I``, ``s = -C^{-1} (x - alpha m)``.
+
+    The best predictions are conditional means, by the Gaussian conditioning formula (not through
+    the score): ``E[x0|x] = m + alpha S C^{-1} (x - alpha m)`` and
+    ``E[eps|x] = sigma C^{-1} (x - alpha m)``; ``v = alpha eps - sigma x0``.
+    """
+    schedule = Schedule.create()
+    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+    sigma = np.sqrt(1 - alpha**2)  # exact partner of a float32 alpha
+    mean, cov = gaussian()
+    x = np.random.default_rng(1).standard_normal(D)
+    solved = np.linalg.solve(alpha**2 * cov + sigma**2 * np.eye(D), x - alpha * mean)
+    x0, eps = mean + alpha * cov @ solved, sigma * solved
+    predictions = {"epsilon": eps, "sample": x0, "v_prediction": alpha * eps - sigma * x0}
+    with jax.enable_x64(True):
+        for kind, prediction in predictions.items():
+            s = score_from_prediction(
+                jnp.asarray(prediction), jnp.asarray(x), alpha=alpha, sigma=sigma,
+                prediction_type=kind,
+            )  # fmt: skip
+            # float64; dividing by sigma^2 >= 8e-4 costs three digits
+            np.testing.assert_allclose(s, -solved, rtol=1e-10, atol=1e-11)
+            np.testing.assert_allclose(
+                denoised(s, jnp.asarray(x), alpha=alpha, sigma=sigma), x0, rtol=1e-10, atol=1e-11
+            )
+
+
+def test_unknown_prediction_type():
+    with pytest.raises(ValueError, match="unknown prediction_type 'flow'; choose one of epsilon"):
+        score_from_prediction(
+            jnp.ones(2), jnp.ones(2), alpha=0.6, sigma=0.8, prediction_type="flow"
+        )
+
+
+def network(a, b, x):
+    """A small smooth nonlinear field with an asymmetric Jacobian, on any shape."""
+    return (a @ jnp.tanh(b @ x.ravel())).reshape(x.shape)
+
+
+def networks(a, b, points):
+    """The same in one batch: ``a (2, ...)`` and ``b (2, ...)`` stacked."""
+    return jax.vmap(network)(a, b, points)
+
+
+SHAPE = (2, 3)
+
+
+def make_pair(seed, stacked):
+    rng = np.random.default_rng(seed)
+    a = jnp.asarray(rng.standard_normal((2, 6, 4)), jnp.float32)
+    b = jnp.asarray(rng.standard_normal((2, 4, 6)), jnp.float32)
+    return ScorePair(
+        Partial(network, a[0], b[0]),
+        Partial(network, a[1], b[1]),
+        alpha=jnp.float32(0.6),
+        sigma=jnp.float32(0.8),
+        stacked=Partial(networks, a, b) if stacked else None,
+    )
+
+
+def draws(n, seed=7):
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.standard_normal((n, *SHAPE)), jnp.float32)
+
+
+# Sums of at most 6 products of numbers of order one: a few float32 roundings, 1e-5 is 20 of them.
+CLOSE = dict(rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+class TestScorePair:
+    def test_values(self, stacked):
+        pair = make_pair(0, stacked)
+        x, y = draws(2)
+        u, c = pair.unconditional, pair.conditional
+        np.testing.assert_allclose(pair.both(x), [u(x), c(x)], **CLOSE)
+        np.testing.assert_allclose(pair.at(jnp.stack([x, y])), [u(x), c(y)], **CLOSE)
+        np.testing.assert_allclose(pair.difference(x), c(x) - u(x), **CLOSE)
+        np.testing.assert_allclose(pair.guided(x, 0.0), u(x), **CLOSE)
+        np.testing.assert_allclose(pair.guided(x, 1.0), c(x), **CLOSE)
+        np.testing.assert_allclose(pair.guided(x, 7.5), -6.5 * u(x) + 7.5 * c(x), rtol=1e-4)
+
+    def test_tangents_are_the_dense_jacobians(self, stacked):
+        pair = make_pair(0, stacked)
+        x, v, w = draws(3)
+
+        def dense(score, v):  # the naive twin
+            return jnp.einsum("ijkl,kl->ij", jax.jacfwd(score)(x), v)
+
+        values, h_u, h_c = pair.linearize(x)
+        np.testing.assert_allclose(values, pair.both(x), **CLOSE)
+        np.testing.assert_allclose(h_u(v), dense(pair.unconditional, v), **CLOSE)
+        np.testing.assert_allclose(h_c(v), dense(pair.conditional, v), **CLOSE)
+        values, h = pair.linearize_both(x)
+        np.testing.assert_allclose(values, pair.both(x), **CLOSE)
+        expected = [dense(pair.unconditional, v), dense(pair.conditional, w)]
+        np.testing.assert_allclose(h(jnp.stack([v, w])), expected, **CLOSE)
+
+    def test_crosses_jit_without_recompiling(self, stacked):
+        f = jax.jit(lambda pair, x: pair.difference(x))  # a function of its own cache
+        (x,) = draws(1)
+        for seed in (0, 1):
+            pair = make_pair(seed, stacked)
+            expected = pair.conditional(x) - pair.unconditional(x)
+            np.testing.assert_allclose(f(pair, x), expected, **CLOSE)
+        assert f._cache_size() == 1
+
+    def test_tangent_maps_leave_jit_and_are_reused(self, stacked):
+        linearize = jax.jit(lambda pair, x: pair.linearize(x))
+        apply = jax.jit(lambda h, v: h(v))
+        pair, other = make_pair(0, stacked), make_pair(1, stacked)
+        x, y, v, w = draws(4)
+        _, h_u, _ = linearize(pair, x)
+        _, h_other, _ = linearize(other, y)  # must not disturb the one kept
+        for direction in (v, w):
+            expected = jax.jvp(pair.unconditional, (x,), (direction,))[1]
+            np.testing.assert_allclose(h_u(direction), expected, **CLOSE)
+            np.testing.assert_allclose(apply(h_u, direction), expected, **CLOSE)
+        expected = jax.jvp(other.unconditional, (y,), (v,))[1]
+        np.testing.assert_allclose(apply(h_other, v), expected, **CLOSE)
+        # a map kept from one point and condition serves another without recompiling
+        assert linearize._cache_size() == 1
+        assert apply._cache_size() == 1
+        leaves = jax.tree.leaves(h_u)
+        assert leaves
+        assert all(isinstance(leaf, jax.Array) for leaf in leaves)

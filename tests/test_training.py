@@ -1,0 +1,372 @@
+"""The training loop: it learns, and a run that is stopped anywhere ends bit for bit the same."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+
+from sharpjax.datasets.mnist import planted_digits
+from sharpjax.models.layers import conv, matmul_kernel_gradient
+from sharpjax.models.unet_2d import UNet2DModel
+from sharpjax.schedules import Schedule
+from sharpjax.training import Data, Settings, _draw, train
+
+GROUPS = ("single", "sixteen", "sixteen")
+SETTINGS = Settings(steps=60, batch_size=16, learning_rate=3e-3, warmup=10, ema=0.9)
+EVERY = 20
+
+
+def tiny_data():
+    """Real digits at 8 x 8: a single 0, sixteen 0s, sixteen 1s; 24 x 24 averaged 3 x 3."""
+    digits = planted_digits()
+    pieces = [digits.of(digits.names.index(name)) for name in ("0 x1a", "0 x16", "1 x16")]
+    images = np.concatenate(pieces)[:, :, 2:26, 2:26].reshape(-1, 1, 8, 3, 8, 3).mean((3, 5))
+    return Data.create(images, np.repeat(range(3), [len(p) for p in pieces]), GROUPS)
+
+
+def tiny_model(**changes):
+    settings = dict(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        num_class_embeds=4,
+    )
+    return UNet2DModel(**(settings | changes), rngs=nnx.Rngs(0))
+
+
+def run(directory, settings=SETTINGS, **options):
+    return train(
+        tiny_model(), tiny_data(), Schedule.create(), directory, settings,
+        **(dict(checkpoint_every=EVERY) | options),
+    )  # fmt: skip
+
+
+def losses(directory):
+    """``losses.jsonl`` without what the clock says."""
+    lines = (Path(directory) / "losses.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k != "seconds_per_step"} for x in lines]
+
+
+def final_state(directory, steps):
+    with ocp.CheckpointManager(Path(directory).absolute() / "checkpoints") as manager:
+        assert manager.latest_step() == steps
+        return manager.restore(steps, args=ocp.args.StandardRestore())
+
+
+def assert_same_run(found, expected, steps):
+    """Parameters, average, optimizer and losses, bit for bit."""
+    a, b = final_state(found, steps), final_state(expected, steps)
+    assert set(a) == {"params", "ema", "optimizer", "step"}
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    assert len(jax.tree.leaves(a["optimizer"])) > 2 * len(jax.tree.leaves(a["params"]))
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+    assert losses(found) == losses(expected)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One uninterrupted run: its directory and the averaged model."""
+    directory = tmp_path_factory.mktemp("training") / "run"
+    return directory, run(directory)
+
+
+def test_loss_falls_and_is_reported_per_group(trained):
+    lines = losses(trained[0])
+    assert [line["step"] for line in lines] == [20, 40, 60]
+    assert set(lines[0]["groups"]) == set(GROUPS)
+    # predicting zero costs 1; a network of 13,000 weights is below half of it within 60 steps
+    assert lines[0]["loss"] > 0.5
+    assert lines[2]["loss"] < 0.6 * lines[0]["loss"]
+
+
+def test_returns_the_averaged_weights(trained):
+    directory, model = trained
+    found = nnx.state(model, nnx.Param)
+    state = final_state(directory, SETTINGS.steps)
+    for name in ("ema", "params"):
+        kernel = state[name]["conv_in"]["kernel"]["value"]
+        assert np.array_equal(found["conv_in"]["kernel"][...], kernel) == (name == "ema")
+
+
+def test_model_can_still_be_used_after_training(tmp_path):
+    """The loop donates its buffers; those of the caller's model are not its to give away."""
+    model = tiny_model()
+    before = np.array(model.conv_in.kernel[...])
+    settings = dataclasses.replace(SETTINGS, steps=2)
+    train(model, tiny_data(), Schedule.create(), tmp_path / "run", settings)
+    np.testing.assert_array_equal(model.conv_in.kernel[...], before)
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 60, "loss": 0.1, "groups": {"single": 0.2}', "{"])
+def test_resume_is_bit_identical(trained, tmp_path, torn):
+    """The state that a kill leaves: losses were written, their checkpoint was not."""
+    stopped = shutil.copytree(trained[0], tmp_path / "run")
+    shutil.rmtree(stopped / "checkpoints" / "60")
+    if torn:  # killed while writing the line
+        path = stopped / "losses.jsonl"
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(lines[:-1]) + torn)
+    assert final_state(stopped, 40)["step"] == 40
+    model = run(stopped)
+    assert_same_run(stopped, trained[0], 60)
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(model)), jax.tree.leaves(nnx.state(trained[1])), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_finished_run_is_left_alone(trained, tmp_path):
+    done = shutil.copytree(trained[0], tmp_path / "run")
+    log = (done / "losses.jsonl").read_bytes()
+    run(done)
+    assert (done / "losses.jsonl").read_bytes() == log
+    assert_same_run(done, trained[0], 60)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_training import SETTINGS, run
+import dataclasses
+run(sys.argv[1], dataclasses.replace(SETTINGS, steps={steps}))
+"""
+
+
+@pytest.mark.slow  # two more compilations of the step in processes of their own
+def test_killed_run_resumes_bit_identical(tmp_path):
+    """SIGKILL at three places: right after losses were written, within a save, between saves."""
+    steps = 3000  # long enough to be caught in the middle
+    settings = dataclasses.replace(SETTINGS, steps=steps)
+    expected, directory = tmp_path / "expected", tmp_path / "killed"
+    run(expected, settings)
+    code = KILLED.format(tests=str(Path(__file__).parent), steps=steps)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    written = 0
+    for delay in (0.0, 0.02, 0.1):
+        process = subprocess.Popen([sys.executable, "-c", code, directory], env=environment)
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and process.poll() is None:
+            log = directory / "losses.jsonl"
+            lines = log.read_text().count("\n") if log.exists() else 0
+            if lines > written + 2:  # it resumed, and went on past a checkpoint of its own
+                break
+            time.sleep(0.002)
+        time.sleep(delay)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+        written = len(losses(directory))
+        assert 2 < written < steps // EVERY
+    run(directory, settings)
+    assert_same_run(directory, expected, steps)
+
+
+# --- what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(steps=61), "steps: 60 there, 61 now"),
+        (dict(batch_size=8), "batch_size: 16 there, 8 now"),
+        (dict(seed=1, ema=0.5), r"ema: 0\.9 there, 0\.5 now.*seed: 0 there, 1 now"),
+    ],
+)
+def test_other_settings_are_refused(changes, message, trained):
+    log = (trained[0] / "losses.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=message) as caught:
+        run(trained[0], dataclasses.replace(SETTINGS, **changes))
+    assert str(trained[0]) in str(caught.value)
+    assert (trained[0] / "losses.jsonl").read_bytes() == log
+
+
+def test_other_model_and_other_data_are_refused(trained):
+    data, schedule = tiny_data(), Schedule.create()
+    with pytest.raises(ValueError, match="model: "):
+        train(tiny_model(norm_num_groups=2), data, schedule, trained[0], SETTINGS)
+    fewer = dataclasses.replace(data, images=data.images[:-1])
+    with pytest.raises(ValueError, match="images: .*33.*there.*32.*now"):
+        train(tiny_model(), fewer, schedule, trained[0], SETTINGS)
+
+
+def test_foreign_directory_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("three years of work")
+    with pytest.raises(FileExistsError, match="not empty and holds no training run"):
+        run(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(FileExistsError, match="is a file"):
+        run(tmp_path / "thesis.tex")
+
+
+def test_damaged_settings_file_is_named(trained, tmp_path):
+    damaged = shutil.copytree(trained[0], tmp_path / "run")
+    (damaged / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON") as caught:
+        run(damaged)
+    assert str(damaged / "settings.json") in str(caught.value)
+
+
+def test_other_prediction_types_are_refused(tmp_path):
+    schedule = Schedule.create(prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="training predicts epsilon, not 'v_prediction'"):
+        train(tiny_model(), tiny_data(), schedule, tmp_path / "run", SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0), ("batch_size", 0), ("batch_size", -1), ("ema", 1.0), ("ema", -0.1),
+        ("condition_dropout", 1.0), ("condition_dropout", float("nan")), ("learning_rate", 0.0),
+        ("learning_rate", float("nan")), ("clip", 0.0), ("warmup", -1), ("weight_decay", -0.1),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range(name, value):
+    with pytest.raises(ValueError, match=rf"{name} must .*, got {value}"):
+        Settings(**{name: value})
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_short_runs_have_a_learning_rate(steps):
+    """The warm-up is cut to half of a short run instead of swallowing it."""
+    update, state = Settings(steps=steps).optimizer(), None
+    params = {"w": jnp.ones(3)}
+    state = update.init(params)
+    moved = []
+    for _ in range(steps):
+        change, state = update.update({"w": jnp.ones(3)}, state, params)
+        moved.append(float(jnp.abs(change["w"]).max()))
+    assert max(moved) > 1e-4
+    assert np.isfinite(moved).all()
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ([0, 0, 2, 2], "every condition in 0..2 needs an image"),
+        ([0, 1, 2, 3], r"there may be no other, got \[0, 1, 2, 3\]"),
+        ([0, 1, 2, -1], "there may be no other"),
+        ([0, 1, 2], "equally many"),
+    ],
+)
+def test_data_that_does_not_fit(conditions, message):
+    with pytest.raises(ValueError, match=message):
+        Data.create(np.zeros((4, 1, 8, 8)), np.array(conditions), GROUPS)
+
+
+# --- batches -----------------------------------------------------------------------------------
+
+
+def test_batches():
+    """Conditions equally often, images of the condition equally often, timesteps stratified."""
+    sizes = (1, 3, 16)
+    owner = np.repeat(range(3), sizes)
+    images = np.arange(20.0, dtype=np.float32)[:, None, None, None]  # an image names itself
+    data = Data.create(images, owner, GROUPS)
+    settings = Settings(batch_size=50, condition_dropout=0.25)
+    keys = jax.random.split(jax.random.key(0), 400)
+    x0, labels, t, noise, condition = jax.vmap(lambda key: _draw(data, key, settings, 1000))(keys)
+
+    image = np.asarray(x0).astype(int).ravel()
+    condition, labels = np.asarray(condition).ravel(), np.asarray(labels).ravel()
+    np.testing.assert_array_equal(owner[image], condition)
+    dropped = labels == len(GROUPS)
+    np.testing.assert_array_equal(labels[~dropped], condition[~dropped])
+    n = len(image)
+
+    def z(count, p):
+        return abs(count - n * p) / np.sqrt(n * p * (1 - p))
+
+    # 24 z-scores, fixed seed: P(any > 4) = 0.002
+    assert z(dropped.sum(), 0.25) < 4
+    for c in range(3):
+        assert z((condition == c).sum(), 1 / 3) < 4
+    for i in range(20):
+        assert z((image == i).sum(), 1 / (3 * sizes[owner[i]])) < 4
+
+    t = np.asarray(t)
+    # one timestep in each of the 50 strata of 20, in random order; rounding may move an edge by one
+    np.testing.assert_allclose(np.sort(t, axis=1) // 20, np.tile(np.arange(50), (400, 1)), atol=1)
+    assert (t.min(), t.max()) >= (0, 980)
+    assert t.max() <= 999
+    assert np.abs(np.corrcoef(t[:, 0], t[:, 1])[0, 1]) < 0.2  # 4 standard errors of 400 pairs
+    noise = np.asarray(noise).ravel()
+    assert abs(noise.mean()) < 4 / np.sqrt(n)
+    assert abs(noise.var() - 1) < 4 * np.sqrt(2 / n)
+
+
+# --- the kernel gradient as matrix products ----------------------------------------------------
+
+
+SIZES = [(5, 7, 9, 3, 4), (8, 28, 28, 4, 4), (6, 14, 14, 2, 5), (7, 10, 13, 1, 3), (1, 1, 1, 2, 2),
+         (3, 40, 41, 2, 2)]  # fmt: skip
+
+
+def kernel_gradients(layer, x, cotangent):
+    def f(layer, x):
+        return jnp.vdot(layer(x), cotangent)
+
+    return nnx.grad(f, argnums=(0, 1))(layer, x)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_matmul_kernel_gradient_is_the_gradient(size):
+    """Heights that do and do not divide 784 pixels, batches that no chunk but one divides."""
+    b, h, w, c_in, c_out = size
+    rng = np.random.default_rng(0)
+    layer = conv(c_in, c_out, rngs=nnx.Rngs(0))
+    x = jnp.asarray(rng.standard_normal((b, h, w, c_in)), jnp.float32)
+    cotangent = jnp.asarray(rng.standard_normal((b, h, w, c_out)), jnp.float32)
+    plain, plain_x = kernel_gradients(layer, x, cotangent)
+    with matmul_kernel_gradient():
+        ours, ours_x = kernel_gradients(layer, x, cotangent)
+        traced = str(jax.make_jaxpr(layer)(x))
+    assert "custom_vjp" in traced  # the comparison is of two different codes
+    assert "custom_vjp" not in str(jax.make_jaxpr(layer)(x))
+    # a kernel gradient is a sum over n pixels of terms of order one: its size is sqrt(n), and
+    # n roundings in any order move it by at most a few sqrt(n) 6e-8 of that
+    n = b * h * w
+    np.testing.assert_allclose(
+        ours["kernel"][...], plain["kernel"][...], atol=4e-7 * n, rtol=1e-5
+    )
+    np.testing.assert_allclose(ours["bias"][...], plain["bias"][...], atol=4e-7 * n, rtol=1e-5)
+    np.testing.assert_allclose(ours_x, plain_x, atol=2e-5)
+
+
+def test_other_convolutions_are_untouched_in_the_context():
+    x = jnp.ones((2, 6, 6, 3))
+    with matmul_kernel_gradient():
+        for layer in (
+            conv(3, 4, stride=2, rngs=nnx.Rngs(0)),
+            conv(3, 4, 1, padding=0, rngs=nnx.Rngs(0)),
+        ):
+            assert "custom_vjp" not in str(jax.make_jaxpr(layer)(x))
+
+
+def test_forward_mode_works_outside_the_context():
+    layer = conv(2, 3, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 5, 2)), jnp.float32)
+    tangent = jax.jvp(layer, (x,), (x,))[1]
+    # without its bias a convolution is its own tangent
+    np.testing.assert_allclose(tangent, layer(x) - layer.bias[...], atol=1e-6)
+    with matmul_kernel_gradient(), pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(layer, (x,), (x,))
+    # and again after it, with no trace of the context left behind
+    np.testing.assert_array_equal(jax.jvp(layer, (x,), (x,))[1], tangent)
