@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -185,7 +186,9 @@ def train_mnist(
 
     About 1.5 hours on two CPU cores.  Needs the digits: pip install "sharpjax[datasets]".
     """
-    from sharpjax import recipes
+    # One device a core: small convolutions keep two one-thread devices busier than one with two.
+    jax.config.update("jax_num_cpu_devices", math.gcd(batch, len(os.sched_getaffinity(0))))
+    from sharpjax import recipes  # after that, because it makes arrays
 
     settings = dataclasses.replace(
         recipes.MNIST_SETTINGS,

@@ -26,6 +26,7 @@ LAYERS = (
     ("plots",),
     ("report",),
     ("cli",),
+    ("__main__",),
 )
 LEVEL = {unit: level for level, layer in enumerate(LAYERS) for unit in layer}
 # lower, and still not for them: they know models only through the protocol in ``conditional``

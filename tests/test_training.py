@@ -18,7 +18,6 @@ import pytest
 from flax import nnx
 
 from sharpjax.datasets.mnist import planted_digits
-from sharpjax.models.layers import conv, matmul_kernel_gradient
 from sharpjax.models.unet_2d import UNet2DModel
 from sharpjax.schedules import Schedule
 from sharpjax.training import Data, Settings, _draw, train
@@ -310,63 +309,3 @@ def test_batches():
     noise = np.asarray(noise).ravel()
     assert abs(noise.mean()) < 4 / np.sqrt(n)
     assert abs(noise.var() - 1) < 4 * np.sqrt(2 / n)
-
-
-# --- the kernel gradient as matrix products ----------------------------------------------------
-
-
-SIZES = [(5, 7, 9, 3, 4), (8, 28, 28, 4, 4), (6, 14, 14, 2, 5), (7, 10, 13, 1, 3), (1, 1, 1, 2, 2),
-         (3, 40, 41, 2, 2)]  # fmt: skip
-
-
-def kernel_gradients(layer, x, cotangent):
-    def f(layer, x):
-        return jnp.vdot(layer(x), cotangent)
-
-    return nnx.grad(f, argnums=(0, 1))(layer, x)
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_matmul_kernel_gradient_is_the_gradient(size):
-    """Heights that do and do not divide 784 pixels, batches that no chunk but one divides."""
-    b, h, w, c_in, c_out = size
-    rng = np.random.default_rng(0)
-    layer = conv(c_in, c_out, rngs=nnx.Rngs(0))
-    x = jnp.asarray(rng.standard_normal((b, h, w, c_in)), jnp.float32)
-    cotangent = jnp.asarray(rng.standard_normal((b, h, w, c_out)), jnp.float32)
-    plain, plain_x = kernel_gradients(layer, x, cotangent)
-    with matmul_kernel_gradient():
-        ours, ours_x = kernel_gradients(layer, x, cotangent)
-        traced = str(jax.make_jaxpr(layer)(x))
-    assert "custom_vjp" in traced  # the comparison is of two different codes
-    assert "custom_vjp" not in str(jax.make_jaxpr(layer)(x))
-    # a kernel gradient is a sum over n pixels of terms of order one: its size is sqrt(n), and
-    # n roundings in any order move it by at most a few sqrt(n) 6e-8 of that
-    n = b * h * w
-    np.testing.assert_allclose(
-        ours["kernel"][...], plain["kernel"][...], atol=4e-7 * n, rtol=1e-5
-    )
-    np.testing.assert_allclose(ours["bias"][...], plain["bias"][...], atol=4e-7 * n, rtol=1e-5)
-    np.testing.assert_allclose(ours_x, plain_x, atol=2e-5)
-
-
-def test_other_convolutions_are_untouched_in_the_context():
-    x = jnp.ones((2, 6, 6, 3))
-    with matmul_kernel_gradient():
-        for layer in (
-            conv(3, 4, stride=2, rngs=nnx.Rngs(0)),
-            conv(3, 4, 1, padding=0, rngs=nnx.Rngs(0)),
-        ):
-            assert "custom_vjp" not in str(jax.make_jaxpr(layer)(x))
-
-
-def test_forward_mode_works_outside_the_context():
-    layer = conv(2, 3, rngs=nnx.Rngs(0))
-    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 5, 5, 2)), jnp.float32)
-    tangent = jax.jvp(layer, (x,), (x,))[1]
-    # without its bias a convolution is its own tangent
-    np.testing.assert_allclose(tangent, layer(x) - layer.bias[...], atol=1e-6)
-    with matmul_kernel_gradient(), pytest.raises(TypeError, match="custom_vjp"):
-        jax.jvp(layer, (x,), (x,))
-    # and again after it, with no trace of the context left behind
-    np.testing.assert_array_equal(jax.jvp(layer, (x,), (x,))[1], tangent)

@@ -1,0 +1,137 @@
+"""The command line as a user meets it: real processes, killed and resumed; one line per mistake."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import matplotlib.image
+import pytest
+
+from sharpjax import cli
+
+
+def sharpjax(*arguments, cwd=None, **options):
+    """Run the command in a process of its own, its compilation cache shared by the tests."""
+    return subprocess.run(
+        [sys.executable, "-m", "sharpjax", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=500,
+        **options,
+    )
+
+
+def failure(monkeypatch, capsys, *arguments):
+    """The message of a command that must fail, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["sharpjax", *map(str, arguments)])
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")  # leave JAX's configuration alone
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 1
+    return capsys.readouterr().err
+
+
+def kill_after_lines(arguments, path, lines, cwd):
+    """Start the command and SIGKILL it once ``path`` has that many lines."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sharpjax", *map(str, arguments)],
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 400
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and path.read_bytes().count(b"\n") >= lines:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_detect_killed_and_resumed_loses_nothing(tiny_directory, tmp_path):
+    def command(output):
+        return ["detect", "--model", tiny_directory, "--output", output, "--batch", 1]
+
+    whole = sharpjax(*command("whole"), cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    killed = tmp_path / "killed" / "results.jsonl"
+    kill_after_lines(command("killed"), killed, 2, tmp_path)
+    saved = killed.read_bytes()
+    assert 2 <= saved.count(b"\n") < 6
+    again = sharpjax(*command("killed"), cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert killed.read_bytes().startswith(saved[: saved.rfind(b"\n") + 1])
+    # the same program on the same machine: bit for bit, in order, without duplicates
+    assert records(killed) == records(tmp_path / "whole" / "results.jsonl")
+
+    with (tmp_path / "whole" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["condition"] for row in rows] == ["0 x1", "0 x3", "0 x12", "1 x1", "1 x3", "1 x12"]
+    assert [row["set_size"] for row in rows] == ["1", "3", "12"] * 2
+    assert float(rows[0]["oracle effective_dimension@600"]) == pytest.approx(0, abs=1e-4)
+    assert matplotlib.image.imread(tmp_path / "whole" / "dose_response.png").std() > 0.05
+    assert "Dose-response" in whole.stdout
+    assert "ground truth of both classes is not known" in whole.stdout.replace("\n", " ")
+
+
+def test_ground_truth_then_detect_judges(tiny_directory, tmp_path):
+    """Made-up verdicts would prove nothing: the untrained network must be found clean."""
+    run = sharpjax(
+        "ground-truth", "--model", tiny_directory, "--output", "truth", "--samples", 4,
+        "--steps", 4, "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    truths = json.loads(run.stdout)["truths"]
+    assert [t["verdict"] for t in truths] == ["clean"] * 6
+    assert all(t["num_samples"] == 4 and 0 < t["threshold"] < 1 for t in truths)
+    assert len(list((tmp_path / "truth" / "samples").glob("*.png"))) == 6
+
+
+def test_version_and_help():
+    assert sharpjax("--version").stdout.strip() == "sharpjax 0.1.0"
+    text = sharpjax("detect", "--help", env={**os.environ, "COLUMNS": "200"}).stdout
+    for word in ("--model", "--output", "--noises", "--probes", "--all", "resumes"):
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("detect", "--model", "mnits"), "unknown model 'mnits'"),
+        (("detect", "--model", "mnist", "--condition", "12 x4"), "unknown condition '12 x4'"),
+        (("detect", "--noises", 1), "one noise has no standard error"),
+        (("detect", "--trace-noises", 8), "--trace-noises 8 exceeds --noises 4"),
+        (("detect", "--probes", 0), "num_probes must be at least 1"),
+        (("detect", "--batch", 0), "batch_size must be at least 1"),
+        (("ground-truth", "--samples", 1), "num_samples must be at least 2"),
+        (("train", "mnist", "--steps", 0), "steps must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_clear_line(arguments, message, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    told = failure(monkeypatch, capsys, *arguments)
+    assert told.startswith("error: ")
+    assert message in told
+    assert "Traceback" not in told
+    assert not list(tmp_path.iterdir()), "a mistake must not leave a directory behind"
+
+
+def test_directories_that_cannot_be_used(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "is a file" in failure(monkeypatch, capsys, "detect", "--output", "file")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("")
+    assert "not empty" in failure(monkeypatch, capsys, "detect", "--output", "full")
+    assert "cannot write" in failure(monkeypatch, capsys, "detect", "--output", "/proc/nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "no model_index.json" in failure(monkeypatch, capsys, "detect", "--model", "empty")

@@ -1,0 +1,386 @@
+"""Statistics against closed forms, figures against naive twins, and the oracle."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from sharpjax import Gaussian, GaussianMixture, ScorePair, detection
+from sharpjax.detection.evaluation import evaluate, roc, spearman, tpr_at_fpr, wilson
+from sharpjax.detection.run import DetectSettings, detect, mean_and_half_width, summarize
+from sharpjax.detection.statistics import STATISTICS
+from sharpjax.detection.truth import (
+    Truth,
+    copy_threshold,
+    judge,
+    load_strip,
+    read_truths,
+    save_strip,
+    similarity,
+    thresholds,
+    write_truths,
+)
+
+ALPHA, SIGMA, DIM = 0.6, 0.8, 6
+
+
+def gaussian_pair(dtype):
+    """Two noised Gaussians whose covariances do not commute and whose means differ."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, DIM, DIM))
+    mean_u, mean_c, x = rng.standard_normal((3, DIM))
+    u = Gaussian(jnp.asarray(mean_u, dtype), jnp.asarray(a @ a.T + np.eye(DIM), dtype))
+    c = Gaussian(jnp.asarray(mean_c, dtype), jnp.asarray(0.1 * b @ b.T + 0.05 * np.eye(DIM), dtype))
+    u, c = u.noised(ALPHA, SIGMA), c.noised(ALPHA, SIGMA)
+    return u, c, ScorePair(u.score, c.score, ALPHA, SIGMA), jnp.asarray(x, dtype)
+
+
+def closed_forms(u, c, x):
+    s_u, s_c = np.asarray(u.score(x), np.float64), np.asarray(c.score(x), np.float64)
+    h_u, h_c = np.asarray(u.hessian(x), np.float64), np.asarray(c.hessian(x), np.float64)
+    return {
+        "score_difference": np.linalg.norm(s_c - s_u),
+        "hessian_score_difference": np.linalg.norm((h_c - h_u) @ (s_c - s_u)),
+        "hessian_score": np.linalg.norm(h_c @ s_c - h_u @ s_u),
+        "trace_difference": np.trace(h_c) - np.trace(h_u),
+        "effective_dimension": np.trace(np.eye(DIM) + SIGMA**2 * h_c),
+    }
+
+
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("name", ["score_difference", "hessian_score_difference", "hessian_score"])
+def test_first_step_statistics_equal_their_closed_forms(name, x64):
+    with jax.enable_x64(x64):
+        u, c, pair, x = gaussian_pair(jnp.float64 if x64 else jnp.float32)
+        value = jax.jit(STATISTICS[name].function)(pair, x)
+        # a few matrix products and solves with matrices of condition number below 100
+        np.testing.assert_allclose(value, closed_forms(u, c, x)[name], rtol=1e-12 if x64 else 5e-5)
+
+
+def test_the_paper_squares():
+    _, _, pair, x = gaussian_pair(jnp.float32)
+    plain = detection.hessian_score_difference(pair, x)
+    squared = detection.hessian_score_difference(pair, x, squared=True)
+    np.testing.assert_allclose(squared, plain**2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["trace_difference", "effective_dimension"])
+def test_trace_statistics_are_unbiased(name):
+    u, c, pair, x = gaussian_pair(jnp.float32)
+    truth = closed_forms(u, c, x)[name]
+    keys = jax.random.split(jax.random.key(0), 4000)
+    function = STATISTICS[name].function
+    values = jax.jit(jax.vmap(lambda k: function(pair, x, key=k, num_probes=2)))(keys)
+    error = np.std(values) / np.sqrt(len(keys))
+    assert abs(np.mean(values) - truth) < 4 * error + 1e-4 * abs(truth)
+
+
+def test_common_probes_cancel_what_the_two_traces_share():
+    """The same Hessian on both sides: the difference of the traces is zero for every probe."""
+    u, _, _, x = gaussian_pair(jnp.float32)
+    pair = ScorePair(u.score, u.score, ALPHA, SIGMA)
+    value = detection.trace_difference(pair, x, key=jax.random.key(0), num_probes=3)
+    assert abs(float(value)) < 1e-4
+
+
+def test_a_single_image_leaves_nothing_open(tiny_training_set):
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8))
+    pair = tiny_training_set.scores(0, alpha=ALPHA, sigma=SIGMA)
+    dimension = detection.effective_dimension(pair, x, key=jax.random.key(1))
+    assert abs(float(dimension)) < 1e-4  # d float32 roundings
+    _, own = tiny_training_set.densities(2, alpha=ALPHA, sigma=SIGMA)
+    assert float(own.effective_dimension(x)) > 0.1
+
+
+def test_oracle_is_the_score_of_the_noised_training_set(tiny_training_set):
+    images = np.asarray(tiny_training_set.images, np.float64).reshape(-1, 64)
+    owners = np.asarray(tiny_training_set.conditions)
+    sizes = np.bincount(owners)
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8))
+    pair = tiny_training_set.scores(4, alpha=ALPHA, sigma=SIGMA)
+
+    def mixture(weights, points):
+        covariances = np.broadcast_to(SIGMA**2 * np.eye(64), (len(points), 64, 64))
+        return GaussianMixture(weights, ALPHA * points, covariances)
+
+    everything = mixture(1 / (6 * sizes[owners]), images)
+    own = mixture(np.full(sizes[4], 1 / sizes[4]), images[owners == 4])
+    for ours, theirs in ((pair.unconditional, everything), (pair.conditional, own)):
+        expected = np.asarray(theirs.score(x.ravel()))
+        np.testing.assert_allclose(ours(x).ravel(), expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_training_set_round_trip_and_damage(tiny_training_set, tmp_path):
+    from safetensors.numpy import save_file
+
+    tiny_training_set.save(tmp_path)
+    again = detection.TrainingSet.load(tmp_path)
+    np.testing.assert_array_equal(again.conditions, tiny_training_set.conditions)
+    # stored as uint8: half a grey level
+    np.testing.assert_allclose(again.images, tiny_training_set.images, atol=0.5 / 127.5 + 1e-6)
+    with pytest.raises(FileNotFoundError, match="training_set"):
+        detection.TrainingSet.load(tmp_path / "nowhere")
+    path = tmp_path / "training_set.safetensors"
+    for tensors, message in (
+        ({"images": np.zeros((2, 1, 8, 8), np.uint8)}, "must hold"),
+        ({"images": np.zeros((2, 1, 8, 8)), "conditions": np.zeros(2, np.int32)}, "uint8"),
+        (
+            {"images": np.zeros((2, 1, 8, 8), np.uint8), "conditions": np.array([0, 2], np.int32)},
+            "every condition",
+        ),
+    ):
+        save_file(tensors, path)
+        with pytest.raises(ValueError, match=message):
+            detection.TrainingSet.load(tmp_path)
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ValueError, match="not a readable"):
+        detection.TrainingSet.load(tmp_path)
+
+
+def test_figures_against_naive_twins():
+    rng = np.random.default_rng(0)
+    positive, negative = rng.normal(1.0, 1.0, 40), rng.normal(0.0, 1.0, 90)
+    positive[:5] = negative[:5]  # ties count half
+    scores = np.concatenate([positive, negative])
+    memorized = np.arange(130) < 40
+    pairs = [(p > n) + 0.5 * (p == n) for p, n in itertools.product(positive, negative)]
+    figures = evaluate(scores, memorized, num_bootstrap=300)
+    assert figures.auc.value == pytest.approx(np.mean(pairs), abs=1e-12)
+    fpr, tpr = roc(scores, memorized)
+    assert figures.tpr.value == pytest.approx(tpr[fpr <= 0.01].max())
+    assert figures.auc.low < figures.auc.value < figures.auc.high
+    assert (figures.num_positive, figures.num_negative) == (40, 90)
+    assert evaluate(scores, memorized, num_bootstrap=300) == figures
+    assert roc_auc_score(memorized, -scores) == pytest.approx(1 - figures.auc.value)
+
+
+@pytest.mark.parametrize("num_negative", [50, 99, 100, 250])
+def test_tpr_never_lets_more_than_one_percent_pass(num_negative):
+    rng = np.random.default_rng(num_negative)
+    positive, negative = rng.normal(1.5, 1.0, 300), rng.normal(0.0, 1.0, num_negative)
+    thresholds_ = np.concatenate([positive, negative])
+    rates = [
+        np.mean(positive >= t) for t in thresholds_ if np.sum(negative >= t) <= 0.01 * num_negative
+    ]
+    assert tpr_at_fpr(positive, negative) == pytest.approx(max(rates))
+
+
+def test_bootstrap_interval_covers():
+    """The AUC of N(1, 1) against N(0, 1) is Phi(1/sqrt 2) = 0.7602."""
+    rng = np.random.default_rng(1)
+    memorized = np.arange(120) < 60
+    hits = 0
+    for _ in range(100):
+        scores = rng.normal(memorized.astype(float), 1.0)
+        interval = evaluate(scores, memorized, num_bootstrap=200).auc
+        hits += interval.low <= 0.7602499 <= interval.high
+    assert (
+        hits >= 88
+    )  # 95 expected, standard deviation 2.2; the percentile bootstrap is a bit narrow
+
+
+def test_bad_scores_are_named():
+    with pytest.raises(ValueError, match="both classes"):
+        evaluate(np.ones(3), np.ones(3, bool))
+    with pytest.raises(ValueError, match="NaN"):
+        evaluate(np.array([1.0, np.nan]), np.array([True, False]))
+    with pytest.raises(ValueError, match="equally long"):
+        evaluate(np.ones(3), np.ones(2, bool))
+
+
+def test_small_statistics():
+    rho, p = spearman(np.array([4.0, 3.0, 2.0, 1.0]), np.array([1, 4, 16, 64]))
+    assert rho == pytest.approx(-1.0)
+    assert p < 1e-6
+    low, high = wilson(0, 32)
+    assert low == pytest.approx(0.0, abs=1e-12)
+    assert high == pytest.approx(0.1072, abs=1e-4)  # z^2 / (n + z^2)
+    mean, half = mean_and_half_width([1.0, 3.0])
+    assert (mean, half) == pytest.approx((2.0, 12.706), abs=1e-3)  # t of one degree of freedom
+
+
+def test_similarity_ignores_brightness_and_contrast_but_not_shape():
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((5, 1, 8, 8))
+    np.testing.assert_allclose(np.diag(similarity(images, 0.3 * images - 0.5)), 1.0)
+    expected = np.corrcoef(images.reshape(5, -1))
+    np.testing.assert_allclose(similarity(images, images), expected, atol=1e-12)
+
+
+def test_copies_are_counted(tiny_training_set):
+    references = tiny_training_set.of(2)
+    limit = copy_threshold(references)
+    between = np.corrcoef(references.reshape(12, -1))
+    np.fill_diagonal(between, -1)
+    assert limit == pytest.approx(np.quantile(between.max(1), 0.99))
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((30, 1, 8, 8))
+    copies = np.concatenate([references, references, references[:6]]) + 1e-3 * noise
+    truth, nearest = judge(np.concatenate([copies, noise]), "0 x12", references, limit)
+    assert (truth.num_samples, truth.num_copies, truth.set_size) == (60, 30, 12)
+    assert truth.verdict == "memorized"
+    np.testing.assert_array_equal(nearest[:12], np.arange(12))
+    clean, _ = judge(noise, "0 x12", references, limit)
+    assert clean.verdict == "clean"
+    with pytest.raises(ValueError, match="at least two"):
+        copy_threshold(references[:1])
+
+
+def test_thresholds_come_from_the_largest_sets(tiny_training_set):
+    names = ("0 x1", "0 x3", "0 x12", "1 x1", "1 x3", "1 x12")
+    found = thresholds(tiny_training_set, names)
+    assert found == {
+        "0": copy_threshold(tiny_training_set.of(2)),
+        "1": copy_threshold(tiny_training_set.of(5)),
+    }
+
+
+def test_truth_files_round_trip(tmp_path):
+    truths = [
+        Truth("0 x1", 1, 0.9, 32, 30, 0.8, 0.99, 0.97),
+        Truth("0 x3", 3, 0.9, 32, 8, 0.13, 0.42, 0.5),
+        Truth("0 x12", 12, 0.9, 32, 2, 0.01, 0.2, 0.5),
+    ]
+    assert [t.verdict for t in truths] == ["memorized", "between", "clean"]
+    path = write_truths(tmp_path, truths)
+    assert read_truths(tmp_path) == truths
+    path.write_text(path.read_text().replace("0.97", "much"))
+    with pytest.raises(ValueError, match="damaged"):
+        read_truths(tmp_path)
+    with pytest.raises(FileNotFoundError, match="ground_truth"):
+        read_truths(tmp_path / "nowhere")
+
+
+def test_strips_round_trip(tiny_training_set, tmp_path):
+    images = np.asarray(tiny_training_set.images)
+    save_strip(tmp_path / "strip.png", images)
+    np.testing.assert_allclose(load_strip(tmp_path / "strip.png"), images, atol=0.5 / 127.5 + 1e-6)
+
+
+SETTINGS = DetectSettings(trace_timesteps=(981, 800), path_steps=2, num_probes=2)
+
+
+def run(model, training_set, directory, names=None, **options):
+    names = model.conditions if names is None else names
+    return detect(
+        model,
+        names,
+        directory,
+        options.pop("settings", SETTINGS),
+        fingerprint=options.pop("fingerprint", "abc"),
+        training_set=training_set,
+        labels=np.asarray(model.encode(names)),
+        **options,
+    )
+
+
+def values(records):
+    return {
+        (r["condition"], who, name): r[who][name]
+        for r in records
+        for who in ("network", "oracle")
+        for name in r[who]
+    }
+
+
+def test_batch_size_and_company_do_not_change_a_condition(tiny_model, tiny_training_set, tmp_path):
+    whole = values(run(tiny_model, tiny_training_set, tmp_path / "a", batch_size=4))
+    some = ("1 x3", "0 x1", "1 x12")
+    other = values(run(tiny_model, tiny_training_set, tmp_path / "b", some, batch_size=1))
+    assert {key[0] for key in other} == set(some)
+    for key, value in other.items():
+        # float32 rounding of sums whose terms are of order 1/sigma^3 times sqrt(d)
+        np.testing.assert_allclose(value, whole[key], rtol=2e-3, atol=2e-3, err_msg=str(key))
+
+
+def test_run_equals_the_statistics_one_by_one(tiny_model, tiny_training_set, tmp_path):
+    records = run(tiny_model, tiny_training_set, tmp_path / "a", batch_size=6)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    x = jax.random.normal(jax.random.fold_in(key, 2), (1, 8, 8))
+    pair = tiny_model.scores("1 x3", 981)
+    exact = tiny_training_set.scores(4, alpha=pair.alpha, sigma=pair.sigma)
+    for name in ("score_difference", "hessian_score_difference", "hessian_score"):
+        for who, scores in (("network", pair), ("oracle", exact)):
+            expected = STATISTICS[name].function(scores, x)
+            value = records[4][who][f"{name}@981"][2]
+            np.testing.assert_allclose(value, expected, rtol=1e-3, atol=1e-4)
+    _, own = tiny_training_set.densities(4, alpha=pair.alpha, sigma=pair.sigma)
+    x = jax.random.normal(jax.random.fold_in(key, 1), (1, 8, 8))
+    dimension = records[4]["oracle"]["effective_dimension@981"][1]
+    np.testing.assert_allclose(dimension, own.effective_dimension(x), rtol=1e-3)
+
+
+def test_a_finished_run_is_not_computed_again(tiny_model, tiny_training_set, tmp_path):
+    first = run(tiny_model, tiny_training_set, tmp_path / "a")
+    path = tmp_path / "a" / "results.jsonl"
+    stamp = path.stat().st_mtime_ns
+    assert run(tiny_model, tiny_training_set, tmp_path / "a") == first
+    assert path.stat().st_mtime_ns == stamp
+    # a torn last line is dropped and its condition computed again
+    path.write_bytes(path.read_bytes()[:-100])
+    again = run(tiny_model, tiny_training_set, tmp_path / "a")
+    assert [r["condition"] for r in again] == list(tiny_model.conditions)
+    assert len(path.read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"fingerprint": "xyz"}, ValueError, "model: abc there, xyz now"),
+        ({"settings": DetectSettings(seed=1)}, ValueError, "seed: 0 there, 1 now"),
+        ({"names": ("0 x1",)}, ValueError, "num_conditions"),
+        ({"names": ("0 x1", "0 x1")}, ValueError, "distinct"),
+        ({"names": ("2 x1",)}, ValueError, "unknown condition '2 x1'"),
+        ({"batch_size": 0}, ValueError, "batch_size"),
+        ({"settings": DetectSettings(trace_timesteps=(1000,))}, ValueError, "0..999"),
+    ],
+)
+def test_wrong_runs_are_named(changed, error, message, tiny_model, tiny_training_set, tmp_path):
+    from sharpjax.rundir import claim
+
+    run(tiny_model, tiny_training_set, tmp_path / "a")
+    with pytest.raises(error, match=message):
+        run(tiny_model, tiny_training_set, tmp_path / "a", **changed)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "precious.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        claim(tmp_path / "b", {}, what="detect")
+    with pytest.raises(FileExistsError, match="is a file"):
+        claim(tmp_path / "b" / "precious.txt", {}, what="detect")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"num_noises": 1}, "no standard error"),
+        ({"trace_noises": 1}, "no standard error"),
+        ({"num_probes": 0}, "num_probes"),
+        ({"path_steps": 0}, "path_steps"),
+        ({"trace_timesteps": (600, 800)}, "descend"),
+    ],
+)
+def test_wrong_settings_are_named(bad, message):
+    with pytest.raises(ValueError, match=message):
+        DetectSettings(**bad)
+
+
+def test_summary_ranks_by_direction(tiny_model):
+    records = [
+        {
+            "condition": n,
+            "network": {"score_difference@981": [v, v], "trace_difference@981": [-v] * 2},
+        }
+        for n, v in zip(tiny_model.conditions, (5.0, 1.0, 0.5, 6.0, 2.0, 0.1), strict=True)
+    ]
+    verdicts = ["memorized", "clean", "clean", "memorized", "between", "clean"]
+    summaries = summarize(records, verdicts=verdicts, set_sizes=np.array([1, 3, 12] * 2))
+    for summary in summaries:
+        assert summary.network.auc.value == 1.0
+        assert (summary.network.num_positive, summary.network.num_negative) == (2, 3)
+        assert summary.oracle is None
+    assert summaries[0].rank_correlation[0] < -0.8
+    assert summaries[1].rank_correlation[0] > 0.8
+    assert summarize(records)[0].network is None
