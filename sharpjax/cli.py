@@ -176,7 +176,7 @@ def train_mnist(
     output: Annotated[
         Path, typer.Option(help="Run directory; the same command resumes it.")
     ] = Path("runs/train-mnist"),
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3600,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2600,
     batch: Annotated[int, typer.Option(help="Examples a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,

@@ -282,6 +282,17 @@ class Schedule:
         """``x_t = alpha_t x0 + sigma_t noise`` for one example (``t`` a scalar)."""
         return self.alpha(t) * x0 + self.sigma(t) * noise
 
+    def target(self, x0: jax.Array, noise: jax.Array, t: jax.Array | int) -> jax.Array:
+        """What a network of this ``prediction_type`` should predict, for one example.
+
+        ``noise``, ``alpha noise - sigma x0`` (v, Salimans & Ho 2022, arXiv:2202.00512) or ``x0``.
+        """
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "v_prediction":
+            return self.alpha(t) * noise - self.sigma(t) * x0
+        return x0
+
 
 # What diffusers assumes when a key is absent from scheduler_config.json (release 0.42).
 _SCHEDULER_DEFAULTS: dict[str, dict[str, Any]] = {

@@ -1,9 +1,10 @@
-r"""A denoising training loop: noise prediction, EMA, and checkpoints that resume exactly.
+r"""A denoising training loop: any prediction type, EMA, checkpoints that resume exactly.
 
 The loss is the mean over pixels, examples and uniform timesteps of
-:math:`\|\epsilon_\theta(\alpha_t x_0 + \sigma_t \epsilon, t, c) - \epsilon\|^2`
-(Ho et al. 2020, arXiv:2006.11239).  Every random draw of step ``k`` comes from
-``fold_in(seed, k)``, so a run that is killed and resumed equals one that was not, bit for bit.
+:math:`\|f_\theta(\alpha_t x_0 + \sigma_t \epsilon, t, c) - y\|^2`, with the target ``y`` that the
+schedule's ``prediction_type`` names (Ho et al. 2020, arXiv:2006.11239, for the noise).  Every draw
+of step ``k`` comes from ``fold_in(seed, k)``, so a run that is killed and resumed equals one that
+was not, bit for bit.
 """
 
 import dataclasses
@@ -142,11 +143,12 @@ def _step(state, data: Data, schedule: Schedule, key, *, graph, settings: Settin
         data, jax.random.fold_in(key, step), settings, schedule.num_train_timesteps
     )
     x = jax.vmap(schedule.add_noise)(x0, noise, t)
-    x, t, labels, noise = jax.lax.with_sharding_constraint((x, t, labels, noise), sharding)
+    target = jax.vmap(schedule.target)(x0, noise, t)
+    x, t, labels, target = jax.lax.with_sharding_constraint((x, t, labels, target), sharding)
 
     def loss(params):
         predicted = nnx.merge(graph, params)(x, t, class_labels=labels)
-        each = jnp.mean((predicted - noise) ** 2, axis=tuple(range(1, x.ndim)))
+        each = jnp.mean((predicted - target) ** 2, axis=tuple(range(1, x.ndim)))
         return each.mean(), each
 
     grads, each = jax.grad(loss, has_aux=True)(state["params"])
@@ -176,13 +178,10 @@ def train(
         The model with its averaged (EMA) weights.
 
     Raises:
-        ValueError: ``directory`` holds a run with other settings (the message lists them), or a
-            schedule whose network does not predict noise.
+        ValueError: ``directory`` holds a run with other settings (the message lists them).
         FileExistsError: ``directory`` holds something that is not a training run.
     """
-    if schedule.prediction_type != "epsilon":
-        raise ValueError(f"training predicts epsilon, not {schedule.prediction_type!r}")
-    folder = _claim(Path(directory), settings, model, data)
+    folder = _claim(Path(directory), settings, model, data, schedule)
     graph, params = nnx.split(model)
     state = {
         # copies, because every step donates its state and the caller keeps the model
@@ -254,10 +253,13 @@ class _LossLog:
         self._reset()
 
 
-def _claim(folder: Path, settings: Settings, model: nnx.Module, data: Data) -> Path:
+def _claim(
+    folder: Path, settings: Settings, model: nnx.Module, data: Data, schedule: Schedule
+) -> Path:
     """Make the directory, or check that it belongs to this very run."""
     wanted = dataclasses.asdict(settings) | {
         "model": model.config,
+        "schedule": schedule.to_config(),
         "images": list(data.images.shape),
         "conditions": len(data.groups),
     }

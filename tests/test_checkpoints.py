@@ -318,7 +318,7 @@ def test_linked_file_may_not_leave(name, folder, tmp_path):
 
 
 def test_links_of_a_hub_cache_are_followed(folder, tmp_path):
-    """``snapshots/<revision>/unet/<file>`` -> ``blobs/<digest>``, as huggingface_hub lays it out."""
+    """``snapshots/<revision>/unet/<file>`` -> ``blobs/<digest>``, as in a hub cache."""
     cache = tmp_path / "models--someone--digits"
     snapshot = cache / "snapshots" / "0123abc" / "unet"
     snapshot.mkdir(parents=True)

@@ -294,12 +294,12 @@ class UNet2DModel(nnx.Module):
         elif time_embedding_type == "learned":
             _check(num_train_timesteps is not None,
                    "time_embedding_type='learned' needs num_train_timesteps")  # fmt: skip
-            self.time_proj = nnx.Embed(num_train_timesteps, first, rngs=rngs)
+            self.time_proj = _embed(num_train_timesteps, first, rngs=rngs)
         self.time_embedding = TimestepEmbedding(time_features, temb, rngs=rngs)
         if class_embed_type == "timestep":
             self.class_embedding = TimestepEmbedding(time_features, temb, rngs=rngs)
         elif class_embed_type is None and num_class_embeds is not None:
-            self.class_embedding = nnx.Embed(num_class_embeds, temb, rngs=rngs)
+            self.class_embedding = _embed(num_class_embeds, temb, rngs=rngs)
 
         last = len(channels) - 1
         self.down_blocks = nnx.List(
@@ -412,6 +412,15 @@ class UNet2DModel(nnx.Module):
         if self.class_embed_type == "timestep":
             labels = self._features(jnp.asarray(labels))
         return self.class_embedding(labels)
+
+
+def _embed(count: int, size: int, *, rngs: nnx.Rngs) -> nnx.Embed:
+    """A table that starts as N(0, 1), as in PyTorch.
+
+    flax's own default, N(0, 1/size), is drowned by the time embedding that it is added to: a
+    network so started ignored its conditions at high noise for thousands of steps.
+    """
+    return nnx.Embed(count, size, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
 
 
 def _frozen(value: Any) -> Any:
