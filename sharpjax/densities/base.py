@@ -1,0 +1,110 @@
+"""What every density is: a pytree whose constructor validates, with methods of one point."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import GetAttrKey, Partial, register_pytree_with_keys
+
+from sharpjax._types import Array, ArrayLike
+from sharpjax.densities.validation import host_value
+
+HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+
+
+def pytree(cls: type) -> type:
+    """A frozen dataclass and pytree; JAX rebuilds it past `__post_init__` (any leaves may come)."""
+    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    register_pytree_with_keys(
+        cls,
+        lambda self: ([(GetAttrKey(name), getattr(self, name)) for name in names], None),
+        lambda _, leaves: build(cls, **dict(zip(names, leaves, strict=True))),
+        lambda self: ([getattr(self, name) for name in names], None),
+    )
+    return cls
+
+
+def build(cls: type, **fields: Any) -> Any:
+    """An instance from fields that are known to be valid."""
+    self = object.__new__(cls)
+    assign(self, **fields)
+    return self
+
+
+def assign(self: Any, **fields: Any) -> None:
+    """Set fields of a frozen instance, from its ``__post_init__``."""
+    for name, value in fields.items():
+        object.__setattr__(self, name, value)
+
+
+class point_method:
+    """A method of one point `x`, which from an instance reads as `Partial(function, instance)`.
+
+    It checks the shape of `x` and lifts it to the density's precision. Matrix products run at full
+    precision: the accelerators' default (TF32, bfloat16) would spoil a closed form.
+    """
+
+    def __init__(self, function: Callable):
+        @functools.wraps(function)
+        def call(self, x, *args, **kwargs):
+            with jax.default_matmul_precision("highest"):
+                return function(self, _as_point(self, x), *args, **kwargs)
+
+        self._call = call
+        functools.update_wrapper(self, function)
+
+    def __get__(self, instance, owner=None):
+        return self._call if instance is None else Partial(self._call, instance)
+
+
+class Density:
+    """What the densities share: how they print, and the shape and precision of one point."""
+
+    def __repr__(self) -> str:
+        fields = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        return f"{type(self).__name__}({', '.join(f'{n}={_summary(v)}' for n, v in fields)})"
+
+
+def _summary(value: Any) -> str:
+    if not hasattr(value, "shape"):
+        return repr(value)
+    if value.shape == () and not isinstance(value, jax.core.Tracer):
+        return f"{value:.6g}"
+    return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+
+
+def _as_point(density: Density, x: ArrayLike) -> Array:
+    x = jnp.asarray(x)
+    if x.shape != density.shape:
+        raise ValueError(
+            f"x has shape {x.shape}, but {type(density).__name__} takes one point of shape "
+            f"{density.shape}; use jax.vmap for a batch."
+        )
+    return x.astype(jnp.promote_types(x.dtype, density.dtype))
+
+
+def p_laplacian_from(score: Array, trace: Array, quadratic: Callable, p: ArrayLike) -> Array:
+    r"""div(|s|^{p-2} s) from s, tr H and the quadratic form v -> v^T H v.
+
+    d_i (|s|^{p-2} s_i) = |s|^{p-2} d_i s_i + (p-2) |s|^{p-4} s_i (H s)_i, summed over i:
+    |s|^{p-2} (tr H + (p-2) u^T H u), with u = s/|s|.
+    """
+    host = host_value(p)
+    if np.shape(p) != () or (host is not None and not host >= 1):
+        raise ValueError(f"p must be one number >= 1, got {p}.")
+    p = jnp.asarray(p, score.dtype)
+    # Dividing by the largest entry first keeps |s|^2 from over- or underflowing in float32.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(score)))
+    is_zero = largest == 0
+    scaled = score / jnp.where(is_zero, 1.0, largest)
+    length = jnp.sqrt(jnp.where(is_zero, 1.0, jnp.sum(scaled**2)))
+    norm = jnp.where(is_zero, 1.0, largest * length)
+    value = norm ** (p - 2) * (trace + (p - 2) * quadratic(scaled / length))
+    at_zero = jnp.where(p < 2, jnp.nan, jnp.where(p == 2, trace, 0.0))
+    return jnp.where(is_zero, at_zero, value)

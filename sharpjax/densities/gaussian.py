@@ -1,0 +1,278 @@
+"""The normal distribution and mixtures of it, with full covariances."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve, solve_triangular
+
+from sharpjax._types import Array, ArrayLike
+from sharpjax.densities.base import (
+    HALF_LOG_TWO_PI,
+    Density,
+    assign,
+    build,
+    p_laplacian_from,
+    point_method,
+    pytree,
+)
+from sharpjax.densities.validation import (
+    as_count,
+    as_level,
+    check_covariance,
+    check_weights,
+    floats,
+    host_value,
+)
+
+
+def _log_normal(x: Array, mean: Array, factor: Array) -> Array:
+    """`log N(x; mean, L L^T)` = -|L^{-1} (x - mean)|^2 / 2 - log det L - (d/2) log 2 pi."""
+    z = solve_triangular(factor, x - mean, lower=True)
+    log_det = jnp.sum(jnp.log(jnp.diagonal(factor)))
+    return -0.5 * jnp.sum(z**2) - log_det - x.size * HALF_LOG_TWO_PI
+
+
+def _normal_score(x: Array, mean: Array, factor: Array) -> Array:
+    return -cho_solve((factor, True), x - mean)
+
+
+def _precision(factor: Array) -> Array:
+    """(L L^T)^{-1} = L^{-T} L^{-1}, symmetric to the last bit of rounding."""
+    inverse = solve_triangular(factor, jnp.eye(factor.shape[0], dtype=factor.dtype), lower=True)
+    return inverse.T @ inverse
+
+
+def _noised_covariance(covariance: Array, alpha: Array, sigma: Array) -> Array:
+    """alpha^2 S + sigma^2 I, for one covariance or a stack."""
+    return alpha**2 * covariance + sigma**2 * jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
+
+
+@pytree
+class Gaussian(Density):
+    r"""The normal distribution `N(mean, covariance)` on `R^d`.
+
+    Args:
+        mean: shape `(d,)`.
+        covariance: shape `(d, d)`, symmetric and positive definite.
+
+    Raises:
+        ValueError: shapes that do not fit; a covariance that is not symmetric (the largest
+            asymmetry is named) or not positive definite (the smallest eigenvalue is named).
+
+    >>> import jax.numpy as jnp
+    >>> p = Gaussian(mean=jnp.zeros(2), covariance=jnp.diag(jnp.array([1.0, 4.0])))
+    >>> p.score(jnp.array([1.0, 4.0]))
+    Array([-1., -1.], dtype=float32)
+    >>> print(f"{p.noised(alpha=0.6, sigma=0.8).log_prob(jnp.zeros(2)):.4f}")
+    -2.2041
+    """
+
+    mean: Array
+    covariance: Array
+
+    def __post_init__(self):
+        mean, covariance = floats("Gaussian", mean=self.mean, covariance=self.covariance)
+        if mean.ndim != 1 or mean.size == 0:
+            raise ValueError(f"Gaussian: mean must have shape (d,) with d >= 1, got {mean.shape}.")
+        if covariance.shape != 2 * mean.shape:
+            raise ValueError(
+                f"Gaussian: covariance has shape {covariance.shape}; with a mean of shape "
+                f"{mean.shape} it must be square, {2 * mean.shape}."
+            )
+        check_covariance("Gaussian: covariance", self.covariance, covariance)
+        assign(self, mean=mean, covariance=covariance)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one point, `(d,)`."""
+        return self.mean.shape
+
+    @property
+    def dtype(self) -> Any:
+        """The precision of the parameters."""
+        return self.mean.dtype
+
+    @point_method
+    def log_prob(self, x: Array) -> Array:
+        """`log p(x)`, a scalar; `x` has shape `(d,)`."""
+        return _log_normal(x, self.mean, jnp.linalg.cholesky(self.covariance))
+
+    @point_method
+    def score(self, x: Array) -> Array:
+        """`grad log p(x) = -S^{-1} (x - mean)`, shape `(d,)`, units 1/sigma."""
+        return _normal_score(x, self.mean, jnp.linalg.cholesky(self.covariance))
+
+    @point_method
+    def hessian(self, x: Array) -> Array:
+        """`-S^{-1}`, the same at every `x`; shape `(d, d)`, units 1/sigma^2."""
+        return -_precision(jnp.linalg.cholesky(self.covariance)).astype(x.dtype)
+
+    @point_method
+    def p_laplacian(self, x: Array, p: ArrayLike) -> Array:
+        r"""`div(|s|^{p-2} s)` at `x`, a scalar, exact; units sigma^{-p}.
+
+        `|s|^{p-2} (tr H + (p-2) u^T H u)` with `u = s/|s|`. Where `s = 0`: NaN for `p < 2`
+        (undefined there), `tr H` for `p = 2`, 0 for `p > 2`.
+
+        Raises:
+            ValueError: `p < 1`.
+
+        At radius `r` of an isotropic Gaussian the 1-Laplacian is `-(d - 1)/r`:
+
+        >>> import jax.numpy as jnp
+        >>> p = Gaussian(mean=jnp.zeros(3), covariance=jnp.eye(3))
+        >>> print(f"{p.p_laplacian(jnp.array([0.0, 4.0, 0.0]), 1):.4f}")
+        -0.5000
+        """
+        factor = jnp.linalg.cholesky(self.covariance)
+        half = solve_triangular(factor, jnp.eye(x.size, dtype=factor.dtype), lower=True)
+        score = _normal_score(x, self.mean, factor)
+        return p_laplacian_from(score, -jnp.sum(half**2), lambda u: -jnp.sum((half @ u) ** 2), p)
+
+    def sample(self, key: Array, n: int) -> Array:
+        """`n` independent points, shape `(n, d)`."""
+        z = jax.random.normal(key, (as_count(n), *self.shape), self.dtype)
+        factor = jnp.linalg.cholesky(self.covariance)
+        return self.mean + jnp.matmul(z, factor.T, precision="highest")
+
+    def noised(self, alpha: ArrayLike, sigma: ArrayLike) -> "Gaussian":
+        """The density of `alpha x_0 + sigma eps`: `N(alpha mean, alpha^2 S + sigma^2 I)`.
+
+        Raises:
+            ValueError: `alpha < 0`, `sigma <= 0`, or either not a scalar.
+        """
+        alpha, sigma = as_level(alpha, sigma, self.dtype)
+        covariance = _noised_covariance(self.covariance, alpha, sigma)
+        return build(Gaussian, mean=alpha * self.mean, covariance=covariance)
+
+
+@pytree
+class GaussianMixture(Density):
+    r"""The mixture `sum_k w_k N(mean_k, S_k)` on `R^d`.
+
+    Args:
+        weights: shape `(k,)`, non-negative, summing to 1.
+        means: shape `(k, d)`.
+        covariances: shape `(k, d, d)`, each symmetric and positive definite.
+
+    Raises:
+        ValueError: shapes that do not fit, weights that are negative or do not sum to 1 (the sum
+            is named), a covariance that is not symmetric or not positive definite.
+
+    >>> import jax.numpy as jnp
+    >>> p = GaussianMixture([0.5, 0.5], [[-2.0], [2.0]], jnp.ones((2, 1, 1)))
+    >>> print(f"{p.hessian(jnp.zeros(1))[0, 0]:.4f}")  # -1 + 2^2: convex between the modes
+    3.0000
+    """
+
+    weights: Array
+    means: Array
+    covariances: Array
+
+    def __post_init__(self):
+        weights, means, covariances = floats(
+            "GaussianMixture",
+            weights=self.weights,
+            means=self.means,
+            covariances=self.covariances,
+        )
+        if means.ndim != 2 or 0 in means.shape:
+            raise ValueError(
+                f"GaussianMixture: means must have shape (k, d) with k, d >= 1, got {means.shape}."
+            )
+        count, dim = means.shape
+        if covariances.shape != (count, dim, dim):
+            raise ValueError(
+                f"GaussianMixture: covariances have shape {covariances.shape}; with means of shape "
+                f"{means.shape} they must be square, one a component: {(count, dim, dim)}."
+            )
+        check_weights("GaussianMixture", self.weights, weights, count, "means")
+        for k in range(count) if host_value(self.covariances) is not None else ():
+            name = f"GaussianMixture: covariances[{k}]"
+            check_covariance(name, self.covariances[k], covariances[k])
+        assign(self, weights=weights, means=means, covariances=covariances)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one point, `(d,)`."""
+        return self.means.shape[1:]
+
+    @property
+    def dtype(self) -> Any:
+        """The precision of the parameters."""
+        return self.means.dtype
+
+    def _log_joint(self, x: Array, factors: Array) -> Array:
+        """`log w_k + log N(x; mean_k, S_k)`, shape (k,)."""
+        log_normals = jax.vmap(_log_normal, (None, 0, 0))(x, self.means, factors)
+        return jnp.log(self.weights) + log_normals
+
+    @point_method
+    def log_prob(self, x: Array) -> Array:
+        """`log p(x)`, a scalar; `x` has shape `(d,)`."""
+        return jax.nn.logsumexp(self._log_joint(x, jnp.linalg.cholesky(self.covariances)))
+
+    @point_method
+    def score(self, x: Array) -> Array:
+        """`grad log p(x) = sum_k r_k s_k`, shape `(d,)`, units 1/sigma.
+
+        `r_k` is the posterior probability of component k at `x`, `s_k` its score.
+        """
+        factors = jnp.linalg.cholesky(self.covariances)
+        scores = jax.vmap(_normal_score, (None, 0, 0))(x, self.means, factors)
+        return jax.nn.softmax(self._log_joint(x, factors)) @ scores
+
+    @point_method
+    def hessian(self, x: Array) -> Array:
+        """`sum_k r_k (-S_k^{-1} + (s_k - s)(s_k - s)^T)`, shape `(d, d)`, units 1/sigma^2."""
+        factors = jnp.linalg.cholesky(self.covariances)
+        posterior = jax.nn.softmax(self._log_joint(x, factors))
+        scores = jax.vmap(_normal_score, (None, 0, 0))(x, self.means, factors)
+        spread = jnp.sqrt(posterior)[:, None] * (scores - posterior @ scores)
+        precisions = jax.vmap(_precision)(factors)
+        return spread.T @ spread - jnp.tensordot(posterior, precisions, 1)
+
+    @point_method
+    def p_laplacian(self, x: Array, p: ArrayLike) -> Array:
+        r"""`div(|s|^{p-2} s)` at `x`, a scalar, exact; units sigma^{-p}.
+
+        `|s|^{p-2} (tr H + (p-2) u^T H u)` with `u = s/|s|`. Where `s = 0`: NaN for `p < 2`
+        (undefined there), `tr H` for `p = 2`, 0 for `p > 2`.
+
+        Raises:
+            ValueError: `p < 1`.
+        """
+        hessian = self.hessian(x)
+        return p_laplacian_from(self.score(x), jnp.trace(hessian), lambda u: u @ hessian @ u, p)
+
+    def sample(self, key: Array, n: int) -> Array:
+        """`n` independent points, shape `(n, d)`."""
+        key_component, key_normal = jax.random.split(key)
+        n = as_count(n)
+        component = jax.random.categorical(key_component, jnp.log(self.weights), shape=(n,))
+        z = jax.random.normal(key_normal, (n, *self.shape), self.dtype)
+
+        # One component at a time: gathering a factor a sample would hold n matrices of d x d.
+        def place(x, inputs):
+            k, mean, factor = inputs
+            drawn = mean + jnp.matmul(z, factor.T, precision="highest")
+            return jnp.where((component == k)[:, None], drawn, x), None
+
+        factors = jnp.linalg.cholesky(self.covariances)
+        labels = jnp.arange(len(self.weights))
+        return jax.lax.scan(place, jnp.zeros_like(z), (labels, self.means, factors))[0]
+
+    def noised(self, alpha: ArrayLike, sigma: ArrayLike) -> "GaussianMixture":
+        """The density of `alpha x_0 + sigma eps`: each component noised, the weights kept.
+
+        Raises:
+            ValueError: `alpha < 0`, `sigma <= 0`, or either not a scalar.
+        """
+        alpha, sigma = as_level(alpha, sigma, self.dtype)
+        return build(
+            GaussianMixture,
+            weights=self.weights,
+            means=alpha * self.means,
+            covariances=_noised_covariance(self.covariances, alpha, sigma),
+        )
