@@ -267,3 +267,21 @@ def test_sampling_from_zero_signal_is_refused():
         ours.levels(10)
     leading = schedule(rescale_betas_zero_snr=True, timestep_spacing="leading")
     assert leading.levels(10)[1].min() > 0
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_target_is_the_prediction_of_the_true_score(prediction_type):
+    """A network that hits its target has the score -noise/sigma of the one example."""
+    from sharpjax.score import score_from_prediction
+
+    schedule = Schedule.create(prediction_type=prediction_type)
+    rng = np.random.default_rng(0)
+    x0, noise = jnp.asarray(rng.standard_normal((2, 3, 5)), jnp.float32)
+    for t in (300, 981):
+        x, alpha, sigma = schedule.add_noise(x0, noise, t), schedule.alpha(t), schedule.sigma(t)
+        score = score_from_prediction(
+            schedule.target(x0, noise, t), x, alpha=alpha, sigma=sigma,
+            prediction_type=prediction_type,
+        )  # fmt: skip
+        # a few float32 roundings of numbers of order one, divided by sigma (0.53 at t = 300)
+        np.testing.assert_allclose(score, -noise / sigma, atol=1e-5)

@@ -100,7 +100,7 @@ def save_pretrained(module: nnx.Module, directory: str | Path, *, dtype: Any = N
     config = {"_class_name": type(module).__name__, **module.config}
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
     tensors = {}
-    for name, variable, axes in _leaves(module):
+    for name, variable, axes in _leaves(nnx.state(module, nnx.Param)):
         value = np.asarray(variable[...])
         if axes is not None:
             value = value.transpose(np.argsort(axes))
@@ -196,9 +196,9 @@ def _model_class(config: dict[str, Any], path: Path) -> tuple[type[nnx.Module], 
     return MODEL_CLASSES[name], settings
 
 
-def _leaves(module: nnx.Module):
+def _leaves(parameters: nnx.State):
     """``(diffusers tensor name, variable, axes or None)`` of every parameter."""
-    for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
+    for path, variable in nnx.to_flat_state(parameters):
         leaf, axes = _LEAVES[path[-1]]
         name = ".".join([*map(str, path[:-1]), leaf])
         yield name, variable, axes.get(len(variable.shape))
@@ -206,7 +206,8 @@ def _leaves(module: nnx.Module):
 
 def _fill(module: nnx.Module, path: Path) -> None:
     """Read ``path`` tensor by tensor into the parameters of ``module``."""
-    wanted = {name: (variable, axes) for name, variable, axes in _leaves(module)}
+    state = nnx.state(module, nnx.Param)
+    wanted = {name: (variable, axes) for name, variable, axes in _leaves(state)}
     filled: dict[str, Any] = {}
     try:
         with safe_open(path, framework="numpy") as file:
@@ -223,16 +224,9 @@ def _fill(module: nnx.Module, path: Path) -> None:
     missing = sorted(set(wanted) - set(filled))
     if missing:
         raise ValueError(f"{path}: {len(missing)} tensor(s) missing, the first is {missing[0]!r}")
-    state = nnx.state(module, nnx.Param)
-    for name, variable, _ in _leaves_of(state):
+    for name, (variable, _) in wanted.items():
         variable.set_value(filled[name])
     nnx.update(module, state)
-
-
-def _leaves_of(state: nnx.State):
-    for path, variable in nnx.to_flat_state(state):
-        leaf, axes = _LEAVES[path[-1]]
-        yield ".".join([*map(str, path[:-1]), leaf]), variable, axes
 
 
 def _current_name(key: str) -> str:
