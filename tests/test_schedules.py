@@ -4,6 +4,7 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler

@@ -49,6 +49,7 @@ def tiny_model(**changes):
         norm_num_groups=4,
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
+        mid_block_type=None,  # less to compile
         num_class_embeds=4,
     )
     return UNet2DModel(**(settings | changes), rngs=nnx.Rngs(0))
@@ -102,7 +103,7 @@ def test_loss_falls_and_is_reported_per_group(trained):
     lines = losses(trained[0])
     assert [line["step"] for line in lines] == [20, 40, 60]
     assert set(lines[0]["groups"]) == set(GROUPS)
-    # predicting zero costs 1; a network of 13,000 weights is below half of it within 60 steps
+    # predicting zero costs 1; even this network is well below it within 60 steps
     assert lines[0]["loss"] > 0.5
     assert lines[2]["loss"] < 0.6 * lines[0]["loss"]
 
