@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 SETTINGS_NAME = "settings.json"
+_PART = SETTINGS_NAME + ".part"  # left by a kill between writing and renaming
 
 
 def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> Path:
@@ -36,6 +37,8 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
             found = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} must hold a JSON object, got {type(found).__name__}")
         changed = sorted(
             k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k)
         )
@@ -45,7 +48,7 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
                 f"{folder} holds a run with other settings ({told}). "
                 f"Repeat those settings to resume it, or choose another directory"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and {entry.name for entry in folder.iterdir()} - {_PART}:
         raise FileExistsError(
             f"{folder} is not empty and holds no {what} run; choose another directory"
         )

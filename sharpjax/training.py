@@ -9,6 +9,7 @@ was not, bit for bit.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -261,6 +262,7 @@ def _claim(
         "model": model.config,
         "schedule": schedule.to_config(),
         "images": list(data.images.shape),
+        "images_sha256": hashlib.sha256(np.asarray(data.images).tobytes()).hexdigest(),
         "conditions": len(data.groups),
     }
     return claim(folder, wanted, what="training")

@@ -384,3 +384,13 @@ def test_summary_ranks_by_direction(tiny_model):
     assert summaries[0].rank_correlation[0] < -0.8
     assert summaries[1].rank_correlation[0] > 0.8
     assert summarize(records)[0].network is None
+
+
+def test_a_run_killed_while_claiming_its_directory_can_start_again(tmp_path):
+    from sharpjax.rundir import claim
+
+    (tmp_path / "settings.json.part").write_text('{"run"')
+    assert claim(tmp_path, {"run": "x"}, what="detect") == tmp_path
+    (tmp_path / "settings.json").write_text("[1]")
+    with pytest.raises(ValueError, match="must hold a JSON object"):
+        claim(tmp_path, {"run": "x"}, what="detect")

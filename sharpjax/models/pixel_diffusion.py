@@ -68,6 +68,8 @@ class PixelDiffusion:
                 f"{root / CONDITIONS_NAME}: {len(names)} conditions need {len(names) + 1} class "
                 f"embeddings (one is 'none'), unet has {unet.config['num_class_embeds']}"
             )
+        if unet.config["sample_size"] is None:
+            raise ValueError(f"{root / 'unet' / 'config.json'}: sample_size must be given")
         return cls(unet, schedule, tuple(names))
 
     def save_pretrained(self, directory: str | Path) -> Path:

@@ -1,0 +1,69 @@
+"""The bundled model: PyTorch loads it, its data are the real digits, its truth can be recomputed."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from diffusers import UNet2DModel as TorchUNet2DModel
+
+import sharpjax as sj
+from sharpjax import zoo
+from sharpjax.datasets.mnist import planted_digits
+from sharpjax.detection.truth import judge, read_truths, thresholds
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sj.load("mnist")
+
+
+def test_pytorch_loads_it_with_the_same_numbers(model):
+    theirs = TorchUNet2DModel.from_pretrained(zoo.find("mnist"), subfolder="unet").eval()
+    scheduler = DDIMScheduler.from_pretrained(zoo.find("mnist"), subfolder="scheduler")
+    np.testing.assert_allclose(
+        model.schedule.alphas**2, scheduler.alphas_cumprod, rtol=2e-4, atol=1e-7
+    )  # diffusers multiplies a thousand float32 factors
+    assert scheduler.config.prediction_type == model.schedule.prediction_type
+    x = np.random.default_rng(0).standard_normal((3, 1, 28, 28), dtype=np.float32)
+    t, labels = np.array([981, 500, 20]), np.array([0, 33, 60])
+    with torch.no_grad():
+        expected = theirs(torch.tensor(x), torch.tensor(t), class_labels=torch.tensor(labels))
+    ours = jax.jit(lambda unet: unet(x, t, class_labels=labels))(model.unet)
+    error = np.abs(np.asarray(ours) - expected.sample.numpy()).max()
+    assert error < 1e-4 * np.abs(expected.sample.numpy()).max()
+
+
+def test_training_set_is_the_planted_digits():
+    digits = planted_digits()
+    training_set = sj.detection.TrainingSet.load(zoo.find("mnist"))
+    np.testing.assert_array_equal(training_set.conditions, digits.conditions)
+    np.testing.assert_allclose(training_set.images, digits.images, atol=1e-6)
+
+
+def test_ground_truth_is_complete_and_its_thresholds_are_those_of_the_training_set(model):
+    truths = read_truths(zoo.find("mnist"))
+    assert tuple(truth.condition for truth in truths) == model.conditions
+    training_set = sj.detection.TrainingSet.load(zoo.find("mnist"))
+    found = thresholds(training_set, model.conditions)
+    for truth, size in zip(truths, np.asarray(training_set.set_sizes), strict=True):
+        assert truth.threshold == pytest.approx(found[truth.condition.split()[0]], abs=1e-6)
+        assert truth.set_size == size
+    verdicts = [truth.verdict for truth in truths]
+    assert verdicts.count("memorized") >= 10
+    assert verdicts.count("clean") >= 10
+
+
+@pytest.mark.parametrize("name", ["7 x1a", "7 x64"])
+def test_ground_truth_comes_out_again(model, name):
+    index = model.conditions.index(name)
+    truth = read_truths(zoo.find("mnist"))[index]
+    samples = model.sample(
+        [name] * truth.num_samples,
+        jax.random.fold_in(jax.random.key(0), index),
+        batch_size=truth.num_samples,
+    )
+    training_set = sj.detection.TrainingSet.load(zoo.find("mnist"))
+    again, _ = judge(samples, name, training_set.of(index), truth.threshold)
+    assert abs(again.num_copies - truth.num_copies) <= 1  # a sample at the threshold may flip
+    assert again.mean_similarity == pytest.approx(truth.mean_similarity, abs=2e-3)
