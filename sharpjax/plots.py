@@ -53,7 +53,7 @@ def roc_curves(
                 axes.plot(fpr, tpr, style, color=colour, linewidth=1.8, label=f"{who} {label}")
         axes.set(title=name.replace("@", "\nat t = "), xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.title.set_fontsize(10)
-        axes.legend(loc="lower right", fontsize=7.5, frameon=False)
+        axes.legend(loc="best", fontsize=7.5, frameon=False)
     figure.supxlabel("false-positive rate", fontsize=10)
     figure.supylabel("true-positive rate", fontsize=10)
     return _save(figure, path)

@@ -68,15 +68,9 @@ def evaluate(
             "detection needs both classes, "
             f"got {len(positive)} memorized and {len(negative)} others"
         )
-    rng = np.random.default_rng(seed)
-    draws = np.array(
-        [
-            _figures(rng.choice(positive, len(positive)), rng.choice(negative, len(negative)))
-            for _ in range(num_bootstrap)
-        ]
-    )
+    draws = _bootstrap(positive, negative, num_bootstrap, np.random.default_rng(seed))
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    auc, tpr = _figures(positive, negative)
+    auc, tpr = float(roc_auc_score(memorized, scores)), tpr_at_fpr(positive, negative)
     return Evaluation(
         Interval(auc, low[0], high[0]),
         Interval(tpr, low[1], high[1]),
@@ -101,10 +95,24 @@ def tpr_at_fpr(positive: np.ndarray, negative: np.ndarray, *, limit: float = 0.0
     return float(np.mean(positive > np.sort(negative)[::-1][allowed]))
 
 
-def _figures(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
-    labels = np.repeat([1, 0], [len(positive), len(negative)])
-    auc = roc_auc_score(labels, np.concatenate([positive, negative]))
-    return float(auc), tpr_at_fpr(positive, negative)
+def _bootstrap(
+    positive: np.ndarray, negative: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """AUC and TPR of resamples, ``(count, 2)``.
+
+    The AUC is the mean over pairs of ``[p > n] + [p = n]/2`` (Mann & Whitney 1947), so that of a
+    resample is the same table averaged with the resample's multiplicities.
+    """
+    wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+    p = rng.integers(len(positive), size=(count, len(positive)))
+    n = rng.integers(len(negative), size=(count, len(negative)))
+    draws = np.empty((count, 2))
+    for row in range(count):
+        draws[row] = (
+            wins[np.ix_(p[row], n[row])].mean(),
+            tpr_at_fpr(positive[p[row]], negative[n[row]]),
+        )
+    return draws
 
 
 def spearman(values: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:

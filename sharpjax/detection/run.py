@@ -141,7 +141,11 @@ def detect(
                     training_set, model.schedule, jnp.asarray(labels)[padded], states,
                     first_step=first_step, settings=settings,
                 )  # fmt: skip
-            columns = jax.tree.map(np.asarray, columns)
+            order = settings.names(first_step)
+            columns = {
+                who: {name: np.asarray(values[name]) for name in order}
+                for who, values in columns.items()
+            }
             records = [
                 {"condition": conditions[i]}
                 | {who: {k: v[j].tolist() for k, v in c.items()} for who, c in columns.items()}
