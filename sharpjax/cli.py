@@ -184,7 +184,8 @@ def train_mnist(
 ) -> None:
     """Train the digits' model: 60 conditions with training sets of 1 to 256 images.
 
-    About three quarters of an hour on two CPU cores.  Needs the digits: pip install "sharpjax[datasets]".
+    About three quarters of an hour on two CPU cores.  Needs the digits:
+    pip install "sharpjax[datasets]".
     """
     # One device a core: small convolutions keep two one-thread devices busier than one with two.
     jax.config.update("jax_num_cpu_devices", math.gcd(batch, len(os.sched_getaffinity(0))))

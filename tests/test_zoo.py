@@ -1,4 +1,4 @@
-"""The bundled model: PyTorch loads it, its data are the real digits, its truth can be recomputed."""
+"""The bundled model: PyTorch loads it, its data are real digits, its truth comes out again."""
 
 import jax
 import numpy as np
