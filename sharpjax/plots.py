@@ -97,7 +97,8 @@ def dose_response(
             axes.plot(sizes * jitter, data, ".", color=colour, alpha=0.35, markersize=4)
             means = [data[sizes == level].mean() for level in levels]
             errors = [
-                data[sizes == level].std(ddof=1) / np.sqrt(np.sum(sizes == level))
+                data[sizes == level].std(ddof=int(np.sum(sizes == level) > 1))
+                / np.sqrt(np.sum(sizes == level))
                 for level in levels
             ]
             axes.errorbar(

@@ -124,7 +124,9 @@ def summary_table(summaries: Sequence[run.Summary]) -> Table:
 
 
 def _correlation(value: tuple[float, float] | None) -> str:
-    return "-" if value is None else f"{value[0]:+.2f} (p = {value[1]:.1g})"
+    if value is None or np.isnan(value[0]):
+        return "-"
+    return f"{value[0]:+.2f} (p = {value[1]:.1g})"
 
 
 def remarks(summaries: Sequence[run.Summary], truths: Sequence[Truth] | None) -> list[str]:
@@ -133,7 +135,7 @@ def remarks(summaries: Sequence[run.Summary], truths: Sequence[Truth] | None) ->
     if truths is not None:
         verdicts = [truth.verdict for truth in truths]
         lines.append(
-            f"Ground truth by generation: {verdicts.count('memorized')} conditions memorized, "
+            f"Conditions by ground truth (generation): {verdicts.count('memorized')} memorized, "
             f"{verdicts.count('clean')} clean, {verdicts.count('between')} between (left out)."
         )
     figures = summaries[0].network
@@ -141,7 +143,7 @@ def remarks(summaries: Sequence[run.Summary], truths: Sequence[Truth] | None) ->
         lines.append("No ROC: the ground truth of both classes is not known for these conditions.")
     elif figures.num_negative < 200:
         lines.append(
-            f"With {figures.num_negative} negatives the false-positive rate moves in steps of "
+            f"Clean conditions: {figures.num_negative}; the false-positive rate moves in steps of "
             f"{1 / figures.num_negative:.1%}, so TPR at FPR ≤ 1% allows "
             f"{int(0.01 * figures.num_negative)} false positives."
         )
@@ -190,7 +192,9 @@ def dose_table(records, set_sizes: np.ndarray, truths: Sequence[Truth] | None) -
         for level in levels:
             rows = set_sizes == level
             values = run.means(records, "network", name)[rows]
-            cell = f"{values.mean():.3g} ± {values.std(ddof=1) / np.sqrt(rows.sum()):.1g}"
+            cell = f"{values.mean():.3g}"
+            if len(values) > 1:  # one condition has no spread
+                cell += f" ± {values.std(ddof=1) / np.sqrt(len(values)):.1g}"
             if "oracle" in records[0]:
                 cell += f" | {run.means(records, 'oracle', name)[rows].mean():.3g}"
             cells.append(cell)
@@ -201,8 +205,10 @@ def dose_table(records, set_sizes: np.ndarray, truths: Sequence[Truth] | None) -
 def write_sample_grid(
     folder: Path, truths: Sequence[Truth], training_set: TrainingSet, *, count: int = 10
 ) -> Path:
-    """``samples.png``: two digits of every set size, samples over nearest training images."""
-    shown = [i for i, truth in enumerate(truths) if truth.condition.split()[0] in ("2", "7")]
+    """``samples.png``: all sets of two digits, samples over their nearest training images."""
+    groups = [truth.condition.split()[0] for truth in truths]
+    chosen = {"2", "7"} & set(groups) or set(sorted(set(groups))[:2])
+    shown = [index for index, group in enumerate(groups) if group in chosen]
     rows = []
     for index in shown:
         truth, references = truths[index], training_set.of(index)

@@ -113,7 +113,6 @@ def test_version_and_help():
         (("detect", "--probes", 0), "num_probes must be at least 1"),
         (("detect", "--batch", 0), "batch_size must be at least 1"),
         (("ground-truth", "--samples", 1), "num_samples must be at least 2"),
-        (("train", "mnist", "--steps", 0), "steps must be at least 1"),
     ],
 )
 def test_mistakes_are_one_clear_line(arguments, message, monkeypatch, capsys, tmp_path):
@@ -123,6 +122,13 @@ def test_mistakes_are_one_clear_line(arguments, message, monkeypatch, capsys, tm
     assert message in told
     assert "Traceback" not in told
     assert not list(tmp_path.iterdir()), "a mistake must not leave a directory behind"
+
+
+def test_train_mistake_is_one_clear_line(tmp_path):
+    run = sharpjax("train", "mnist", "--steps", 0, cwd=tmp_path)  # a process: it sets up devices
+    assert run.returncode == 1
+    assert run.stderr.strip() == "error: steps must be at least 1, got 0"
+    assert not list(tmp_path.iterdir())
 
 
 def test_directories_that_cannot_be_used(monkeypatch, capsys, tmp_path):

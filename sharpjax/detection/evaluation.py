@@ -116,7 +116,12 @@ def _bootstrap(
 
 
 def spearman(values: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
-    """Rank correlation of a statistic with the set size, and its two-sided p-value."""
+    """Rank correlation of a statistic with the set size, and its two-sided p-value.
+
+    NaN where nothing can be ranked: fewer than three conditions, or all of one size or value.
+    """
+    if len(values) < 3 or len(np.unique(sizes)) < 2 or len(np.unique(values)) < 2:
+        return float("nan"), float("nan")
     result = stats.spearmanr(values, sizes)
     return float(result.statistic), float(result.pvalue)
 

@@ -126,7 +126,11 @@ def detect(
         what="detect",
     )
     path = folder / RESULTS_NAME
-    done = {record["condition"]: record for record in read_lines(path)}
+    done = {}
+    for number, record in enumerate(read_lines(path), 1):
+        if not {"condition", "network"} <= record.keys() or record["condition"] not in conditions:
+            raise ValueError(f"{path}, line {number} is not a record of this run: {record}"[:300])
+        done[record["condition"]] = record
     todo = [i for i, name in enumerate(conditions) if name not in done]
     with progress("detecting", total=len(conditions), done=len(done)) as bar:
         for start in range(0, len(todo), batch_size):
