@@ -7,13 +7,13 @@ score is not exactly a gradient, so `J` and `J^T` differ, and `asymmetry` says b
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from sharpjax._types import Array, ArrayLike, Matvec, Score
+from sharpjax.curvature.validation import check_finite, positive_integer
 
 __all__ = ["Jacobian", "asymmetry", "hessian", "jacobian"]
 
@@ -54,21 +54,49 @@ class Jacobian:
         """`(J + J^T) v / 2`: one tangent and one cotangent."""
         return 0.5 * (self.mv(v) + self.rmv(v))
 
-    def dense(self, *, chunk_size: int | None = None) -> Array:
+    def dense(self, *, chunk_size: int | None = None, memory_budget: int | None = None) -> Array:
         """The matrix `J` on the flattened coordinates, `(d, d)`: d tangents.
 
         Args:
             chunk_size: tangents computed at once, which bounds the memory; 64 by default. It need
                 not divide d.
+            memory_budget: bytes for the matrix and the tangents in flight, instead of a chunk
+                size: the compiler is asked what one tangent takes.
 
         Raises:
-            ValueError: `chunk_size` not a positive integer.
+            ValueError: `chunk_size` not a positive integer; both options given; a budget below the
+                matrix and one tangent; a tangent that is not finite.
         """
-        return _dense(self.tangent_map, self.point, chunk_size=_chunk(chunk_size))
+        size = self._chunk(chunk_size, memory_budget, results=self.point.size**2)
+        matrix = _dense(self.tangent_map, self.point, chunk_size=size)
+        check_finite("The Jacobian", matrix)
+        return matrix
 
-    def diagonal(self, *, chunk_size: int | None = None) -> Array:
+    def diagonal(self, *, chunk_size: int | None = None, memory_budget: int | None = None) -> Array:
         """The diagonal of `dense()`, `(d,)`, without storing the matrix: d tangents."""
-        return _diagonal(self.tangent_map, self.point, chunk_size=_chunk(chunk_size))
+        size = self._chunk(chunk_size, memory_budget, results=self.point.size)
+        entries = _diagonal(self.tangent_map, self.point, chunk_size=size)
+        check_finite("The Jacobian's diagonal", entries)
+        return entries
+
+    def _chunk(self, chunk_size: int | None, memory_budget: int | None, *, results: int) -> int:
+        """How many tangents at once, beside `results` numbers that are kept."""
+        if memory_budget is None:
+            size = _DEFAULT_CHUNK if chunk_size is None else chunk_size
+            return positive_integer("chunk_size", size)
+        if chunk_size is not None:
+            raise ValueError("Give chunk_size or memory_budget, not both.")
+        memory_budget = positive_integer("memory_budget", memory_budget)
+        kept = results * self.point.dtype.itemsize
+        program = _forward.lower(self.tangent_map, self.point).compile().memory_analysis()
+        tangent = program.temp_size_in_bytes + 2 * self.point.nbytes
+        if memory_budget < kept + tangent:
+            raise ValueError(
+                f"memory_budget={memory_budget} bytes is too small: the result takes {kept} and "
+                f"one tangent {tangent}; give at least {kept + tangent} bytes, or use an "
+                "estimator (trace, lanczos) that forms no matrix."
+            )
+        return min(self.point.size, (memory_budget - kept) // tangent)
 
     def _vector(self, v: ArrayLike, like: Array) -> Array:
         v = jnp.asarray(v)
@@ -92,7 +120,8 @@ def jacobian(score: Score, x: ArrayLike) -> Jacobian:
         x: the point, any shape, real floating dtype.
 
     Raises:
-        ValueError: `x` is not real floating, or `score(x)` has another shape than `x`.
+        ValueError: `x` is not real floating; `score(x)` has another shape than `x`; either is not
+            finite (where it is known: not under `jit` or `vmap`).
 
     >>> import jax.numpy as jnp
     >>> J = jacobian(lambda x: jnp.array([[0.0, 2.0], [1.0, 0.0]]) @ x, jnp.ones(2))
@@ -102,6 +131,7 @@ def jacobian(score: Score, x: ArrayLike) -> Jacobian:
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"x must hold real floating numbers, got dtype {x.dtype}.")
+    check_finite("x", x)
     if jax.tree_util.all_leaves([score]):  # a plain callable, not a pytree
         value, tangent_map = jax.jit(lambda x: jax.linearize(score, x))(x)
     else:
@@ -109,12 +139,19 @@ def jacobian(score: Score, x: ArrayLike) -> Jacobian:
     if getattr(value, "shape", None) != x.shape:
         raise ValueError(
             f"score(x) must have the shape of x, {x.shape}, got {jax.tree.map(jnp.shape, value)}; "
-            "a score takes one point without a batch axis."
+            "a score takes one point without a batch axis (curvature.at_points takes a batch)."
         )
+    check_finite("score(x)", value)
     return Jacobian(x, value, tangent_map)
 
 
-def hessian(score: Score, x: ArrayLike, *, chunk_size: int | None = None) -> Array:
+def hessian(
+    score: Score,
+    x: ArrayLike,
+    *,
+    chunk_size: int | None = None,
+    memory_budget: int | None = None,
+) -> Array:
     """The dense Jacobian of the score, `(d, d)` on the flattened coordinates, units 1/sigma^2.
 
     For an exact score this is the Hessian of `log p`; that of a learned score is returned as it is,
@@ -124,16 +161,17 @@ def hessian(score: Score, x: ArrayLike, *, chunk_size: int | None = None) -> Arr
         score: maps one point to its score, same shape out.
         x: the point, any shape.
         chunk_size: tangents computed at once; 64 by default.
+        memory_budget: bytes that decide it instead, as in `Jacobian.dense`.
 
     Raises:
-        ValueError: as `jacobian`; `chunk_size` not a positive integer.
+        ValueError: as `jacobian` and `Jacobian.dense`.
 
     >>> import jax.numpy as jnp
     >>> hessian(lambda x: -x * x, jnp.array([1.0, 3.0]))
     Array([[-2.,  0.],
            [ 0., -6.]], dtype=float32)
     """
-    return jacobian(score, x).dense(chunk_size=chunk_size)
+    return jacobian(score, x).dense(chunk_size=chunk_size, memory_budget=memory_budget)
 
 
 def asymmetry(J: Jacobian | ArrayLike) -> Array:
@@ -167,22 +205,7 @@ def chunked_map(function: Callable, indices: Array, chunk_size: int) -> Array:
     chunk_size = -(-count // num_chunks)
     padded = jnp.pad(indices, (0, num_chunks * chunk_size - count), constant_values=count)
     out = jax.lax.map(jax.vmap(function), padded.reshape(num_chunks, chunk_size))
-    return out.reshape(-1, *out.shape[2:])[:count]
-
-
-def positive_integer(name: str, count: int) -> int:
-    """`count` as an int, or a ValueError that names it."""
-    try:
-        valid = not isinstance(count, bool) and operator.index(count) >= 1
-    except TypeError:
-        valid = False
-    if not valid:
-        raise ValueError(f"{name} must be an integer >= 1, got {count!r}.")
-    return operator.index(count)
-
-
-def _chunk(chunk_size: int | None) -> int:
-    return positive_integer("chunk_size", _DEFAULT_CHUNK if chunk_size is None else chunk_size)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], out)
 
 
 # Compiled here once: a Jacobian is an argument, so another point, another prompt or another set of

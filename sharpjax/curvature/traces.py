@@ -5,18 +5,17 @@ rescaled: `tr H = (tr K - d)/sigma^2`.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from matfree import stochtrace
-from scipy.special import stdtrit
 
 from sharpjax._types import Array, ArrayLike, Score
-from sharpjax.curvature.operators import Jacobian, chunked_map, jacobian, positive_integer
+from sharpjax.curvature.estimate import Estimate
+from sharpjax.curvature.operators import Jacobian, chunked_map, jacobian
+from sharpjax.curvature.validation import noise_level, positive_integer
 
-__all__ = ["Estimate", "effective_dimension", "trace"]
+__all__ = ["effective_dimension", "trace"]
 
 _SAMPLERS = {
     "signs": stochtrace.sampler_signs,
@@ -25,97 +24,6 @@ _SAMPLERS = {
 }
 _METHODS = ("hutchinson", "exact")
 _DEFAULT_BATCH = 32
-
-
-@jax.tree_util.register_pytree_node_class
-class Estimate:
-    """A number, how sure it is, and what it cost.
-
-    Attributes:
-        value: the mean of the samples, or the exact value.
-        standard_error: of `value`, in its units; 0 if exact. Asking for that of a single sample is
-            a ValueError.
-        num_samples: independent samples behind `value`; 0 if it is exact.
-        num_matvecs: products with the Jacobian that were spent.
-
-    >>> import jax.numpy as jnp
-    >>> estimate = Estimate.from_samples(jnp.array([1.0, 2.0, 3.0]), num_matvecs=3)
-    >>> estimate
-    Estimate(2 ± 0.58, num_samples=3, num_matvecs=3)
-    >>> low, high = estimate.interval(level=0.95)
-    >>> print(f"{low:.3f} {high:.3f}")
-    -0.484 4.484
-    """
-
-    def __init__(
-        self,
-        value: ArrayLike,
-        standard_error: ArrayLike | None,
-        num_samples: int,
-        num_matvecs: int,
-    ):
-        self.value = value
-        self._standard_error = standard_error
-        self.num_samples = num_samples
-        self.num_matvecs = num_matvecs
-
-    @classmethod
-    def from_samples(cls, samples: Array, *, num_matvecs: int) -> "Estimate":
-        """The mean of independent samples (first axis) and its standard error.
-
-        The variance has `n - 1` in its denominator, as Student's t expects. One sample is allowed,
-        and then only its standard error is missing.
-        """
-        n = len(samples)
-        error = jnp.std(samples, axis=0, ddof=1) / math.sqrt(n) if n > 1 else None
-        return cls(jnp.mean(samples, axis=0), error, n, num_matvecs)
-
-    @property
-    def standard_error(self) -> Array:
-        """The standard error of `value`; ValueError for a single sample."""
-        if self._standard_error is None:
-            raise ValueError(
-                "One sample has no standard error: its spread is unknown. "
-                "Use at least 2 samples (num_matvecs >= 2)."
-            )
-        return self._standard_error
-
-    def interval(self, level: float = 0.95) -> tuple[Array, Array]:
-        """`value ± q standard_error`, with q from Student's t of `num_samples - 1` degrees.
-
-        Args:
-            level: the nominal probability of covering the truth, between 0 and 1.
-
-        Raises:
-            ValueError: a level outside (0, 1), or a single sample.
-        """
-        if not 0 < level < 1:
-            raise ValueError(f"level must be between 0 and 1, got {level!r}; for 95% write 0.95.")
-        error = self.standard_error
-        if self.num_samples > 1:
-            error = float(stdtrit(self.num_samples - 1, 0.5 + 0.5 * level)) * error
-        return self.value - error, self.value + error
-
-    def __repr__(self) -> str:
-        counts = f"num_samples={self.num_samples}, num_matvecs={self.num_matvecs}"
-        return f"Estimate({_format(self.value, self._standard_error)}, {counts})"
-
-    def tree_flatten(self):
-        """The arrays, and what is static: the counts."""
-        return (self.value, self._standard_error), (self.num_samples, self.num_matvecs)
-
-    @classmethod
-    def tree_unflatten(cls, counts, leaves):
-        """The inverse of `tree_flatten`."""
-        return cls(*leaves, *counts)
-
-
-def _format(value, error) -> str:
-    try:
-        text = f"{float(value):.6g}"
-        return text if error is None else f"{text} ± {float(error):.2g}"
-    except (TypeError, ValueError, jax.errors.JAXTypeError):  # a batch, a trace, or tree plumbing
-        return f"value={value}, standard_error={error}"
 
 
 def trace(
@@ -174,7 +82,7 @@ def trace(
         return _exact(jnp.sum(J.diagonal(chunk_size=batch_size)), J)
     if sigma is None:
         return Estimate.from_samples(_hutchinson(J, key, **probes), num_matvecs=num_matvecs)
-    sigma = _noise(sigma)
+    sigma = noise_level(sigma)
     samples = (_hutchinson(J, key, sigma, **probes) - J.point.size) / sigma**2
     return Estimate.from_samples(samples, num_matvecs=num_matvecs)
 
@@ -215,7 +123,7 @@ def effective_dimension(
     Estimate(0 ± 0, num_samples=32, num_matvecs=32)
     """
     probes = _check(method, sampler, key, num_matvecs, batch_size)
-    sigma = _noise(sigma)
+    sigma = noise_level(sigma)
     J = jacobian(score, x)
     if method == "exact":
         return _exact(jnp.sum(1.0 + sigma**2 * J.diagonal(chunk_size=batch_size)), J)
@@ -261,12 +169,3 @@ def _check(method, sampler, key, num_matvecs, batch_size) -> dict:
     batch_size = _DEFAULT_BATCH if batch_size is None else batch_size
     batch_size = positive_integer("batch_size", batch_size)
     return {"num_matvecs": num_matvecs, "sampler": sampler, "batch_size": batch_size}
-
-
-def _noise(sigma: ArrayLike) -> Array:
-    """A valid noise level; under a trace only its shape can be checked."""
-    if np.shape(sigma) != ():
-        raise ValueError(f"sigma must be one number, got shape {np.shape(sigma)}; use jax.vmap.")
-    if not isinstance(sigma, jax.core.Tracer) and not 0 < sigma < math.inf:
-        raise ValueError(f"sigma must be finite and > 0, got {sigma!r}.")
-    return sigma

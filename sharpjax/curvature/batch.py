@@ -1,0 +1,105 @@
+"""An estimator at every point of a batch."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpjax._types import Array, ArrayLike, Score
+from sharpjax.curvature.operators import chunked_map
+from sharpjax.curvature.validation import positive_integer
+
+__all__ = ["at_points"]
+
+
+def at_points(
+    estimator: Callable[..., Any],
+    score: Score,
+    points: ArrayLike,
+    *,
+    key: Array | None = None,
+    common_probes: bool = False,
+    points_at_once: int = 8,
+    **options: Any,
+) -> Any:
+    """What `estimator(score, x, **options)` returns, for every `x` of a batch.
+
+    Args:
+        estimator: any function of this package that takes `(score, x)`.
+        score: maps one point to its score; no batch axis. As a pytree callable (see `Score`) it
+            is compiled once for all of its arrays.
+        points: `(n, *shape)`.
+        key: PRNG key, for an estimator that draws. Point i gets `fold_in(key, i)`, so neither the
+            number of points nor `points_at_once` changes its draws.
+        common_probes: give every point `key` itself instead, so that what the points share
+            cancels from their differences.
+        points_at_once: by `vmap`, which bounds the memory.
+        **options: of the estimator. Numbers and arrays are the same for all points.
+
+    Returns:
+        The estimator's result with a first axis of n on every array.
+
+    Raises:
+        ValueError: as the estimator; where a result is not finite, the first such point's index is
+            named, with what the estimator says of it alone.
+
+    >>> import jax.numpy as jnp
+    >>> from sharpjax.curvature import trace
+    >>> at_points(trace, lambda x: -x**3, jnp.array([[1.0], [2.0]]), method="exact").value
+    Array([ -3., -12.], dtype=float32)
+    """
+    points = jnp.asarray(points)
+    if points.ndim < 1 or len(points) == 0:
+        raise ValueError(
+            f"points must have shape (n, *shape) with n >= 1, got {points.shape}; "
+            "for one point call the estimator itself."
+        )
+    points_at_once = positive_integer("points_at_once", points_at_once)
+    is_dynamic = {
+        name: isinstance(v, float | jax.Array | np.ndarray) for name, v in options.items()
+    }
+    dynamic = {name: v for name, v in options.items() if is_dynamic[name]}
+    static = tuple((name, v) for name, v in options.items() if not is_dynamic[name])
+    arguments = (points, key, dynamic)
+    settings = (estimator, common_probes, points_at_once, static)
+    if jax.tree_util.all_leaves([score]):  # a closure: never answered from a stale program
+        results = jax.jit(lambda *a: _run(score, *a, *settings))(*arguments)
+    else:
+        results = _compiled(score, *arguments, *settings)
+    _name_the_point(results, estimator, score, points, key, common_probes, options)
+    return results
+
+
+def _run(score, points, key, dynamic, estimator, common_probes, points_at_once, static):
+    def one(i):
+        options = dynamic | dict(static)
+        if key is not None:
+            options["key"] = key if common_probes else jax.random.fold_in(key, i)
+        return estimator(score, points[i], **options)
+
+    return chunked_map(one, jnp.arange(len(points)), points_at_once)
+
+
+_compiled = functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))(_run)
+
+
+def _name_the_point(results, estimator, score, points, key, common_probes, options) -> None:
+    leaves = [leaf for leaf in jax.tree.leaves(results) if not isinstance(leaf, jax.core.Tracer)]
+    leaves = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    bad = np.zeros(len(points), bool)
+    for leaf in leaves:
+        bad |= ~np.isfinite(np.asarray(leaf)).reshape(len(points), -1).all(axis=1)
+    if not bad.any():
+        return
+    i = int(np.argmax(bad))
+    if key is not None:
+        options = options | {"key": key if common_probes else jax.random.fold_in(key, i)}
+    try:
+        estimator(score, points[i], **options)
+        said = "the result is not finite"
+    except ValueError as error:
+        said = str(error)
+    raise ValueError(f"Point {i} of {len(points)} ({int(bad.sum())} fail): {said}")

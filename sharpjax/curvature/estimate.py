@@ -1,0 +1,112 @@
+"""A number with its standard error and its cost."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from scipy.special import stdtrit
+
+from sharpjax._types import Array, ArrayLike
+
+__all__ = ["Estimate"]
+
+
+@jax.tree_util.register_pytree_node_class
+class Estimate:
+    """A number, how sure it is, and what it cost.
+
+    Attributes:
+        value: the mean of the samples, or the exact value.
+        standard_error: of `value`, in its units; 0 if exact. Asking for that of a single sample is
+            a ValueError.
+        num_samples: independent samples behind `value`; 0 if it is exact.
+        num_matvecs: products with the Jacobian that were spent.
+        stopped: why an adaptive estimate ended, "tolerance" (it is as sure as was asked) or
+            "budget" (it is not: more products were not allowed); None if nothing was asked.
+
+    >>> import jax.numpy as jnp
+    >>> estimate = Estimate.from_samples(jnp.array([1.0, 2.0, 3.0]), num_matvecs=3)
+    >>> estimate
+    Estimate(2 ± 0.58, num_samples=3, num_matvecs=3)
+    >>> low, high = estimate.interval(level=0.95)
+    >>> print(f"{low:.3f} {high:.3f}")
+    -0.484 4.484
+    """
+
+    def __init__(
+        self,
+        value: ArrayLike,
+        standard_error: ArrayLike | None,
+        num_samples: int,
+        num_matvecs: int,
+        stopped: str | None = None,
+    ):
+        self.value = value
+        self._standard_error = standard_error
+        self.num_samples = num_samples
+        self.num_matvecs = num_matvecs
+        self.stopped = stopped
+
+    @classmethod
+    def from_samples(cls, samples: Array, *, num_matvecs: int) -> "Estimate":
+        """The mean of independent samples (first axis) and its standard error.
+
+        The variance has `n - 1` in its denominator, as Student's t expects. One sample is allowed,
+        and then only its standard error is missing.
+        """
+        n = len(samples)
+        error = jnp.std(samples, axis=0, ddof=1) / math.sqrt(n) if n > 1 else None
+        return cls(jnp.mean(samples, axis=0), error, n, num_matvecs)
+
+    @property
+    def standard_error(self) -> Array:
+        """The standard error of `value`; ValueError for a single sample."""
+        if self._standard_error is None:
+            raise ValueError(
+                "One sample has no standard error: its spread is unknown. "
+                "Use at least 2 samples (num_matvecs >= 2)."
+            )
+        return self._standard_error
+
+    def interval(self, level: float = 0.95) -> tuple[Array, Array]:
+        """`value ± q standard_error`, with q from Student's t of `num_samples - 1` degrees.
+
+        Args:
+            level: the nominal probability of covering the truth, between 0 and 1.
+
+        Raises:
+            ValueError: a level outside (0, 1), or a single sample.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must be between 0 and 1, got {level!r}; for 95% write 0.95.")
+        error = self.standard_error
+        if self.num_samples > 1:
+            error = float(stdtrit(self.num_samples - 1, 0.5 + 0.5 * level)) * error
+        return self.value - error, self.value + error
+
+    def __repr__(self) -> str:
+        counts = f"num_samples={self.num_samples}, num_matvecs={self.num_matvecs}"
+        if self.stopped is not None:
+            counts += f", stopped={self.stopped!r}"
+        return f"Estimate({_format(self.value, self._standard_error)}, {counts})"
+
+    def tree_flatten(self):
+        """The arrays, and what is static: the counts and the reason to stop."""
+        return (self.value, self._standard_error), (
+            self.num_samples,
+            self.num_matvecs,
+            self.stopped,
+        )
+
+    @classmethod
+    def tree_unflatten(cls, static, leaves):
+        """The inverse of `tree_flatten`."""
+        return cls(*leaves, *static)
+
+
+def _format(value, error) -> str:
+    try:
+        text = f"{float(value):.6g}"
+        return text if error is None else f"{text} ± {float(error):.2g}"
+    except (TypeError, ValueError, jax.errors.JAXTypeError):  # a batch, a trace, or tree plumbing
+        return f"value={value}, standard_error={error}"
