@@ -92,6 +92,18 @@ def test_chunks_need_not_divide_the_dimension(chunk_size):
     close(curvature.hessian(score, x, chunk_size=chunk_size), dense, np.float32)
 
 
+def test_a_memory_budget_decides_the_chunk():
+    """All of the matrix and at least one tangent fit in what the error message asks for."""
+    score, x, _, dense = setting(np.float32)
+    with pytest.raises(ValueError, match="too small") as refused:
+        curvature.hessian(score, x, memory_budget=6 * 6 * 4)
+    least = int(re.search(r"at least (\d+) bytes", str(refused.value))[1])
+    for budget in (least, 10 * least):
+        close(curvature.hessian(score, x, memory_budget=budget), dense, np.float32)
+    values = curvature.eigenvalues(score, x, memory_budget=least)
+    close(values, np.linalg.eigvalsh(0.5 * (dense + dense.T)), np.float32)
+
+
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
 def test_transpose_is_the_adjoint(seed):
@@ -356,6 +368,20 @@ def test_bad_trace_options(function, options, message):
         (lambda: curvature.jacobian(lambda x: x, jnp.ones(3)).mv(jnp.ones(4)), r"shape \(4,\)"),
         (lambda: curvature.jacobian(lambda x: x, jnp.ones(3)).rmv(jnp.ones((2, 3))), "vmap"),
         (lambda: curvature.hessian(lambda x: x, jnp.ones(3), chunk_size=0), "chunk_size.*got 0"),
+        (lambda: curvature.hessian(jnp.log, jnp.zeros(3)), r"score\(x\) is not finite: 3 of 3"),
+        (lambda: curvature.hessian(jnp.log, jnp.full(3, jnp.nan)), "x is not finite"),
+        (
+            lambda: curvature.hessian(jnp.sqrt, jnp.array([1.0, 0.0])),  # an infinite slope
+            r"The Jacobian is not finite: 1 of 4 entries, the first at index \(1, 1\)",
+        ),
+        (
+            lambda: curvature.hessian(jnp.sin, jnp.ones(9), memory_budget=300),
+            r"memory_budget=300 bytes is too small: the result takes 324 .* at least \d+ bytes",
+        ),
+        (
+            lambda: curvature.hessian(jnp.sin, jnp.ones(9), memory_budget=9**9, chunk_size=2),
+            "chunk_size or memory_budget, not both",
+        ),
         (lambda: curvature.eigenvalues(lambda x: x, jnp.ones(3), chunk_size=1.5), "chunk_size"),
         (lambda: curvature.asymmetry(jnp.ones((2, 3))), r"square matrix.*\(2, 3\)"),
         (lambda: Estimate(0.0, 1.0, 5, 5).interval(95), "level must be between 0 and 1, got 95"),

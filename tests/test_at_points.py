@@ -1,0 +1,96 @@
+"""A batch of points: the same numbers as one by one, and the bad point named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from sharpjax import curvature
+from sharpjax.densities import GaussianMixture
+
+POINTS = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+
+
+def cubic(scale, x):
+    return -scale * x**3
+
+
+def logarithm(x):
+    return jnp.log(x)
+
+
+@pytest.fixture(scope="module")
+def score():
+    spread = 0.3 * np.eye(2, dtype=np.float32)
+    return GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [spread] * 2).score
+
+
+@pytest.mark.parametrize("points_at_once", [1, 2, 8])
+def test_each_point_gets_its_own_probes_whatever_the_batch(score, points_at_once):
+    key = jax.random.key(3)
+    options = {"sampler": "normal", "num_matvecs": 8}
+    many = curvature.at_points(
+        curvature.trace, score, POINTS, key=key, points_at_once=points_at_once, **options
+    )
+    alone = [
+        curvature.trace(score, x, key=jax.random.fold_in(key, i), **options)
+        for i, x in enumerate(POINTS)
+    ]
+    np.testing.assert_allclose(many.value, [e.value for e in alone], rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        many.standard_error, [e.standard_error for e in alone], rtol=2e-5, atol=1e-5
+    )
+    assert (many.num_samples, many.num_matvecs) == (8, 8)
+
+
+def test_common_probes_cancel_what_points_share():
+    """A score of constant curvature: with common probes all points have the same error."""
+    matrix = jnp.asarray([[-2.0, 1.0], [1.0, -3.0]])
+    score, options = Partial(jnp.matmul, matrix), {"key": jax.random.key(0), "num_matvecs": 2}
+    own = curvature.at_points(curvature.trace, score, POINTS, **options)
+    common = curvature.at_points(curvature.trace, score, POINTS, common_probes=True, **options)
+    assert np.ptp(common.value) == 0
+    assert np.ptp(own.value) > 0.5
+
+
+def test_any_estimator_and_any_result(score):
+    H = curvature.at_points(curvature.hessian, score, POINTS)
+    values = curvature.at_points(curvature.eigenvalues, score, POINTS)
+    assert (H.shape, values.shape) == ((5, 2, 2), (5, 2))
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(H), rtol=1e-4, atol=1e-4)
+
+
+def test_another_score_of_the_same_kind_is_not_compiled_again():
+    traced = []
+
+    def counted(scale, x):
+        traced.append(1)
+        return cubic(scale, x)
+
+    for scale in (1.0, 2.0):
+        result = curvature.at_points(
+            curvature.trace, Partial(counted, scale), POINTS, method="exact", sigma=0.5 * scale
+        )
+        np.testing.assert_allclose(result.value, -3 * scale * np.sum(POINTS**2, 1), rtol=1e-4)
+    assert len(traced) == 1
+
+
+def test_the_bad_point_is_named():
+    points = np.array([[1.0, 2.0], [3.0, 0.0], [1.0, 1.0], [np.nan, 1.0]], np.float32)
+    for estimator, options in ((curvature.trace, {"method": "exact"}), (curvature.hessian, {})):
+        with pytest.raises(ValueError, match=r"Point 1 of 4 \(2 fail\): score\(x\) is not finite"):
+            curvature.at_points(estimator, Partial(logarithm), points, **options)
+    with pytest.raises(ValueError, match=r"Point 0 of 1 \(1 fail\): x is not finite"):
+        curvature.at_points(curvature.hessian, Partial(logarithm), points[3:])
+
+
+@pytest.mark.parametrize("points", [np.float32(1), np.zeros((0, 2), np.float32)])
+def test_no_points(points):
+    with pytest.raises(ValueError, match=r"shape \(n, \*shape\) with n >= 1"):
+        curvature.at_points(curvature.hessian, logarithm, points)
+
+
+def test_points_at_once_is_checked():
+    with pytest.raises(ValueError, match="points_at_once must be an integer >= 1, got 0"):
+        curvature.at_points(curvature.hessian, logarithm, POINTS, points_at_once=0)
