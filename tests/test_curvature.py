@@ -11,14 +11,10 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.tree_util import Partial
-from matfree import stochtrace
 
 from sharpjax import curvature
 from sharpjax.curvature import Estimate
-from sharpjax.curvature.traces import _hutchinson
-from sharpjax.densities import Empirical, Gaussian
-
-SAMPLERS = ("signs", "normal", "sphere")
+from sharpjax.densities import Gaussian
 
 
 @pytest.fixture(params=["float64", "float32"])
@@ -54,17 +50,6 @@ def setting(dtype, shape=(2, 3), seed=0):
     x, v = (jnp.asarray(rng.normal(size=shape).astype(dtype)) for _ in range(2))
     J = jax.jacfwd(lambda y: network_like(weights, y.reshape(shape)).ravel())(x.ravel())
     return Partial(network_like, weights), x, v, np.asarray(J)
-
-
-def symmetric(spectrum, seed=0):
-    spectrum = np.asarray(spectrum, np.float64)
-    basis, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=2 * spectrum.shape))
-    return (basis * spectrum) @ basis.T
-
-
-def score_with_curvature(K, sigma):
-    """The linear score with I + sigma^2 H = K."""
-    return Partial(linear, jnp.asarray((K - np.eye(len(K))) / sigma**2))
 
 
 # --- The Jacobian -----------------------------------------------------------------------------
@@ -174,128 +159,6 @@ def test_eigenvalues(dtype):
     close(curvature.eigenvalues(p.score, jnp.ones(3, dtype)), [-4.0, -1.0, -0.25], dtype)
 
 
-# --- Traces -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_hutchinson_against_a_naive_twin_seed_for_seed(sampler, x64):
-    score, x, _, J = setting(np.float64)
-    sigma, key, num, d = 0.5, jax.random.key(7), 10, x.size
-    draw = jax.jit(getattr(stochtrace, f"sampler_{sampler}")(x, num=1))
-    probes = [np.asarray(draw(jax.random.fold_in(key, i))).ravel() for i in range(num)]
-    K = np.eye(d) + sigma**2 * J
-    on_H = [v @ J @ v for v in probes]
-    on_K = [v @ K @ v for v in probes]
-    rescaled = [(q - d) / sigma**2 for q in on_K]
-
-    options = {"key": key, "num_matvecs": num, "sampler": sampler, "batch_size": 4}
-    for estimate, samples in (
-        (curvature.trace(score, x, **options), on_H),
-        (curvature.trace(score, x, sigma=sigma, **options), rescaled),
-        (curvature.effective_dimension(score, x, sigma=sigma, **options), on_K),
-    ):
-        assert (estimate.num_samples, estimate.num_matvecs) == (num, num)
-        close(estimate.value, np.mean(samples))
-        close(estimate.standard_error, np.std(samples, ddof=1) / math.sqrt(num))
-
-
-def test_batches_do_not_change_the_numbers():
-    score, x, _, _ = setting(np.float32)
-    options = {"key": jax.random.key(0), "num_matvecs": 20}
-    whole = curvature.trace(score, x, batch_size=20, **options)
-    for batch_size in (1, 7):
-        parts = curvature.trace(score, x, batch_size=batch_size, **options)
-        close(parts.value, whole.value, np.float32)
-        close(parts.standard_error, whole.standard_error, np.float32)
-
-
-def test_memory_does_not_grow_with_the_number_of_probes():
-    score = Partial(linear, jnp.eye(512))
-    J = curvature.jacobian(score, jnp.ones(512))
-
-    def temporary_bytes(num_matvecs):
-        options = {"num_matvecs": num_matvecs, "sampler": "signs", "batch_size": 8}
-        program = _hutchinson.lower(J, jax.random.key(0), 1.0, **options).compile()
-        return program.memory_analysis().temp_size_in_bytes
-
-    assert temporary_bytes(4096) < 2 * temporary_bytes(64)
-
-
-def test_exact_trace_and_effective_dimension(dtype):
-    score, x, _, J = setting(dtype)
-    estimate = curvature.trace(score, x, method="exact", batch_size=4)
-    close(estimate.value, np.trace(J), dtype)
-    assert (float(estimate.standard_error), estimate.num_matvecs) == (0.0, 6)
-    low, high = estimate.interval()
-    assert low == high == estimate.value
-    with_sigma = curvature.trace(score, x, method="exact", sigma=0.5)
-    close(with_sigma.value, np.trace(J), dtype)
-    K = curvature.effective_dimension(score, x, sigma=0.5, method="exact")
-    close(K.value, 6 + 0.25 * np.trace(J), dtype)
-
-
-def test_effective_dimension_of_a_data_set():
-    p = Empirical(np.random.default_rng(0).normal(size=(20, 2, 4))).noised(0.6, 0.8)
-    x = jnp.full((2, 4), 0.3)
-    exact = curvature.effective_dimension(p.score, x, sigma=p.sigma, method="exact")
-    close(exact.value, p.effective_dimension(x), np.float32)
-    options = {"key": jax.random.key(0), "num_matvecs": 200}
-    estimate = curvature.effective_dimension(p.score, x, sigma=p.sigma, **options)
-    assert abs(estimate.value - exact.value) < 4.5 * estimate.standard_error
-
-
-def test_the_trace_of_pure_noise_has_no_error_on_K():
-    """H = -I/sigma^2: normal probes err on H, and on K = 0 they cannot."""
-    score, x = Partial(linear, -4.0 * jnp.eye(8)), jnp.ones(8)
-    options = {"key": jax.random.key(0), "sampler": "normal"}
-    on_K = curvature.trace(score, x, sigma=0.5, **options)
-    assert (float(on_K.value), float(on_K.standard_error)) == (-32.0, 0.0)
-    assert float(curvature.trace(score, x, **options).standard_error) > 0.5
-
-
-def replicate(K, sigma, *, sampler, num_matvecs, repetitions):
-    """Independent estimates of tr K: an Estimate with a batch axis."""
-    score, x = score_with_curvature(K, sigma), jnp.zeros(len(K))
-    options = {"sigma": sigma, "sampler": sampler, "num_matvecs": num_matvecs}
-
-    @jax.jit
-    @jax.vmap
-    def run(key):
-        return curvature.effective_dimension(score, x, key=key, batch_size=num_matvecs, **options)
-
-    return run(jax.random.split(jax.random.key(11), repetitions))
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_hutchinson_is_unbiased_and_covers_the_truth(sampler, x64):
-    """Nominal 95% intervals from 64 probes cover 93 to 97%: effective rank at least 10, d = 32.
-
-    With 3,000 repetitions the observed coverage has a binomial standard error of 0.4 points, so
-    the band is 5 of them wide on each side of 95%.
-    """
-    K = symmetric(np.geomspace(3.0, 0.05, 32))
-    assert np.trace(K) ** 2 / np.sum(K**2) >= 10
-    repetitions, truth = 3000, np.trace(K)
-    estimates = replicate(K, 0.5, sampler=sampler, num_matvecs=64, repetitions=repetitions)
-    low, high = estimates.interval(level=0.95)
-    coverage = np.mean((low <= truth) & (truth <= high))
-    assert 0.93 < coverage < 0.97
-    values = np.asarray(estimates.value)
-    spread = values.std(ddof=1)
-    assert abs(values.mean() - truth) < 4.5 * spread / math.sqrt(repetitions)
-    # The standard error that is reported is the spread that is observed.
-    reported = math.sqrt(np.mean(np.asarray(estimates.standard_error) ** 2))
-    assert abs(reported / spread - 1) < 5 / math.sqrt(2 * repetitions)
-    # And it is the one of theory: 2 |off-diagonal|^2 for signs, 2 |K|^2 for normal probes.
-    squares = np.sum(K**2)
-    variance = {
-        "signs": 2 * (squares - np.sum(np.diag(K) ** 2)),
-        "normal": 2 * squares,
-        "sphere": 2 * (squares - truth**2 / 32) * 32 / 34,
-    }[sampler]
-    assert abs(spread / math.sqrt(variance / 64) - 1) < 5 / math.sqrt(2 * repetitions)
-
-
 # --- Estimate ---------------------------------------------------------------------------------
 
 
@@ -335,28 +198,6 @@ def test_one_sample_has_a_value_and_no_error():
 # --- Errors -----------------------------------------------------------------------------------
 
 KEY = jax.random.key(0)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"method": "hutch"}, r"Unknown method 'hutch'; choose one of \['hutchinson', 'exact'\]"),
-        ({"sampler": "cauchy"}, r"Unknown sampler 'cauchy'; choose one of .*'sphere'"),
-        ({"key": None}, r"pass key=jax\.random\.key"),
-        ({"num_matvecs": 0}, "num_matvecs must be an integer >= 1, got 0"),
-        ({"num_matvecs": 2.0}, r"num_matvecs must be an integer >= 1, got 2\.0"),
-        ({"num_matvecs": True}, "num_matvecs must be an integer >= 1, got True"),
-        ({"batch_size": 0}, "batch_size must be an integer >= 1, got 0"),
-        ({"sigma": 0.0}, r"sigma must be finite and > 0, got 0\.0"),
-        ({"sigma": -1.0}, r"sigma must be finite and > 0, got -1\.0"),
-        ({"sigma": float("nan")}, "sigma must be finite"),
-        ({"sigma": np.ones(2)}, r"sigma must be one number, got shape \(2,\)"),
-    ],
-)
-@pytest.mark.parametrize("function", [curvature.trace, curvature.effective_dimension])
-def test_bad_trace_options(function, options, message):
-    with pytest.raises(ValueError, match=message):
-        function(lambda x: -x, jnp.ones(3), **{"key": KEY, "sigma": 1.0} | options)
 
 
 @pytest.mark.parametrize(

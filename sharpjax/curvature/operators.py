@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax._types import Array, ArrayLike, Matvec, Score
+from sharpjax.curvature.layout import channels_last
 from sharpjax.curvature.validation import check_finite, positive_integer
 
 __all__ = ["Jacobian", "asymmetry", "hessian", "jacobian"]
@@ -219,12 +220,13 @@ def _linearize(score, x):
 
 @jax.jit
 def _forward(tangent_map, v):
-    return tangent_map(v)
+    return channels_last(tangent_map, v)(v)
 
 
 @jax.jit
 def _transposed(tangent_map, point, w):
-    (out,) = jax.linear_transpose(tangent_map, jax.ShapeDtypeStruct(point.shape, point.dtype))(w)
+    transpose = jax.linear_transpose(tangent_map, jax.ShapeDtypeStruct(point.shape, point.dtype))
+    (out,) = channels_last(transpose, point)(w)
     return out
 
 

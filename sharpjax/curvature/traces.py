@@ -1,29 +1,31 @@
 r"""Traces of the curvature, with their standard errors.
 
 Estimators run on `K = I + sigma^2 H`, which is of low effective rank where `H` is not, and are
-rescaled: `tr H = (tr K - d)/sigma^2`.
+rescaled: `tr H = (tr K - d)/sigma^2`. Which of them to use is in docs/traces.md.
 """
 
-import functools
+import dataclasses
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from matfree import stochtrace
 
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.estimate import Estimate
-from sharpjax.curvature.operators import Jacobian, chunked_map, jacobian
-from sharpjax.curvature.validation import noise_level, positive_integer
+from sharpjax.curvature.hutchpp import hutchpp, xtrace
+from sharpjax.curvature.operators import jacobian
+from sharpjax.curvature.probes import Curvature, check_samples, monte_carlo, probe_options
+from sharpjax.curvature.validation import noise_level, positive_integer, positive_number
 
-__all__ = ["effective_dimension", "trace"]
+__all__ = ["effective_dimension", "trace", "trace_of_difference", "trace_of_power"]
 
-_SAMPLERS = {
-    "signs": stochtrace.sampler_signs,
-    "normal": stochtrace.sampler_normal,
-    "sphere": stochtrace.sampler_sphere,
-}
-_METHODS = ("hutchinson", "exact")
-_DEFAULT_BATCH = 32
+_METHODS = ("hutchinson", "hutch++", "xtrace", "exact")
+_LEAST_PRODUCTS = {"hutchinson": 1, "hutch++": 3, "xtrace": 3}
+_LEAST_SAMPLES = 16  # before an adaptive estimate believes its own standard error
+_QUADRATIC_FORM = stochtrace.monte_carlo_trace()
 
 
 def trace(
@@ -34,57 +36,84 @@ def trace(
     key: Array | None = None,
     num_matvecs: int = 32,
     method: str = "hutchinson",
-    sampler: str = "signs",
+    sampler: str | None = None,
     batch_size: int | None = None,
+    rtol: float | None = None,
+    max_matvecs: int | None = None,
 ) -> Estimate:
     r"""The trace of the score's Jacobian, `tr H` for an exact score; units 1/sigma^2.
 
-    Hutchinson's estimator: for probes with `E[v v^T] = I`, `E[v^T A v] = tr A`. It is run on
-    `A = K = I + sigma^2 H` and rescaled, or on `A = H` without a `sigma`. For probes of fixed
-    length (signs, sphere) the two agree to rounding; for normal probes the variance is
-    `2 ||A||_F^2`, which for K does not contain the `d/sigma^4` of pure noise.
+    The methods, on `A = K = I + sigma^2 H` and rescaled, or on `A = H` without a `sigma`:
+
+    - "hutchinson": for probes with `E[v v^T] = I`, `E[v^T A v] = tr A`. For probes of fixed length
+      (signs, sphere) K and H give the same to rounding; for normal probes the variance is
+      `2 ||A||_F^2`, which for K does not contain the `d/sigma^4` of pure noise.
+    - "hutch++": a third of the products sketch the range of A, a third take the trace there
+      exactly, and a third are Hutchinson's on the complement. Give it `sigma`: K is what has a low
+      effective rank.
+    - "xtrace": every probe sketches for all the others. Give it `sigma`. The best where K has a
+      low effective rank; costs one product more than two a sample.
+    - "exact": d products, no error.
+
+    All are unbiased, for a Jacobian that is not symmetric too.
 
     Args:
         score: maps one point to its score, same shape out.
         x: the point, any shape; `d = x.size`.
         sigma: the noise level of the score, > 0; None runs on H as it is.
-        key: PRNG key of the probes. Probe i depends on `(key, i)` only: neither the number of
-            probes nor `batch_size` changes it.
-        num_matvecs: number of probes, one product with the Jacobian each. One is allowed, and
-            then the estimate has no standard error.
-        method: "hutchinson", or "exact" (d products, standard error 0; needs no key).
+        key: PRNG key of the probes; "exact" needs none. Probe i depends on `(key, i)` only:
+            neither the number of probes nor `batch_size` changes it.
+        num_matvecs: products with the Jacobian that may be spent. A single Hutchinson sample is
+            allowed, and then the estimate has no standard error. "xtrace" takes the d products of
+            the exact trace instead of d or more.
+        method: "hutchinson", "hutch++", "xtrace" or "exact".
         sampler: distribution of the probes. "signs" (entries -1 or 1; no error from the
-            diagonal), "normal", or "sphere" (uniform on the sphere of radius sqrt(d)).
-        batch_size: probes at once by `vmap`, which bounds the memory; 32 by default.
+            diagonal), "normal", or "sphere" (uniform on the sphere of radius sqrt(d)). None is
+            "sphere" for XTrace, which works less well with signs, and "signs" for the others.
+        batch_size: products at once by `vmap`, which bounds the memory; 32 by default. Hutchinson
+            keeps nothing else, the sketches keep their d x `num_matvecs`/3 or /2.
+        rtol: go on until `standard_error <= rtol |value|`. A loop on the host over compiled
+            batches, so not under `jit` or `vmap`. After `num_matvecs` products, and at least 16
+            samples, the standard error is looked at; Hutchinson then appends `batch_size` probes at
+            a time, and the others start anew with twice the products. Stopping at the first small
+            standard error favours those that are small by chance: the intervals cover the truth
+            slightly less often than they say. If the exact trace costs no more than what is
+            expected to be missing, and fits the budget, it is taken.
+        max_matvecs: the budget of an adaptive estimate, all products counted; by default twice
+            what the exact trace costs.
 
     Returns:
-        An `Estimate`. Its value is unbiased; its 95% t-interval covers the truth 93 to 97% of the
-        time with at least 64 probes and an effective rank `(tr K)^2/||K||_F^2` of 10 or more.
+        An `Estimate`. Its 95% t-interval covers the truth 93 to 97% of the time with at least 64
+        samples and an effective rank `(tr A)^2/||A||_F^2` of 10 or more (measured:
+        docs/traces.md). With `rtol`, `stopped` is "tolerance" or "budget".
 
     Raises:
-        ValueError: an unknown method or sampler, no key for a method that draws, `num_matvecs` or
-            `batch_size` not a positive integer, `sigma <= 0`; and as `jacobian`.
+        ValueError: an unknown method or sampler, no key for a method that draws; `num_matvecs` or
+            `batch_size` not a positive integer, or too few for the method, or a sketch of more than
+            d columns; `sigma <= 0`; `rtol <= 0`, `rtol` under a transformation, `max_matvecs` below
+            `num_matvecs` or without `rtol`; a product that is not finite, whose probe is named; and
+            as `jacobian`.
 
     References:
         M. F. Hutchinson, A stochastic estimator of the trace of the influence matrix for Laplacian
         smoothing splines, Comm. Statist. Simulation Comput. 19 (1990),
-        doi:10.1080/03610919008812866. The trace of the Hessian of a diffusion model as a sign of
-        memorization: D. Jeon et al., Understanding and mitigating memorization in generative
-        models via sharpness of probability landscapes, ICML 2025.
+        doi:10.1080/03610919008812866. Hutch++ and XTrace: see `sharpjax.curvature.hutchpp`. The
+        trace of the Hessian of a diffusion model as a sign of memorization: D. Jeon et al.,
+        Understanding and mitigating memorization in generative models via sharpness of probability
+        landscapes, ICML 2025.
 
     >>> import jax, jax.numpy as jnp
     >>> trace(lambda x: -jnp.array([4.0, 1.0]) * x, jnp.zeros(2), key=jax.random.key(0))
     Estimate(-5 ± 0, num_samples=32, num_matvecs=32)
     """
-    probes = _check(method, sampler, key, num_matvecs, batch_size)
+    options = _checked(method, key, num_matvecs, sampler, batch_size, rtol, max_matvecs)
+    sigma = None if sigma is None else noise_level(sigma)
     J = jacobian(score, x)
-    if method == "exact":
-        return _exact(jnp.sum(J.diagonal(chunk_size=batch_size)), J)
-    if sigma is None:
-        return Estimate.from_samples(_hutchinson(J, key, **probes), num_matvecs=num_matvecs)
-    sigma = noise_level(sigma)
-    samples = (_hutchinson(J, key, sigma, **probes) - J.point.size) / sigma**2
-    return Estimate.from_samples(samples, num_matvecs=num_matvecs)
+
+    def exact():
+        return jnp.sum(J.diagonal(chunk_size=batch_size))
+
+    return _estimate(Curvature((J,), sigma), key, exact, _of_jacobian(J, sigma), options)
 
 
 def effective_dimension(
@@ -95,8 +124,10 @@ def effective_dimension(
     key: Array | None = None,
     num_matvecs: int = 32,
     method: str = "hutchinson",
-    sampler: str = "signs",
+    sampler: str | None = None,
     batch_size: int | None = None,
+    rtol: float | None = None,
+    max_matvecs: int | None = None,
 ) -> Estimate:
     r"""The effective dimension `tr K`, `K = I + sigma^2 H`, at noise level sigma; dimensionless.
 
@@ -108,10 +139,12 @@ def effective_dimension(
         x: the point, any shape.
         sigma: the noise level of the score, > 0.
         key: PRNG key of the probes, as the other options described at `trace`.
-        num_matvecs: number of probes.
-        method: "hutchinson" or "exact".
-        sampler: "signs", "normal" or "sphere".
-        batch_size: probes at once; 32 by default.
+        num_matvecs: products with the Jacobian.
+        method: "hutchinson", "hutch++", "xtrace" or "exact".
+        sampler: "signs", "normal" or "sphere"; None is the method's own.
+        batch_size: products at once; 32 by default.
+        rtol: go on until the standard error is this fraction of the value.
+        max_matvecs: and no further than this.
 
     Raises:
         ValueError: as `trace`.
@@ -122,50 +155,257 @@ def effective_dimension(
     >>> effective_dimension(lambda x: -x / 0.25, jnp.ones(3), sigma=0.5, key=jax.random.key(0))
     Estimate(0 ± 0, num_samples=32, num_matvecs=32)
     """
-    probes = _check(method, sampler, key, num_matvecs, batch_size)
+    options = _checked(method, key, num_matvecs, sampler, batch_size, rtol, max_matvecs)
     sigma = noise_level(sigma)
     J = jacobian(score, x)
-    if method == "exact":
-        return _exact(jnp.sum(1.0 + sigma**2 * J.diagonal(chunk_size=batch_size)), J)
-    return Estimate.from_samples(_hutchinson(J, key, sigma, **probes), num_matvecs=num_matvecs)
+
+    def exact():
+        return jnp.sum(1.0 + sigma**2 * J.diagonal(chunk_size=batch_size))
+
+    return _estimate(Curvature((J,), sigma), key, exact, lambda samples: samples, options)
 
 
-def _exact(value: Array, J: Jacobian) -> Estimate:
-    return Estimate(value, jnp.zeros_like(value), num_samples=0, num_matvecs=J.point.size)
+def trace_of_difference(
+    score: Score,
+    other: Score,
+    x: ArrayLike,
+    *,
+    key: Array | None = None,
+    num_matvecs: int = 64,
+    method: str = "hutchinson",
+    sampler: str | None = None,
+    batch_size: int | None = None,
+    rtol: float | None = None,
+    max_matvecs: int | None = None,
+) -> Estimate:
+    r"""`tr J - tr J'` of two scores at one point, from common probes; units 1/sigma^2.
 
+    The trace of `J - J'`: every probe meets both Jacobians, so that what they share cancels from
+    each sample and the standard error is that of the difference, not of the two traces. The noise
+    level is not needed, as `K - K' = sigma^2 (J - J')`.
 
-@functools.partial(jax.jit, static_argnames=("num_matvecs", "sampler", "batch_size"))
-def _hutchinson(J: Jacobian, key, sigma=None, *, num_matvecs, sampler, batch_size):
-    """Samples `v^T K v` with a sigma, `v^T J v` without; shape (num_matvecs,).
+    Args:
+        score: maps one point to its score, same shape out.
+        other: the score whose trace is subtracted.
+        x: the point, any shape.
+        key: PRNG key of the probes, as the other options described at `trace`.
+        num_matvecs: products with the two Jacobians together: two a probe.
+        method: "hutchinson", "hutch++", "xtrace" (all on `J - J'`) or "exact" (2d products).
+        sampler: "signs", "normal" or "sphere"; None is the method's own.
+        batch_size: probes at once; 32 by default.
+        rtol: go on until the standard error is this fraction of the value.
+        max_matvecs: and no further than this, counted as `num_matvecs`.
 
-    As `v^T J v = v^T (J + J^T) v / 2`, tangents alone give the trace of the symmetric part.
+    Raises:
+        ValueError: as `trace`.
+
+    Two scores that differ by a constant force have the same curvature:
+
+    >>> import jax, jax.numpy as jnp
+    >>> trace_of_difference(
+    ...     lambda x: -(x**3), lambda x: 1 - x**3, jnp.ones(3), key=jax.random.key(0)
+    ... )
+    Estimate(0 ± 0, num_samples=32, num_matvecs=64)
     """
-    draw = _SAMPLERS[sampler](J.point, num=1)
-    quadratic_form = stochtrace.monte_carlo_trace()
+    options = _checked(method, key, num_matvecs, sampler, batch_size, rtol, max_matvecs, cost=2)
+    both = (jacobian(score, x), jacobian(other, x))
 
-    def sample(i):
-        (v,) = draw(jax.random.fold_in(key, i))
-        Av = J.tangent_map(v)
-        if sigma is not None:
-            # Added before the product, entry by entry: where K is small the sum cancels, and here
-            # each entry rounds on its own scale and not on that of d.
-            Av = v + sigma**2 * Av
-        # Full precision for this product only: TF32 or bfloat16 would cost it most of its digits.
-        with jax.default_matmul_precision("highest"):
-            return quadratic_form(lambda _: Av, v)
+    def exact():
+        ours, theirs = (J.diagonal(chunk_size=batch_size) for J in both)
+        return jnp.sum(ours - theirs)
 
-    return chunked_map(sample, jnp.arange(num_matvecs), batch_size)
+    return _estimate(Curvature(both), key, exact, lambda samples: samples, options)
 
 
-def _check(method, sampler, key, num_matvecs, batch_size) -> dict:
-    """The options of `_hutchinson`, once they are known to be valid."""
-    if method not in _METHODS:
-        raise ValueError(f"Unknown method {method!r}; choose one of {list(_METHODS)}.")
-    if sampler not in _SAMPLERS:
-        raise ValueError(f"Unknown sampler {sampler!r}; choose one of {list(_SAMPLERS)}.")
-    if method != "exact" and key is None:
-        raise ValueError(f"method={method!r} draws random probes: pass key=jax.random.key(seed).")
-    num_matvecs = positive_integer("num_matvecs", num_matvecs)
-    batch_size = _DEFAULT_BATCH if batch_size is None else batch_size
-    batch_size = positive_integer("batch_size", batch_size)
-    return {"num_matvecs": num_matvecs, "sampler": sampler, "batch_size": batch_size}
+def trace_of_power(
+    score: Score,
+    x: ArrayLike,
+    *,
+    power: int,
+    sigma: ArrayLike | None = None,
+    key: Array | None = None,
+    num_matvecs: int = 96,
+    method: str = "hutchinson",
+    sampler: str | None = None,
+    batch_size: int | None = None,
+) -> Estimate:
+    r"""`tr J^k` for k = 2, 3, 4: `tr H^k` for an exact score; units 1/sigma^{2k}.
+
+    From `v^T J^k v`, by k products in a row. For an exact score this is the sum of the k-th powers
+    of the eigenvalues, and for k = 2 the squared Frobenius norm. A learned score's J is not
+    symmetric: then `tr J^2 = ||S||_F^2 - ||R||_F^2` with S its symmetric and R its antisymmetric
+    part, and differs from `tr S^2`.
+
+    With `sigma` the probes multiply `A = (K - I)^k - (-I)^k`, from the powers of `K = I + sigma^2
+    H`, and `tr J^k = (tr A + (-1)^k d)/sigma^{2k}`. That takes the `d/sigma^{2k}` of pure noise out
+    of every sample, which normal probes would turn into error, and is of as low a rank as K, which
+    is what "hutch++" and "xtrace" need.
+
+    Args:
+        score: maps one point to its score, same shape out.
+        x: the point, any shape.
+        power: k.
+        sigma: the noise level of the score, > 0; None runs on `J^k` as it is.
+        key: PRNG key of the probes, as the other options described at `trace`.
+        num_matvecs: products with the Jacobian: k a probe, or a column of a sketch.
+        method: "hutchinson", "hutch++", "xtrace", or "exact" (forms J: d products).
+        sampler: "signs", "normal" or "sphere"; None is the method's own.
+        batch_size: probes at once; 32 by default.
+
+    Raises:
+        ValueError: `power` not 2, 3 or 4; and as `trace`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> trace_of_power(lambda x: -2.0 * x, jnp.zeros(4), power=3, key=jax.random.key(0))
+    Estimate(-32 ± 0, num_samples=32, num_matvecs=96)
+    """
+    if isinstance(power, bool) or power not in (2, 3, 4):
+        raise ValueError(f"power must be 2, 3 or 4, got {power!r}; for the trace itself use trace.")
+    k = int(power)
+    options = _checked(method, key, num_matvecs, sampler, batch_size, cost=k)
+    sigma = None if sigma is None else noise_level(sigma)
+    J = jacobian(score, x)
+
+    def exact():
+        M = J.dense(chunk_size=batch_size)
+        square = jnp.matmul(M, M, precision="highest")
+        left, right = {2: (M, M), 3: (square, M), 4: (square, square)}[k]
+        return jnp.sum(left * right.T)
+
+    return _estimate(Curvature((J,), sigma, k), key, exact, _of_jacobian(J, sigma, k), options)
+
+
+def _of_jacobian(J, sigma, k=1) -> Callable[[Array], Array]:
+    """From samples of `tr A` to samples of `tr J^k`; see `Curvature`."""
+    if sigma is None:
+        return lambda samples: samples
+    return lambda samples: (samples + (-1) ** k * J.point.size) / sigma ** (2 * k)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """The options of an estimate, once they are known to be valid."""
+
+    method: str
+    num_matvecs: int
+    rtol: ArrayLike | None
+    max_matvecs: int | None
+    probes: dict  # sampler and batch size
+
+
+def _checked(
+    method, key, num_matvecs, sampler, batch_size, rtol=None, max_matvecs=None, *, cost=1
+) -> _Options:
+    """`cost` is the number of products with a Jacobian in one product with A."""
+    probes = probe_options(method, _METHODS, key, sampler=sampler, batch_size=batch_size)
+    least = cost * _LEAST_PRODUCTS[method] if method != "exact" else 1
+    name = "num_matvecs" if least == 1 else f"num_matvecs of method={method!r}"
+    num_matvecs = positive_integer(name, num_matvecs, least=least)
+    if rtol is not None:
+        positive_number("rtol", rtol)
+    if max_matvecs is not None:
+        max_matvecs = positive_integer("max_matvecs", max_matvecs)
+        if rtol is None:
+            raise ValueError(
+                "max_matvecs is the budget of an adaptive estimate: give rtol too, or say with "
+                "num_matvecs how many products to spend."
+            )
+        if max_matvecs < num_matvecs and method != "exact":
+            raise ValueError(
+                f"max_matvecs={max_matvecs} is below num_matvecs={num_matvecs}, which are spent "
+                "before the first look: raise the one or lower the other."
+            )
+    return _Options(method, num_matvecs, rtol, max_matvecs, probes)
+
+
+def _estimate(A: Curvature, key, exact, rescale, options: _Options) -> Estimate:
+    """The mean of `rescale(samples of tr A)`; `exact()` is the same without error."""
+    method, num_matvecs = options.method, options.num_matvecs
+    d, cost_of_exact = A.point.size, A.point.size * len(A.jacobians)
+
+    def without_error(spent=0):
+        value = exact()
+        stopped = None if options.rtol is None else "tolerance"
+        return Estimate(value, jnp.zeros_like(value), 0, spent + cost_of_exact, stopped)
+
+    if method == "exact":
+        if options.max_matvecs is not None and options.max_matvecs < cost_of_exact:
+            raise ValueError(
+                f"max_matvecs={options.max_matvecs} is below the {cost_of_exact} products of "
+                "method='exact': raise it or choose another method."
+            )
+        return without_error()
+    if options.rtol is not None:
+        return _adaptive(A, key, rescale, options, without_error, cost_of_exact)
+    per_column = {"hutch++": 3, "xtrace": 2}.get(method, num_matvecs)
+    columns = num_matvecs // A.cost // per_column
+    if columns > d:
+        raise ValueError(
+            f"num_matvecs={num_matvecs} makes the sketch of method={method!r} {columns} columns "
+            f"wide, but there are {d} dimensions: lower it, or use method='exact' "
+            f"({cost_of_exact} products)."
+        )
+    if method == "xtrace" and num_matvecs >= cost_of_exact:
+        return without_error()
+    samples, spent = _samples(A, key, options, num_matvecs)
+    return Estimate.from_samples(rescale(samples), num_matvecs=spent)
+
+
+def _samples(A: Curvature, key, options: _Options, num_matvecs, start=0) -> tuple[Array, int]:
+    """Samples of `tr A` from at most `num_matvecs` products, and how many were spent."""
+    products, probes = num_matvecs // A.cost, options.probes
+    if options.method == "hutchinson":
+        num_probes = products
+        quadratic = {"integrand": _QUADRATIC_FORM, "num": num_probes}
+        samples = monte_carlo(A, key, start, **quadratic, **probes)
+    elif options.method == "hutch++":
+        rank = products // 3
+        num_probes = products - rank
+        samples = hutchpp(A, key, rank=rank, num_samples=num_probes - rank, **probes)
+    else:
+        num_probes = (products - 1) // 2
+        products = 2 * num_probes + 1
+        samples = xtrace(A, key, num_samples=num_probes, **probes)
+    check_samples(samples, A, key, start, num_probes=num_probes, **probes)
+    return samples, products * A.cost
+
+
+def _adaptive(A, key, rescale, options: _Options, without_error, cost_of_exact) -> Estimate:
+    """Rounds of samples until the standard error is small enough or the budget is spent.
+
+    Hutchinson's samples join those before them. A wider sketch needs its products anew: its samples
+    replace the others, and what those have cost stays on the bill.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((A, key, options.rtol))):
+        raise ValueError(
+            "rtol looks at values while it runs, and under jit, vmap or grad there are none: give "
+            "a fixed num_matvecs there."
+        )
+    budget = 2 * cost_of_exact if options.max_matvecs is None else options.max_matvecs
+    joins, batch_size = options.method == "hutchinson", options.probes["batch_size"]
+    samples, spent, size = np.empty(0), 0, options.num_matvecs
+    exact_is_cheaper = size >= cost_of_exact
+    while True:
+        if exact_is_cheaper and spent + cost_of_exact <= budget:
+            return without_error(spent)
+        start = len(samples) if joins else 0
+        new, cost = _samples(A, key, options, size, start)
+        new = rescale(new)
+        spent += cost
+        samples = np.concatenate([samples[:start], new])
+
+        n, goal = len(samples), float(options.rtol) * abs(np.mean(samples))
+        error = np.std(samples, ddof=1) / math.sqrt(n) if n > 1 else math.inf
+        enough = n >= _LEAST_SAMPLES
+        if joins:  # as the error falls with 1/sqrt(n), it takes spent (error/goal)^2 in all
+            exact_is_cheaper = enough and error > goal * math.sqrt(1 + cost_of_exact / spent)
+            size = min(batch_size, (budget - spent) // A.cost) * A.cost
+        else:  # how it falls depends on the spectrum
+            wider = min(2 * size, budget - spent)
+            exact_is_cheaper = 2 * size >= cost_of_exact
+            size = wider if wider > size else 0
+        done = enough and error <= goal
+        if done or size == 0:
+            estimate = Estimate.from_samples(jnp.asarray(samples, new.dtype), num_matvecs=spent)
+            estimate.stopped = "tolerance" if done else "budget"
+            return estimate

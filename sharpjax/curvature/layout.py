@@ -1,0 +1,67 @@
+"""Convolutions in the one layout that XLA's CPU backend runs fast inside a loop."""
+
+from collections.abc import Callable
+
+import jax
+from jax.extend import core as jex
+
+from sharpjax._types import Array
+
+__all__ = ["channels_last"]
+
+
+def channels_last(function: Callable, like: Array) -> Callable:
+    """The function of one array, with every convolution in the layout `NHWC, HWIO -> NHWC`.
+
+    Inside a loop XLA's CPU backend runs a convolution of any other layout by a naive kernel, many
+    times slower (github.com/jax-ml/jax/issues/12868), and the transpose of a convolution has
+    another layout: without this a cotangent of a network costs many tangents. Other backends
+    choose layouts themselves, and so does a program without a loop.
+    """
+    if jax.default_backend() != "cpu":
+        return function
+    program, shape = jax.make_jaxpr(function, return_shape=True)(like)
+    treedef = jax.tree.structure(shape)
+    return lambda v: treedef.unflatten(_evaluate(program.jaxpr, program.consts, v))
+
+
+def _evaluate(program: jex.Jaxpr, constants: list, *arguments: Array) -> list:
+    known = dict(zip([*program.constvars, *program.invars], [*constants, *arguments], strict=True))
+
+    def value(variable):
+        return variable.val if isinstance(variable, jex.Literal) else known[variable]
+
+    for equation in program.eqns:
+        inputs = [value(variable) for variable in equation.invars]
+        if equation.primitive.name == "conv_general_dilated":
+            outputs = [_channels_last_convolution(*inputs, **equation.params)]
+        elif equation.primitive.name == "jit":
+            inner = equation.params["jaxpr"]
+            outputs = _evaluate(inner.jaxpr, inner.consts, *inputs)
+        else:
+            params = equation.primitive.get_bind_params(equation.params)
+            outputs = equation.primitive.bind(*inputs, **params)
+            outputs = outputs if equation.primitive.multiple_results else [outputs]
+        known.update(zip(equation.outvars, outputs, strict=True))
+    return [value(variable) for variable in program.outvars]
+
+
+def _channels_last_convolution(x: Array, kernel: Array, *, dimension_numbers, **params) -> Array:
+    # Each spec names the axes in the order (batch, feature, *space), or (out, in, *space).
+    batch, feature, *space = dimension_numbers.lhs_spec
+    k_out, k_in, *k_space = dimension_numbers.rhs_spec
+    o_batch, o_feature, *o_space = dimension_numbers.out_spec
+    last = x.ndim - 1
+    between = range(1, last)
+    out = jax.lax.conv_general_dilated_p.bind(
+        x.transpose(batch, *space, feature),
+        kernel.transpose(*k_space, k_in, k_out),
+        dimension_numbers=jax.lax.ConvDimensionNumbers(
+            lhs_spec=(0, last, *between),
+            rhs_spec=(last, last - 1, *range(last - 1)),
+            out_spec=(0, last, *between),
+        ),
+        **params,
+    )
+    order = (o_batch, *o_space, o_feature)
+    return out.transpose([order.index(axis) for axis in range(out.ndim)])

@@ -1,0 +1,172 @@
+r"""The Frobenius norm and the diagonal of the curvature, with their standard errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from matfree import stochtrace
+
+from sharpjax._types import Array, ArrayLike, Score
+from sharpjax.curvature.estimate import Estimate
+from sharpjax.curvature.operators import jacobian
+from sharpjax.curvature.probes import (
+    Curvature,
+    check_samples,
+    draw,
+    monte_carlo,
+    probe_options,
+)
+from sharpjax.curvature.validation import noise_level, positive_integer
+
+__all__ = ["diagonal", "frobenius_norm"]
+
+_METHODS = ("hutchinson", "exact")
+_SQUARED_LENGTH = stochtrace.monte_carlo_frobeniusnorm_squared()
+
+
+def frobenius_norm(
+    score: Score,
+    x: ArrayLike,
+    *,
+    sigma: ArrayLike | None = None,
+    key: Array | None = None,
+    num_matvecs: int = 32,
+    method: str = "hutchinson",
+    sampler: str | None = None,
+    batch_size: int | None = None,
+) -> Estimate:
+    r"""`||J||_F` (units 1/sigma^2), or with a noise level `||K||_F`, `K = I + sigma^2 J` (none).
+
+    `E||A v||^2 = ||A||_F^2` for probes with `E[v v^T] = I`. The estimate is the root of the mean of
+    the samples, `n = sqrt(mean)`, and its standard error, by the delta method, that of the mean
+    over `2n`. So the square is unbiased and the norm is low by about `standard_error^2/(2n)`.
+
+    Together with `effective_dimension` this gives the effective rank `(tr K)^2/||K||_F^2`.
+
+    Args:
+        score: maps one point to its score, same shape out.
+        x: the point, any shape.
+        sigma: None for J; the noise level of the score, > 0, for K. Unlike in `trace`, it changes
+            what is estimated.
+        key: PRNG key of the probes; "exact" needs none.
+        num_matvecs: probes, one product with the Jacobian each.
+        method: "hutchinson", or "exact" (forms the matrix: d products).
+        sampler: "signs" (the default), "normal" or "sphere".
+        batch_size: probes at once, which bounds the memory; 32 by default.
+
+    Raises:
+        ValueError: an unknown method or sampler, no key for a method that draws, `num_matvecs` or
+            `batch_size` not a positive integer, `sigma <= 0`, a product that is not finite, whose
+            probe is named; and as `jacobian`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> frobenius_norm(lambda x: -3.0 * x, jnp.zeros(4), key=jax.random.key(0))
+    Estimate(6 ± 0, num_samples=32, num_matvecs=32)
+    """
+    probes = probe_options(method, _METHODS, key, sampler=sampler, batch_size=batch_size)
+    num_matvecs = positive_integer("num_matvecs", num_matvecs)
+    sigma = None if sigma is None else noise_level(sigma)
+    J = jacobian(score, x)
+    d = J.point.size
+    if method == "exact":
+        matrix = J.dense(chunk_size=batch_size)
+        if sigma is not None:
+            matrix = jnp.eye(d, dtype=matrix.dtype) + sigma**2 * matrix
+        norm = jnp.linalg.norm(matrix)
+        return Estimate(norm, jnp.zeros_like(norm), num_samples=0, num_matvecs=d)
+    A = Curvature((J,), sigma)
+    options = {"integrand": _SQUARED_LENGTH, "num": num_matvecs}
+    samples = monte_carlo(A, key, **options, **probes)
+    check_samples(samples, A, key, num_probes=num_matvecs, **probes)
+    square = Estimate.from_samples(samples, num_matvecs=num_matvecs)
+    norm = jnp.sqrt(square.value)
+    if num_matvecs == 1:
+        return Estimate(norm, None, 1, 1)
+    error = jnp.where(norm > 0, square.standard_error / (2 * norm), 0.0)
+    return Estimate(norm, error, num_matvecs, num_matvecs)
+
+
+def diagonal(
+    score: Score,
+    x: ArrayLike,
+    *,
+    key: Array | None = None,
+    num_matvecs: int = 32,
+    method: str = "hutchinson",
+    batch_size: int | None = None,
+) -> Estimate:
+    r"""The diagonal of the score's Jacobian, shaped as x: `d s_i / d x_i`; units 1/sigma^2.
+
+    The estimator of Bekas, Kokiopoulou & Saad, `sum_k v_k * (J v_k) / sum_k v_k * v_k` entry by
+    entry. The probes are signs, for which the denominator is their number and the error of entry i
+    comes from its row off the diagonal only: variance `sum_{j != i} J_ij^2` a sample. (Other
+    independent probes have no smaller one.) The identity in `K = I + sigma^2 J` adds nothing to
+    it, so the noise level is not needed.
+
+    Args:
+        score: maps one point to its score, same shape out.
+        x: the point, any shape.
+        key: PRNG key of the probes; "exact" needs none.
+        num_matvecs: probes, one product with the Jacobian each.
+        method: "hutchinson", or "exact" (d products).
+        batch_size: probes at once, which bounds the memory; 32 by default.
+
+    Returns:
+        An `Estimate` whose value and standard error have the shape of x, an entry each. Entries
+        share their probes, so their errors are correlated.
+
+    Raises:
+        ValueError: as `frobenius_norm`.
+
+    References:
+        C. Bekas, E. Kokiopoulou, Y. Saad, An estimator for the diagonal of a matrix, Appl. Numer.
+        Math. 57 (2007), doi:10.1016/j.apnum.2007.01.003.
+
+    >>> import jax, jax.numpy as jnp
+    >>> diagonal(lambda x: -x * x, jnp.array([1.0, 3.0]), key=jax.random.key(0)).value
+    Array([-2., -6.], dtype=float32)
+    """
+    probes = probe_options(method, _METHODS, key, sampler="signs", batch_size=batch_size)
+    num_matvecs = positive_integer("num_matvecs", num_matvecs)
+    J = jacobian(score, x)
+    if method == "exact":
+        entries = J.diagonal(chunk_size=batch_size).reshape(J.point.shape)
+        return Estimate(entries, jnp.zeros_like(entries), 0, J.point.size)
+    A = Curvature((J,))
+    mean, squares = _diagonal(A, key, num=num_matvecs, batch_size=probes["batch_size"])
+    check_samples(mean, A, key, num_probes=num_matvecs, **probes)
+    error = None
+    if num_matvecs > 1:
+        error = jnp.sqrt(squares / (num_matvecs - 1) / num_matvecs)
+    return Estimate(mean, error, num_matvecs, num_matvecs)
+
+
+@functools.partial(jax.jit, static_argnames=("num", "batch_size"))
+def _diagonal(A: Curvature, key, *, num, batch_size):
+    """Mean of the samples `v * (A v)` and sum of squared deviations, one batch held at a time.
+
+    Two sets of samples are merged as in T. F. Chan, G. H. Golub, R. J. LeVeque, The American
+    Statistician 37 (1983): sums of squares would cancel where the deviations are small.
+    """
+    num_batches = -(-num // batch_size)
+    batch_size = -(-num // num_batches)
+
+    def add(state, start):
+        seen, mean, squares = state
+        index = start + jnp.arange(batch_size)
+        v = jax.vmap(lambda i: draw("signs", A.point, key, i))(index)
+        samples = v * jax.vmap(A.mv)(v)
+        here = (index < num).reshape(-1, *[1] * A.point.ndim)  # the last batch may be padded
+        fresh = jnp.minimum(batch_size, num - start).astype(A.point.dtype)
+        their_mean = jnp.sum(jnp.where(here, samples, 0), axis=0) / fresh
+        theirs = jnp.sum(jnp.where(here, (samples - their_mean) ** 2, 0), axis=0)
+        total, shift = seen + fresh, their_mean - mean
+        share = fresh / total
+        mean = mean + share * shift
+        squares = squares + theirs + seen * share * shift**2
+        return (total, mean, squares), None
+
+    zeros = jnp.zeros_like(A.point)
+    starts = batch_size * jnp.arange(num_batches)
+    (_, mean, squares), _ = jax.lax.scan(add, (jnp.zeros((), zeros.dtype), zeros, zeros), starts)
+    return mean, squares
