@@ -14,10 +14,12 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from sharpjax import __version__, report, zoo
+from sharpjax import __version__, plots, report, zoo
+from sharpjax import spectrum as spectra
 from sharpjax.detection import run as detection
 from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
 from sharpjax.detection.truth import TRUTH_NAME, Truth, measure_truth, read_truths
+from sharpjax.identities import verify as verify_identities
 from sharpjax.models.checkpoints import sha256
 from sharpjax.models.load import load
 from sharpjax.rundir import write_text
@@ -172,6 +174,101 @@ def ground_truth(
     console.print(f"Written to [bold]{folder}[/bold]: {TRUTH_NAME}, samples.png, samples/")
 
 
+@app.command()
+def spectrum(
+    model: ModelOption = "mnist",
+    output: Annotated[
+        Path | None, typer.Option(help="Run directory. Default: runs/spectrum-NAME.")
+    ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A condition; repeat for more. Default: one memorized and one general condition, "
+            "by the ground truth that ships with the model."
+        ),
+    ] = None,
+    score: Annotated[
+        str, typer.Option(help=f"Whose Jacobian: {', '.join(spectra.SCORES)}.")
+    ] = "conditional",
+    noises: Annotated[int, typer.Option(help="Sampling paths a condition.")] = 1,
+    stages: Annotated[
+        int, typer.Option(help="Steps of the path that are analysed, first to last.")
+    ] = 3,
+    steps: Annotated[int, typer.Option(help="DDIM steps of the path.")] = 50,
+    matvecs: Annotated[int, typer.Option(help="Steps of Lanczos and of Arnoldi.")] = 48,
+    tolerance: Annotated[
+        float, typer.Option(help="An eigenvalue of σ²H this close to 0 counts as near zero.")
+    ] = 0.05,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """All eigenvalues of the Hessian at the first, middle and last steps of sampling.
+
+    Exact, with Lanczos and Arnoldi values and, where the training set is known, the exact score's
+    spectrum beside.  Writes JSON Lines, CSV and a plot to the run directory; resumable.
+    """
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"--tolerance must be a finite number >= 0, got {tolerance}")
+    directory = zoo.find(model)
+    network = load(directory)
+    name = model if model in zoo.bundled() else directory.resolve().name
+    chosen = tuple(condition) if condition else _typical(directory, network.conditions)
+    known = (directory / TRAINING_SET_NAME).is_file()
+    folder = output or Path("runs") / f"spectrum-{name}"
+    records = spectra.spectrum(
+        network,
+        chosen,
+        folder,
+        spectra.SpectrumSettings(
+            num_noises=noises,
+            num_stages=stages,
+            num_steps=steps,
+            num_matvecs=matvecs,
+            score=score,
+            seed=seed,
+        ),
+        fingerprint=_fingerprint(directory),
+        training_set=TrainingSet.load(directory) if known else None,
+        labels=np.asarray(network.encode(chosen)) if known else None,
+    )
+    rows = spectra.write_table(folder / "spectrum.csv", records, tolerance=tolerance)
+    picture = plots.spectra(records, folder / "spectrum.png")
+    if as_json:
+        print(json.dumps({"directory": str(folder), "spectra": rows}))
+        return
+    console.print(report.spectrum_table(rows, tolerance=tolerance))
+    console.print(
+        f"Written to [bold]{folder}[/bold]: {spectra.RESULTS_NAME}, spectrum.csv, {picture.name}"
+    )
+
+
+@app.command()
+def verify(
+    dim: Annotated[int, typer.Option(help="Dimensions of the densities, 2 to 32.")] = 5,
+    samples: Annotated[int, typer.Option(help="Draws behind each mean, at least 1,000.")] = 50_000,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the identities that sharpjax stands on by numbers, and the printed forms beside.
+
+    Draws densities from the seed and compares both sides of L1 to L5 (moments of scores) and P1 to
+    P4 (p-Laplacians) by Monte Carlo and automatic differentiation, in float64.  Exit status 1 if
+    an identity fails.  Proofs and the forms as printed: docs/identities.md.
+    """
+    rows = verify_identities(dim=dim, num_samples=samples, seed=seed)
+    if as_json:
+        values = [dataclasses.asdict(r) | {"z": r.z, "verdict": r.verdict} for r in rows]
+        print(json.dumps({"dim": dim, "samples": samples, "seed": seed, "rows": values}))
+    else:
+        # Rich takes a file or a pipe for 80 columns wide, too few for the table.
+        wide = console if console.is_terminal else Console(width=max(console.width, 120))
+        wide.print(report.statements_table(rows), report.identities_table(rows), sep="\n\n")
+        for line in report.identities_remarks(rows):
+            wide.print(line)
+    if any(row.verdict != "holds" for row in rows):
+        raise typer.Exit(1)
+
+
 @train_app.command("mnist")
 def train_mnist(
     output: Annotated[
@@ -210,6 +307,24 @@ def _truths_of(truths: list[Truth], names: tuple[str, ...]) -> list[Truth]:
     if missing:
         raise ValueError(f"{TRUTH_NAME} has no row for condition {missing[0]!r}")
     return [by_name[name] for name in names]
+
+
+def _typical(directory: Path, conditions: tuple[str, ...]) -> tuple[str, str]:
+    """The condition that is copied most and, of those copied least, that of the largest set."""
+    if not (directory / TRUTH_NAME).is_file():
+        raise ValueError(
+            f"{directory} has no {TRUTH_NAME} to choose conditions by; name them with --condition: "
+            f"{', '.join(conditions)}"
+        )
+    truths = read_truths(directory)
+    memorized = max(truths, key=lambda truth: (truth.copy_rate, truth.mean_similarity))
+    kind = memorized.condition.split()[0]  # of the same digit, where the names say so
+
+    def preference(truth: Truth):
+        return truth.copy_rate, -truth.set_size, truth.condition.split()[0] != kind
+
+    general = min(truths, key=preference)
+    return memorized.condition, general.condition
 
 
 def _fingerprint(directory: Path) -> str:

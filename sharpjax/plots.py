@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -141,4 +142,47 @@ def sample_grid(
     axes.set_title(title, fontsize=9)
     for r, (label, *_) in enumerate(rows):
         axes.text(-8, (r + 0.47) * row_h * zoom, label, ha="right", va="center", fontsize=8)
+    return _save(figure, path)
+
+
+def spectra(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Sorted eigenvalues of ``sigma^2 H``: a row per step of the path, a column per condition.
+
+    The exact spectrum as a line (one a noise), the exact score's dashed, by rank from the largest
+    on a logarithmic scale, as only few eigenvalues differ from -1 at most levels. The Ritz values
+    of Lanczos and Arnoldi are ticks at the right, at the height of what they approximate.
+    """
+    conditions = list(dict.fromkeys(record["condition"] for record in records))
+    steps = sorted({record["step"] for record in records})
+    figure, grid = plt.subplots(
+        len(steps), len(conditions), figsize=(4.2 * len(conditions) + 0.4, 2.7 * len(steps)),
+        squeeze=False, sharex=True, sharey="row", layout="constrained",
+    )  # fmt: skip
+    for record in records:
+        row, column = steps.index(record["step"]), conditions.index(record["condition"])
+        axes, values = grid[row, column], np.array(record["exact"])
+        count, first = len(values), record["noise"] == 0
+        rank = np.arange(count, 0, -1)
+        axes.plot(rank, values, color=_INK, linewidth=1.6, label="network" if first else None)
+        if record["oracle"] is not None:
+            axes.plot(
+                rank, record["oracle"], "--", color=_ORACLE, linewidth=1.4,
+                label="exact score" if first else None,
+            )  # fmt: skip
+        if first:
+            for place, name, colour in ((1.4, "lanczos", _INK), (2.0, "arnoldi", "#7a3b73")):
+                ritz = record[name]["values"]
+                axes.plot(
+                    np.full(len(ritz), place * count), ritz, "_", color=colour,
+                    markersize=6, markeredgewidth=0.7, label=f"{name.capitalize()}, {len(ritz)}",
+                )  # fmt: skip
+            axes.axhline(0, color="#808080", linewidth=0.7)
+            axes.set_xscale("log")
+            axes.set_title(f"{record['condition']}, t = {record['t']}", fontsize=10)
+            _clean(axes)
+    for axes in grid[-1]:
+        axes.set_xlabel("rank of the eigenvalue, largest first", fontsize=9)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("eigenvalue of σ²H", fontsize=9)
+    grid[-1, -1].legend(fontsize=7.5, frameon=False, loc="best")
     return _save(figure, path)

@@ -1,0 +1,293 @@
+r"""Spectra of the Hessian along the sampling path: the landscape that a sample rolls down.
+
+For every condition and initial noise the DDIM path is followed, and at some of its steps all
+eigenvalues of the symmetric part of the score's Jacobian are computed exactly, with Lanczos and
+Arnoldi values beside them, and the exact-score oracle's where the training set is known.  A
+memorized condition leaves nothing open: all eigenvalues stand at ``-1/sigma^2``, at the first step
+already (Jeon, Kim & No, ICML 2025, compare first, middle and last steps).
+
+Eigenvalues are stored as those of ``sigma^2 H``, without units: -1 is pure noise, 0 a flat
+direction, positive a valley between modes.  Results go to ``results.jsonl``, one fsynced line per
+spectrum, so a killed run goes on where it stopped.
+"""
+
+import csv
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from sharpjax import curvature
+from sharpjax._types import Array, Score
+from sharpjax.conditional import ConditionalModel
+from sharpjax.detection.oracle import TrainingSet
+from sharpjax.progress import progress
+from sharpjax.rundir import append_lines, claim, read_lines
+from sharpjax.sampling import sample
+from sharpjax.score import ScorePair
+
+RESULTS_NAME = "results.jsonl"
+SCORES = ("conditional", "unconditional", "difference")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpectrumSettings:
+    """What defines the numbers of a run.
+
+    Attributes:
+        num_noises: sampling paths a condition; the noises are shared by all conditions.
+        num_stages: steps of the path that are analysed, evenly spaced from first to last.
+        num_steps: of the DDIM path.
+        num_matvecs: of Lanczos and of Arnoldi.
+        score: whose Jacobian: "conditional", "unconditional" or their "difference".
+        seed: of noises and start vectors.
+    """
+
+    num_noises: int = 1
+    num_stages: int = 3
+    num_steps: int = 50
+    num_matvecs: int = 48
+    score: str = "conditional"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_noises", "num_stages", "num_steps", "num_matvecs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_stages > self.num_steps:
+            raise ValueError(
+                f"num_stages must be at most num_steps = {self.num_steps}, got {self.num_stages}"
+            )
+        if self.score not in SCORES:
+            raise ValueError(f"unknown score {self.score!r}; choose one of {', '.join(SCORES)}")
+
+    @property
+    def stages(self) -> list[int]:
+        """Indices of the analysed steps: the first, the last, and what lies evenly between."""
+        return np.linspace(0, self.num_steps - 1, self.num_stages).round().astype(int).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Number and size of a spectrum's eigenvalues, in units of ``1/sigma^2``.
+
+    Attributes:
+        negative: how many lie below ``-tolerance``.
+        near_zero: how many within it.
+        positive: how many above it.
+        sum_negative: of all that are below 0.
+        sum_positive: of all that are above 0.
+        smallest: the smallest.
+        largest: the largest.
+        effective_dimension: ``tr K``, the sum of one plus each.
+    """
+
+    negative: int
+    near_zero: int
+    positive: int
+    sum_negative: float
+    sum_positive: float
+    smallest: float
+    largest: float
+    effective_dimension: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], *, tolerance: float) -> "Counts":
+        """Count the eigenvalues of ``sigma^2 H``.
+
+        >>> Counts.of([-1.0, -0.01, 0.5], tolerance=0.05).near_zero
+        1
+        """
+        data = np.asarray(values, np.float64)
+        negative, positive = int(np.sum(data < -tolerance)), int(np.sum(data > tolerance))
+        return cls(
+            negative,
+            len(data) - negative - positive,
+            positive,
+            float(data[data < 0].sum()),
+            float(data[data > 0].sum()),
+            float(data.min()),
+            float(data.max()),
+            float(np.sum(1 + data)),
+        )
+
+
+def spectrum(
+    model: ConditionalModel,
+    conditions: Sequence[str],
+    directory: str | Path,
+    settings: SpectrumSettings,
+    *,
+    fingerprint: str,
+    training_set: TrainingSet | None = None,
+    labels: np.ndarray | None = None,
+) -> list[dict[str, Any]]:
+    """Spectra of ``conditions`` along their sampling paths, or the rest of a stopped run.
+
+    Args:
+        model: any conditional model.
+        conditions: distinct names that the model can encode.
+        directory: of the run.
+        settings: what to compute.
+        fingerprint: of the model's weights; a run refuses to go on with another model.
+        training_set: if the model's is known, the exact score's spectra at the same states.
+        labels: the training set's number of each of ``conditions``; needed with it.
+
+    Returns:
+        One record per condition, noise and stage: ``condition``, ``noise``, ``step``, ``t``,
+        ``sigma``; ``exact``, all eigenvalues of ``sigma^2 (J + J^T)/2``, ascending;
+        ``asymmetry``, ``||J - J^T|| / ||J + J^T||``; ``lanczos`` and ``arnoldi`` with ``values``
+        (for Arnoldi the real parts, and ``imaginary``) and ``residuals``; ``oracle`` like
+        ``exact``, or None.
+
+    Raises:
+        ValueError: duplicate or unknown conditions, a directory with another run in it, a score
+            that is not finite.
+        FileExistsError: the directory holds something else.
+    """
+    if len(set(conditions)) != len(conditions):
+        raise ValueError("conditions must be distinct")
+    if (training_set is None) != (labels is None):
+        raise ValueError("training_set and labels go together")
+    encoded = model.encode(conditions)
+    grid = model.schedule.timesteps(settings.num_steps)
+    folder = claim(
+        directory,
+        {
+            "run": "spectrum",
+            "model": fingerprint,
+            "conditions": hashlib.sha256("\n".join(conditions).encode()).hexdigest(),
+            "oracle": training_set is not None,
+            **dataclasses.asdict(settings),
+        },
+        what="spectrum",
+    )
+    path = folder / RESULTS_NAME
+    done = {}
+    for number, record in enumerate(read_lines(path), 1):
+        if not {"condition", "noise", "step", "exact"} <= record.keys():
+            raise ValueError(f"{path}, line {number} is not a record of this run: {record}"[:300])
+        done[record["condition"], record["noise"], record["step"]] = record
+    wanted = [
+        (name, noise, step)
+        for name in conditions
+        for noise in range(settings.num_noises)
+        for step in settings.stages
+    ]
+    key = jax.random.key(settings.seed)
+    with progress("spectra", total=len(wanted), done=len(done)) as bar:
+        for i, name in enumerate(conditions):
+            for noise in range(settings.num_noises):
+                todo = [step for step in settings.stages if (name, noise, step) not in done]
+                if not todo:
+                    continue
+                x_T = jax.random.normal(jax.random.fold_in(key, 2 * noise), model.shape)
+                states = _path(model, encoded[i], x_T, num_steps=settings.num_steps)
+                for step in todo:
+                    t, x = int(grid[step]), states[step]
+                    start = jax.random.fold_in(key, 2 * noise + 1)
+                    record = {"condition": name, "noise": noise, "step": step, "t": t}
+                    pair = model.scores(encoded[i], t)
+                    record |= _spectra(pair, x, start, settings)
+                    record["oracle"] = None
+                    if training_set is not None:
+                        level = {"alpha": pair.alpha, "sigma": pair.sigma}
+                        values = _oracle(training_set, labels[i], x, **level, which=settings.score)
+                        record["oracle"] = _rounded(values)
+                    append_lines(path, [record])
+                    done[name, noise, step] = record
+                    bar.advance(note=f"{name}, t = {t}")
+    return [done[entry] for entry in wanted]
+
+
+def _spectra(pair: ScorePair, x: Array, key: Array, settings: SpectrumSettings) -> dict[str, Any]:
+    score, unit = _chosen(pair, settings.score), float(pair.sigma) ** 2
+    J = np.asarray(curvature.hessian(score, x), np.float64)
+    krylov = {"key": key, "num_matvecs": min(settings.num_matvecs, x.size)}
+    lanczos = curvature.lanczos(score, x, **krylov)
+    arnoldi = curvature.arnoldi(score, x, **krylov)
+    m, n = int(lanczos.num_valid), int(arnoldi.num_valid)
+    return {
+        "sigma": float(pair.sigma),
+        "exact": _rounded(unit * np.linalg.eigvalsh(0.5 * (J + J.T))),
+        "asymmetry": float(np.linalg.norm(J - J.T) / np.linalg.norm(J + J.T)),
+        "lanczos": {
+            "values": _rounded(unit * lanczos.values[:m]),
+            "residuals": _rounded(unit * lanczos.residuals[:m]),
+        },
+        "arnoldi": {
+            "values": _rounded(unit * np.real(arnoldi.values[:n])),
+            "imaginary": _rounded(unit * np.imag(arnoldi.values[:n])),
+            "residuals": _rounded(unit * arnoldi.residuals[:n]),
+        },
+    }
+
+
+def _chosen(pair: ScorePair, which: str) -> Score:
+    return Partial(_difference, pair) if which == "difference" else getattr(pair, which)
+
+
+def _difference(pair: ScorePair, x: Array) -> Array:
+    return pair.difference(x)
+
+
+@jax.jit(static_argnames="num_steps")
+def _path(model, condition, x_T, *, num_steps: int) -> Array:
+    """States of the DDIM path under the condition, noise first."""
+
+    def score_at(x, t):
+        return model.scores(condition, t).conditional(x)
+
+    return sample(score_at, x_T, model.schedule, num_steps=num_steps, trajectory=True)
+
+
+@jax.jit(static_argnames="which")
+def _oracle(training_set: TrainingSet, label, x, *, alpha, sigma, which: str) -> Array:
+    """All eigenvalues of ``sigma^2 H`` of the exact score, ascending."""
+    unconditional, conditional = training_set.densities(label, alpha=alpha, sigma=sigma)
+    if which == "difference":
+        H = conditional.hessian(x) - unconditional.hessian(x)
+    else:
+        H = {"unconditional": unconditional, "conditional": conditional}[which].hessian(x)
+    return sigma**2 * jnp.linalg.eigvalsh(H)
+
+
+def _rounded(values: Array | np.ndarray) -> list[float]:
+    """As a list of floats of 7 digits: what float32 holds, without a tail of noise."""
+    return [float(f"{value:.7g}") for value in np.asarray(values, np.float64)]
+
+
+def write_table(
+    path: Path, records: Sequence[dict[str, Any]], *, tolerance: float
+) -> list[dict[str, Any]]:
+    """``spectrum.csv``: a row per record and source; returned as well.
+
+    Sources are the exact spectra of ``network`` and ``oracle``, and ``lanczos`` and ``arnoldi``,
+    which know the ends of a spectrum and not its counts: those are left empty.
+    """
+    rows = []
+    for record in records:
+        head = {name: record[name] for name in ("condition", "noise", "t", "sigma")}
+        for who in ("network", "lanczos", "arnoldi", "oracle"):
+            if who == "oracle" and record["oracle"] is None:
+                continue
+            krylov = record[who]["values"] if who in ("lanczos", "arnoldi") else None
+            exact = record["exact"] if who == "network" else record["oracle"]
+            values = exact if krylov is None else krylov
+            counts = dataclasses.asdict(Counts.of(values, tolerance=tolerance))
+            if krylov is not None:
+                ends = ("smallest", "largest")
+                counts = {name: counts[name] if name in ends else "" for name in counts}
+            asymmetry = {"network": record["asymmetry"], "oracle": 0.0}.get(who, "")
+            rows.append(head | {"source": who, "asymmetry": asymmetry} | counts)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
