@@ -24,13 +24,13 @@ import numpy as np
 from flax import nnx
 
 import sharpjax as sj
-from sharpjax.curvature.plaplacian import p_laplacian
-from sharpjax.curvature.plaplacian_bounds import (
+from sharpjax.curvature import (
+    p_laplacian,
     radius_bias_bound,
     sampling_bound,
     score_error_bound,
 )
-from sharpjax.models.mlp import ScoreMLP
+from sharpjax.models import ScoreMLP
 from sharpjax.score_matching import fit
 
 matplotlib.use("Agg")

@@ -25,7 +25,7 @@ from flax import nnx
 from jax.tree_util import Partial
 
 import sharpjax as sj
-from sharpjax.models.mlp import ScoreMLP
+from sharpjax.models import ScoreMLP
 from sharpjax.score_matching import fit
 
 matplotlib.use("Agg")

@@ -6,7 +6,7 @@ level and the condition already bound.  Everything in :mod:`sharpjax.curvature` 
 the condition.
 """
 
-from sharpjax import curvature, detection, models
+from sharpjax import curvature, detection, identities, models
 from sharpjax.densities import Empirical, Gaussian, GaussianMixture
 from sharpjax.models.load import load
 from sharpjax.models.pixel_diffusion import PixelDiffusion
@@ -25,6 +25,7 @@ __all__ = [
     "ScorePair",
     "curvature",
     "detection",
+    "identities",
     "load",
     "models",
     "sample",

@@ -262,7 +262,9 @@ def verify(
     else:
         # Rich takes a file or a pipe for 80 columns wide, too few for the table.
         wide = console if console.is_terminal else Console(width=max(console.width, 120))
-        wide.print(report.statements_table(rows), report.identities_table(rows), sep="\n\n")
+        wide.print(report.statements_table(rows))
+        wide.print()
+        wide.print(report.identities_table(rows))
         for line in report.identities_remarks(rows):
             wide.print(line)
     if any(row.verdict != "holds" for row in rows):

@@ -1,6 +1,8 @@
 """Closed forms against automatic differentiation, SciPy, finite differences and Monte Carlo."""
 
 import math
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -486,3 +488,16 @@ def test_a_singular_covariance_is_refused_in_spite_of_rounding(rank, dtype_):
     factor = np.random.default_rng(0).normal(size=(100, rank)).astype(dtype_)
     with pytest.raises(ValueError, match="not positive definite in float32"):
         Gaussian(np.zeros(100), factor @ factor.T)
+
+
+def test_a_large_batch_returns():
+    """Two batched triangular solves in one program can wait for each other for ever on CPU."""
+    code = """
+import jax, numpy as np
+from sharpjax import GaussianMixture
+p = GaussianMixture(np.full(3, 1 / 3), np.eye(3, 5), np.stack([np.eye(5)] * 3))
+both = jax.jit(jax.vmap(lambda p, x: (p.score(x), p.score(x + 1)), (None, 0)))
+for _ in range(5):
+    jax.block_until_ready(both(p, np.ones((20_000, 5))))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -22,9 +22,7 @@ IDENTITIES = moments.IDENTITIES + plaplacian.IDENTITIES
 FALSE_ALARM = 1e-3
 LEAST_SAMPLES = 1000
 LARGEST_DIM = 32
-# Numbers in a batch's d x d matrices. Half a megabyte stays in the cache; and above 100,000 the
-# triangular solves of a mixture go to XLA's CPU thread pool, where two at once can wait for each
-# other for ever (jaxlib 0.10.2).
+# Numbers in a batch's d x d matrices: half a megabyte stays in the cache.
 BATCH_NUMBERS = 2**16
 
 
