@@ -297,7 +297,7 @@ def test_batch_size_and_company_do_not_change_a_condition(tiny_model, tiny_train
 
 
 def test_run_equals_the_statistics_one_by_one(tiny_model, tiny_training_set, tmp_path):
-    records = run(tiny_model, tiny_training_set, tmp_path / "a", batch_size=6)
+    records = run(tiny_model, tiny_training_set, tmp_path / "a", batch_size=4)
     key = jax.random.fold_in(jax.random.key(0), 0)
     x = jax.random.normal(jax.random.fold_in(key, 2), (1, 8, 8))
     pair = tiny_model.scores("1 x3", 981)
