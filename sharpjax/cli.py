@@ -5,7 +5,9 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -343,13 +345,21 @@ def _enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def _stop(*_) -> None:
+    """Leave at once on Ctrl-C: finished results are on disk, and XLA may be busy for a while."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h")  # show the cursor: a progress bar hides it
+    sys.stderr.write("\nstopped; a run with a directory goes on by the same command\n")
+    sys.stderr.flush()
+    os._exit(130)
+
+
 def main() -> None:
     """Run the command line; expected failures are one line and exit status 1."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, _stop)
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; the same command resumes")
-        sys.exit(130)

@@ -39,6 +39,11 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
             raise ValueError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(found, dict):
             raise ValueError(f"{path} must hold a JSON object, got {type(found).__name__}")
+        if found.get("run") != settings.get("run"):
+            raise ValueError(
+                f"{folder} holds another kind of run ({found.get('run', 'unknown')}, not {what}); "
+                "choose another directory"
+            )
         changed = sorted(
             k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k)
         )

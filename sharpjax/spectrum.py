@@ -13,7 +13,6 @@ spectrum, so a killed run goes on where it stopped.
 
 import csv
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,10 @@ from sharpjax.sampling import sample
 from sharpjax.score import ScorePair
 
 RESULTS_NAME = "results.jsonl"
+_FIELDS = {
+    "condition", "noise", "step", "t", "sigma",
+    "exact", "asymmetry", "lanczos", "arnoldi", "oracle",
+}  # fmt: skip
 SCORES = ("conditional", "unconditional", "difference")
 
 
@@ -162,7 +165,7 @@ def spectrum(
         {
             "run": "spectrum",
             "model": fingerprint,
-            "conditions": hashlib.sha256("\n".join(conditions).encode()).hexdigest(),
+            "conditions": list(conditions),
             "oracle": training_set is not None,
             **dataclasses.asdict(settings),
         },
@@ -171,7 +174,7 @@ def spectrum(
     path = folder / RESULTS_NAME
     done = {}
     for number, record in enumerate(read_lines(path), 1):
-        if not {"condition", "noise", "step", "exact"} <= record.keys():
+        if not record.keys() >= _FIELDS:
             raise ValueError(f"{path}, line {number} is not a record of this run: {record}"[:300])
         done[record["condition"], record["noise"], record["step"]] = record
     wanted = [

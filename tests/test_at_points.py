@@ -16,6 +16,10 @@ def cubic(scale, x):
     return -scale * x**3
 
 
+def root(x):
+    return jnp.sqrt(x)
+
+
 def logarithm(x):
     return jnp.log(x)
 
@@ -89,6 +93,40 @@ def test_the_bad_point_is_named():
 def test_no_points(points):
     with pytest.raises(ValueError, match=r"shape \(n, \*shape\) with n >= 1"):
         curvature.at_points(curvature.hessian, logarithm, points)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "options", "message"),
+    [
+        (curvature.p_laplacian, {"p": 0.5}, "p must be one finite number >= 1, got 0.5"),
+        (
+            curvature.trace,
+            {"sigma": -1.0, "key": jax.random.key(0)},
+            "sigma must be .* got -1",
+        ),
+        (curvature.inertia, {"tolerance": -1.0}, "tolerance must be .* > 0"),
+        (curvature.trace, {"num_matvecs": 8.0, "key": jax.random.key(0)}, "integer >= 1, got 8.0"),
+        (curvature.trace, {}, "pass key="),
+    ],
+)
+def test_options_are_checked_as_for_one_point(estimator, options, message):
+    with pytest.raises(ValueError, match=message):
+        curvature.at_points(estimator, Partial(cubic, 1.0), POINTS, **options)
+
+
+def test_options_that_are_lists(score):
+    options = {"key": jax.random.key(0), "grid": [-5.0, 0.0, 2.0], "num_matvecs": 2}
+    density = curvature.at_points(curvature.spectral_density, score, POINTS, **options)
+    assert density.grid.shape == (5, 3)
+
+
+def test_a_point_without_curvature_is_not_counted_as_flat():
+    """An infinite slope: the count of eigenvalues near zero must not take it in."""
+    points = np.array([[1.0, 2.0], [1.0, 0.0]], np.float32)
+    with pytest.raises(ValueError, match="Point 1 of 2"):
+        curvature.at_points(curvature.inertia, Partial(root), points, tolerance=0.1)
+    counts = jax.jit(lambda x: curvature.inertia(root, x, tolerance=0.1))(points[1])
+    assert np.isnan([counts.negative.value, counts.zero.value, counts.positive.value]).all()
 
 
 def test_points_at_once_is_checked():

@@ -26,6 +26,23 @@ def sharpjax(*arguments, cwd=None, **options):
     )
 
 
+def test_ctrl_c_leaves_at_once_and_says_what_is_left(tiny_directory, tmp_path):
+    arguments = ["spectrum", "--model", tiny_directory, "--output", tmp_path / "run"]
+    arguments += ["--condition", "0 x1", "--steps", "200", "--stages", "200"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sharpjax", *map(str, arguments)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    path, deadline = tmp_path / "run" / "results.jsonl", time.monotonic() + 300
+    while not path.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert told == "\nstopped; a run with a directory goes on by the same command\n"
+    assert len(records(path)) >= 1
+
+
 def failure(monkeypatch, capsys, *arguments):
     """The message of a command that must fail, run in this process."""
     monkeypatch.setattr(sys, "argv", ["sharpjax", *map(str, arguments)])

@@ -205,7 +205,9 @@ KEY = jax.random.key(0)
     [
         (lambda: curvature.jacobian(lambda x: x[:2], jnp.ones(3)), r"shape of x, \(3,\), got \(2"),
         (lambda: curvature.jacobian(lambda x: (x, x), jnp.ones(3)), "shape of x"),
-        (lambda: curvature.jacobian(lambda x: x, jnp.arange(3)), "floating.*int32"),
+        (lambda: curvature.jacobian(lambda x: x, jnp.arange(3)), "float32 or float64.*int32"),
+        (lambda: curvature.jacobian(lambda x: x, jnp.ones(3, jnp.bfloat16)), "got dtype bfloat16"),
+        (lambda: curvature.jacobian(lambda x: x, jnp.ones((2, 0))), r"no coordinates.*\(2, 0\)"),
         (lambda: curvature.jacobian(lambda x: x, jnp.ones(3)).mv(jnp.ones(4)), r"shape \(4,\)"),
         (lambda: curvature.jacobian(lambda x: x, jnp.ones(3)).rmv(jnp.ones((2, 3))), "vmap"),
         (lambda: curvature.hessian(lambda x: x, jnp.ones(3), chunk_size=0), "chunk_size.*got 0"),

@@ -39,7 +39,7 @@ def test_exact_spectrum_is_that_of_the_dense_jacobian_at_the_state_of_the_path(r
 
     x = sample(score_at, x_T, tiny_model.schedule, num_steps=5, trajectory=True)[record["step"]]
     pair = tiny_model.scores(NAMES[1], record["t"])
-    J = np.asarray(jax.jacfwd(pair.conditional)(x)).reshape(64, 64)
+    J = np.asarray(curvature.hessian(pair.conditional, x))
     expected = np.linalg.eigvalsh(0.5 * (J + J.T)) * float(pair.sigma) ** 2
     np.testing.assert_allclose(record["exact"], expected, atol=3e-5 * np.abs(expected).max())
     assert record["asymmetry"] == pytest.approx(float(curvature.asymmetry(J)), rel=1e-3)
@@ -61,6 +61,26 @@ def test_one_image_leaves_nothing_open_under_the_exact_score(run):
         np.testing.assert_allclose(record["oracle"], -1, atol=1e-5)
     many = spectra.Counts.of(run[1][3]["oracle"], tolerance=0.05)
     assert many.effective_dimension > 0.1
+
+
+@pytest.mark.slow  # compiles the pair
+def test_spectrum_of_the_difference(tiny_model, tiny_training_set, tmp_path):
+    settings = dataclasses.replace(SETTINGS, score="difference", num_stages=1)
+    known = {"training_set": tiny_training_set, "labels": np.array([2])}
+    (record,) = spectra.spectrum(
+        tiny_model, NAMES[1:], tmp_path / "run", settings, fingerprint="x", **known
+    )
+    assert record["t"] == 801
+    pair = tiny_model.scores(NAMES[1], 801)
+    x = jax.random.normal(jax.random.fold_in(jax.random.key(0), 0), tiny_model.shape)
+    J = np.asarray(jax.jacfwd(pair.difference)(x)).reshape(64, 64)
+    expected = np.linalg.eigvalsh(0.5 * (J + J.T)) * float(pair.sigma) ** 2
+    np.testing.assert_allclose(record["exact"], expected, atol=3e-5 * np.abs(expected).max())
+    # the exact score's difference has trace tr K_c - tr K_u
+    own, everything = (p.effective_dimension(x) for p in reversed(
+        tiny_training_set.densities(2, alpha=pair.alpha, sigma=pair.sigma)
+    ))  # fmt: skip
+    assert sum(record["oracle"]) == pytest.approx(float(own - everything), rel=1e-3, abs=1e-3)
 
 
 def test_counts_and_table(run, tmp_path):
@@ -100,13 +120,13 @@ def test_a_stopped_run_goes_on_where_it_stopped(run, tiny_model, tiny_training_s
 def test_the_command(tiny_directory, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")
     arguments = ["spectrum", "--model", str(tiny_directory), "--output", str(tmp_path / "run")]
-    arguments += ["--condition", "0 x1", "--stages", "2", "--steps", "4", "--score", "difference"]
+    arguments += ["--condition", "0 x1", "--stages", "2", "--steps", "5", "--matvecs", "70"]
     monkeypatch.setattr("sys.argv", ["sharpjax", *arguments, "--json"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code in (0, None)
     told = json.loads(capsys.readouterr().out)
-    assert [row["t"] for row in told["spectra"]] == [751] * 4 + [1] * 4
+    assert [row["t"] for row in told["spectra"]] == [801] * 4 + [1] * 4
     assert (tmp_path / "run" / "spectrum.png").stat().st_size > 10_000
 
 

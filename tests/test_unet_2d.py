@@ -98,7 +98,14 @@ def relative_error(ours, theirs):
     return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# What the others add to these is checked in the slow tier: each is a compilation of its own.
+OFTEN = ("attention", "resnet_blocks_scale_shift", "fourier", "google_ddpm", "classes")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in OFTEN else pytest.mark.slow) for n in CONFIGS],
+)
 def test_matches_pytorch_and_back(name, tmp_path):
     config = CONFIGS[name]
     theirs = torch_model(config)

@@ -58,8 +58,12 @@ def at_points(
             "for one point call the estimator itself."
         )
     points_at_once = positive_integer("points_at_once", points_at_once)
+    options = {k: jnp.asarray(v) if isinstance(v, list) else v for k, v in options.items()}
+    _check_options(estimator, score, points[0], key, options)
+    # What holds numbers is an argument of the compiled program, the rest a part of it.
     is_dynamic = {
-        name: isinstance(v, float | jax.Array | np.ndarray) for name, v in options.items()
+        name: isinstance(v, float | jax.Array | np.ndarray) or not jax.tree_util.all_leaves([v])
+        for name, v in options.items()
     }
     dynamic = {name: v for name, v in options.items() if is_dynamic[name]}
     static = tuple((name, v) for name, v in options.items() if not is_dynamic[name])
@@ -84,6 +88,12 @@ def _run(score, points, key, dynamic, estimator, common_probes, points_at_once, 
 
 
 _compiled = functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))(_run)
+
+
+def _check_options(estimator, score, x, key, options) -> None:
+    """Let the estimator look at its options while their values are known, at no point."""
+    key = {} if key is None else {"key": key}
+    jax.eval_shape(lambda x, key: estimator(score, x, **options, **key), x, key)
 
 
 def _name_the_point(results, estimator, score, points, key, common_probes, options) -> None:

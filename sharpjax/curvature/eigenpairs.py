@@ -122,6 +122,8 @@ def extreme_eigenpairs(
         raise ValueError(f"Unknown which={which!r}; choose one of {list(_ENDS)}.")
     k, rtol = positive_integer("k", k), positive_number("rtol", rtol)
     max_matvecs = positive_integer("max_matvecs", max_matvecs)
+    if key is None:
+        raise ValueError("The start is random: pass key=jax.random.key(seed).")
     J = jacobian(score, x)
     size = _basis_size(k, J.point.size, basis_size)
     if max_matvecs < size:

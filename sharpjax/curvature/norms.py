@@ -82,7 +82,7 @@ def frobenius_norm(
     norm = jnp.sqrt(square.value)
     if num_matvecs == 1:
         return Estimate(norm, None, 1, 1)
-    error = jnp.where(norm > 0, square.standard_error / (2 * norm), 0.0)
+    error = jnp.where(norm == 0, 0.0, square.standard_error / (2 * norm))
     return Estimate(norm, error, num_matvecs, num_matvecs)
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from sharpjax._types import Array, ArrayLike, Matvec, Score
 from sharpjax.curvature.layout import channels_last
 from sharpjax.curvature.validation import check_finite, positive_integer
+from sharpjax.curvature.validation import point as checked_point
 
 __all__ = ["Jacobian", "asymmetry", "hessian", "jacobian"]
 
@@ -121,18 +122,15 @@ def jacobian(score: Score, x: ArrayLike) -> Jacobian:
         x: the point, any shape, real floating dtype.
 
     Raises:
-        ValueError: `x` is not real floating; `score(x)` has another shape than `x`; either is not
-            finite (where it is known: not under `jit` or `vmap`).
+        ValueError: `x` is empty or not float32 or float64; `score(x)` has another shape than `x`;
+            either is not finite (where it is known: not under `jit` or `vmap`).
 
     >>> import jax.numpy as jnp
     >>> J = jacobian(lambda x: jnp.array([[0.0, 2.0], [1.0, 0.0]]) @ x, jnp.ones(2))
     >>> J.mv(jnp.array([1.0, 0.0])), J.rmv(jnp.array([1.0, 0.0]))
     (Array([0., 1.], dtype=float32), Array([0., 2.], dtype=float32))
     """
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must hold real floating numbers, got dtype {x.dtype}.")
-    check_finite("x", x)
+    x = checked_point(x)
     if jax.tree_util.all_leaves([score]):  # a plain callable, not a pytree
         value, tangent_map = jax.jit(lambda x: jax.linearize(score, x))(x)
     else:

@@ -14,6 +14,7 @@ from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.operators import Jacobian, chunked_map, jacobian
 from sharpjax.curvature.validation import check_finite, positive_integer, positive_number
+from sharpjax.curvature.validation import point as checked_point
 
 __all__ = ["p_laplacian"]
 
@@ -77,12 +78,13 @@ def p_laplacian(
         evaluations of the score.
 
     Raises:
-        ValueError: `p < 1`; an unknown method; no radius, no key where one is needed;
-            `radius <= 0`; counts that are not positive integers; an odd `num_directions` or
-            another method with `antithetic`; `s(x) = 0` for "exact" with `p < 2`, where
-            `|s|^{p-2}` has no limit (NaN under a trace; for p = 2 the value is `tr H`, beyond it
-            0); a direction whose score or sample is not finite (named); and as `jacobian`. The
-            flux takes `F = 0` where `s = 0`, its limit for p > 1 and a convention for p = 1.
+        ValueError: `p < 1`; an unknown method; no radius or no key where one is needed, a radius
+            or `num_matvecs` where there is no use for it; `radius <= 0`; counts that are not
+            positive integers; an odd `num_directions` or another method with `antithetic`;
+            `s(x) = 0` for "exact" with `p < 2`, where `|s|^{p-2}` has no limit (NaN under a trace;
+            for p = 2 the value is `tr H`, beyond it 0); a direction whose score or sample is not
+            finite (named); and as `jacobian`. The flux takes `F = 0` where `s = 0`, its limit for
+            p > 1 and a convention for p = 1.
 
     References:
         J. Brokman et al., Identifying memorization of diffusion models through p-Laplace analysis,
@@ -112,10 +114,7 @@ def p_laplacian(
             return Estimate(samples, jnp.zeros_like(samples), 0, J.point.size)
         return Estimate.from_samples(samples, num_matvecs=1 + num_matvecs)
 
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"x must hold real floating numbers, got dtype {x.dtype}.")
-    check_finite("x", x)
+    x = checked_point(x)
     count, products = num_directions, 0
     if method == "ball":
         sample = _point
@@ -278,8 +277,11 @@ _compiled = functools.partial(
 
 
 def _exponent(p: ArrayLike) -> ArrayLike:
-    known = not isinstance(p, jax.core.Tracer)
-    if np.shape(p) != () or (known and not 1 <= p < math.inf):
+    try:
+        valid = np.shape(p) == () and (isinstance(p, jax.core.Tracer) or 1 <= p < math.inf)
+    except TypeError:
+        valid = False
+    if not valid:
         raise ValueError(f"p must be one finite number >= 1, got {p}; use jax.vmap for more.")
     return p
 
@@ -301,7 +303,14 @@ def _check(method, radius, key, num_directions, antithetic, num_matvecs, batch_s
             f"antithetic directions belong to method='flux', got method={method!r}; leave it out."
         )
     if method == "exact":
+        if radius is not None:
+            raise ValueError(
+                "radius belongs to method='flux' or 'ball', a mean over a ball; method='exact' is "
+                "the value at x itself: choose one of the others or leave the radius out."
+            )
         return
+    if method == "flux" and num_matvecs is not None:
+        raise ValueError("method='flux' takes no products: num_matvecs is for 'exact' and 'ball'.")
     if radius is None:
         raise ValueError(f"method={method!r} is a mean over a ball: pass its radius=, > 0.")
     positive_number("radius", radius)

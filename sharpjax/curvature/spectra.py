@@ -174,6 +174,8 @@ def stochastic_asymmetry(
     """
     num_probes = positive_integer("num_probes", num_probes)
     batch_size = positive_integer("batch_size", batch_size)
+    if key is None:
+        raise ValueError("Probes are random: pass key=jax.random.key(seed).")
     J = jacobian(score, x)
     norms = _odd_and_even(J, key, num_probes=num_probes, batch_size=batch_size)
     check_finite("A product with the Jacobian", norms)
@@ -188,9 +190,11 @@ def _tolerance(tolerance: ArrayLike | None, values: Array, d: int) -> Array:
 
 
 def _three_parts(values: Array, weights: Array, tolerance: Array) -> Array:
-    """The weight below, within and above the tolerance, `(3,)`."""
+    """The weight below, within and above the tolerance, `(3,)`; NaN if a value is."""
     below, above = values < -tolerance, values > tolerance
-    return jnp.stack([jnp.sum(jnp.where(w, weights, 0)) for w in (below, ~below & ~above, above)])
+    parts = [jnp.sum(jnp.where(w, weights, 0)) for w in (below, ~below & ~above, above)]
+    known = jnp.all(jnp.isfinite(values)) & jnp.isfinite(tolerance)
+    return jnp.where(known, jnp.stack(parts), jnp.nan)
 
 
 @functools.partial(jax.jit, static_argnames="d")

@@ -8,11 +8,12 @@ import math
 import operator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sharpjax._types import Array, ArrayLike
 
-__all__ = ["check_finite", "noise_level", "positive_integer", "positive_number"]
+__all__ = ["check_finite", "noise_level", "point", "positive_integer", "positive_number"]
 
 
 def positive_integer(name: str, count: int, *, least: int = 1) -> int:
@@ -30,9 +31,33 @@ def positive_number(name: str, value: ArrayLike) -> ArrayLike:
     """One finite number > 0, or a ValueError; under a trace only its shape can be checked."""
     if np.shape(value) != ():
         raise ValueError(f"{name} must be one number, got shape {np.shape(value)}; use jax.vmap.")
-    if not isinstance(value, jax.core.Tracer) and not 0 < value < math.inf:
+    if isinstance(value, jax.core.Tracer):
+        return value
+    try:
+        valid = 0 < value < math.inf
+    except TypeError:
+        valid = False
+    if not valid:
         raise ValueError(f"{name} must be finite and > 0, got {value!r}.")
     return value
+
+
+def point(x: ArrayLike) -> Array:
+    """`x` as an array that curvature can be taken at.
+
+    Raises:
+        ValueError: not float32 or float64, empty, or not finite (where that is known).
+    """
+    x = jnp.asarray(x)
+    if x.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(
+            f"x must be float32 or float64, got dtype {x.dtype}: curvature in less precision has "
+            "errors that its error bars do not show. The score may use less inside."
+        )
+    if x.size == 0:
+        raise ValueError(f"x has no coordinates: its shape is {x.shape}.")
+    check_finite("x", x)
+    return x
 
 
 def noise_level(sigma: ArrayLike) -> ArrayLike:
