@@ -10,10 +10,11 @@ random probes. No symmetry of A is needed.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
-from matfree import stochtrace
+from jax.scipy.linalg import solve_triangular
 
 from sharpjax._types import Array
 from sharpjax.curvature.operators import chunked_map
@@ -67,48 +68,88 @@ def hutchpp(
 
 @functools.partial(jax.jit, static_argnames=("num_samples", "sampler", "batch_size"))
 def xtrace(A: Curvature, key: Array, *, num_samples: int, sampler: str, batch_size: int) -> Array:
-    r"""XTrace's leave-one-out estimates of `tr A`, shape `(num_samples,)`; `2 num_samples < d`.
+    r"""XTrace: samples of `tr A`, shape `(num_samples,)`, whose mean is unbiased; 2 products each.
 
-    Estimate i sketches with every probe but the i-th, and uses that one outside the sketch; all
-    share their products, `2 num_samples` and one to fix the scale. Their mean is unbiased. They are
-    exchangeable but not independent, so that the standard error of their mean is an estimate whose
-    quality was measured (docs/traces.md).
+    With k probes and `Q_i = orth(A [v_1 ... v_k without v_i])`, estimate i is
 
-    `matfree` calls A rank-deficient by an absolute test, entries of R below machine epsilon, so
-    here it is given A divided by the largest entry of its product with the first probe.
-    Resphering, which scales each probe outside the sketch to its expected length, is right for
-    rotationally invariant probes only, so signs do without.
+    `t_i = tr(Q_i^T A Q_i) + c_i g_i^T A g_i`, `g_i = (I - Q_i Q_i^T) v_i`.
+
+    The Q of all the probes gives every Q_i, as `Q_i Q_i^T = Q (I - s_i s_i^T) Q^T`. For
+    rotationally invariant probes `c_i = (d - k + 1)/||g_i||^2` takes out what the length of g_i
+    contributes ("resphering"); for signs it is 1.
+
+    The t_i share their probes, so `std(t)/sqrt(k)`, the usual error estimate, is too small: by
+    sqrt(2) where what is missed is quadratic in the sketch, and by more at a cliff of the spectrum.
+    Here the deviations of the t_i from their mean are widened by the factor that gives them the
+    standard error with the covariances in it. Take t_ij, which leaves out v_j as well. As
+    `E[t_i | all but v_i] = tr A`, and t_ij does not know v_j,
+
+    `Cov(t_i, t_j) = E[(t_i - t_ij) (t_j - t_ji)]`,
+
+    which is unbiased, costs no product with A, and O(k^3) operations.
+
+    A rank below k does no harm: directions of Q that A's range does not fill weigh nothing.
 
     References:
         E. N. Epperly, J. A. Tropp, R. J. Webber, XTrace: making the most of every sample in
         stochastic trace estimation, SIAM J. Matrix Anal. Appl. 45 (2024), doi:10.1137/23M1548323,
-        arXiv:2301.07825.
+        arXiv:2301.07825. Resphering: E. N. Epperly, arXiv:2512.15929. The covariances are ours.
     """
-    probes = jax.vmap(lambda i: draw(sampler, A.point, key, i))(jnp.arange(num_samples))
-    scale = jnp.max(jnp.abs(A.mv(probes[0])))
-    scale = jnp.where(scale > 0, scale, 1.0)  # A = 0
-    integrand = stochtrace.leave_one_out_xtrace(apply_resphering=sampler != "signs")
+    shape, d, k = A.point.shape, A.point.size, num_samples
 
-    # One operator at a time under an outer vmap: on CPU, programs that run a batched QR and a
-    # batched triangular solve side by side may never return (jax 0.10.2, two cores).
-    @jax.custom_batching.sequential_vmap
-    def estimates(probes, A, scale):
-        with jax.default_matmul_precision("highest"):
-            return scale * integrand(_normalised_mv(batch_size), probes, A, scale)
+    def products(V):
+        return chunked_map(
+            lambda i: A.mv(V[:, i].reshape(shape)).ravel(), jnp.arange(k), batch_size
+        ).T
 
-    return estimates(probes, A, scale)
+    V = jax.vmap(lambda i: draw(sampler, A.point, key, i).ravel())(jnp.arange(k)).T
+    Y = products(V)
+    with jax.default_matmul_precision("highest"):
+        Q, _ = jnp.linalg.qr(Y)
+    Z = products(Q)
+    with jax.default_matmul_precision("highest"):
+        # In the coordinates of Q everything is k x k. R once more, and not the one of the
+        # factorization: on CPU a batched QR beside a batched triangular solve that does not wait
+        # for its Q may never return (jax 0.10.2).
+        R = jnp.triu(Q.T @ Y)
+        H, W, T = Q.T @ Z, Q.T @ V, Z.T @ V
+        # s_i is orthogonal to every column of R but the i-th: R^T S is diagonal. Diagonal entries
+        # within rounding of zero are lifted to it, so that S exists at any rank.
+        floor = jnp.finfo(R.dtype).eps * math.sqrt(d) * jnp.max(jnp.abs(R))
+        floor = jnp.where(floor > 0, floor, 1.0)
+        r = jnp.diagonal(R)
+        lifted = R + jnp.diag(jnp.where(jnp.abs(r) < floor, floor - r, 0.0))
+        S = solve_triangular(lifted, jnp.eye(k, dtype=R.dtype), trans="T")
+        S = S / jnp.linalg.norm(S, axis=0)
+        HS, HW, lengths = H @ S, H @ W, jnp.sum(V**2, axis=0)
 
+        def leave_out(i, U, HU):
+            """`t - tr H` from probe i and the part of Q orthogonal to the columns of U."""
+            a = U.T @ W[:, i]
+            m, Hm = W[:, i] - U @ a, HW[:, i] - HU @ a  # what of v_i is in the sketch
+            gAg = jnp.dot(U @ a, R[:, i]) - jnp.dot(m, T[:, i] - Hm)
+            if sampler != "signs":
+                gAg = gAg * (d - k + U.shape[1]) / (lengths[i] - jnp.dot(m, m))
+            return gAg - jnp.sum(U * HU)
 
-def _normalised_mv(batch_size: int):
-    """`A v / scale`, which under `vmap` runs `batch_size` products at a time and not all."""
+        def estimates(i):
+            """`t_i - tr H`, and `t_i - t_ij` for all j."""
+            s, Hs = S[:, i], HS[:, i]
+            t = leave_out(i, s[:, None], Hs[:, None])
 
-    @jax.custom_batching.custom_vmap
-    def mv(v, A, scale):
-        return A.mv(v) / scale
+            def also(j):
+                # s_i and s_j span what both leave out; Gram and Schmidt make it orthonormal.
+                c = jnp.dot(s, S[:, j])
+                norm = jnp.sqrt(jnp.maximum(1 - c**2, jnp.finfo(c.dtype).eps))
+                U = jnp.stack([s, (S[:, j] - c * s) / norm], axis=1)
+                HU = jnp.stack([Hs, (HS[:, j] - c * Hs) / norm], axis=1)
+                return jnp.where(j == i, 0.0, t - leave_out(i, U, HU))
 
-    @mv.def_vmap
-    def batched(axis_size, in_batched, v, A, scale):  # v is the only one that comes as a batch
-        one = lambda i: A.mv(v[i]) / scale
-        return chunked_map(one, jnp.arange(axis_size), batch_size), True
+            return t, jax.vmap(also)(jnp.arange(k))
 
-    return mv
+        t, changes = jax.lax.map(estimates, jnp.arange(k))
+        # Var(mean t) = (sum_i (t_i - mean t)^2 + sum_{i != j} Cov(t_i, t_j))/(k (k - 1)), unbiased.
+        mean = jnp.mean(t)
+        squares, covariances = jnp.sum((t - mean) ** 2), jnp.sum(changes * changes.T)
+        widening = jnp.maximum(covariances, 0.0) / jnp.where(squares > 0, squares, 1.0)
+        return jnp.trace(H) + mean + (t - mean) * jnp.sqrt(1 + widening)

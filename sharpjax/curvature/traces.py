@@ -23,7 +23,7 @@ from sharpjax.curvature.validation import noise_level, positive_integer, positiv
 __all__ = ["effective_dimension", "trace", "trace_of_difference", "trace_of_power"]
 
 _METHODS = ("hutchinson", "hutch++", "xtrace", "exact")
-_LEAST_PRODUCTS = {"hutchinson": 1, "hutch++": 3, "xtrace": 3}
+_LEAST_PRODUCTS = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}
 _LEAST_SAMPLES = 16  # before an adaptive estimate believes its own standard error
 _QUADRATIC_FORM = stochtrace.monte_carlo_trace()
 
@@ -51,8 +51,8 @@ def trace(
     - "hutch++": a third of the products sketch the range of A, a third take the trace there
       exactly, and a third are Hutchinson's on the complement. Give it `sigma`: K is what has a low
       effective rank.
-    - "xtrace": every probe sketches for all the others. Give it `sigma`. The best where K has a
-      low effective rank; costs one product more than two a sample.
+    - "xtrace": every probe sketches for all the others, two products each. Give it `sigma`. The
+      best where K has a low effective rank.
     - "exact": d products, no error.
 
     All are unbiased, for a Jacobian that is not symmetric too.
@@ -345,7 +345,7 @@ def _estimate(A: Curvature, key, exact, rescale, options: _Options) -> Estimate:
             f"wide, but there are {d} dimensions: lower it, or use method='exact' "
             f"({cost_of_exact} products)."
         )
-    if method == "xtrace" and num_matvecs >= cost_of_exact:
+    if method == "xtrace" and num_matvecs // A.cost >= d:
         return without_error()
     samples, spent = _samples(A, key, options, num_matvecs)
     return Estimate.from_samples(rescale(samples), num_matvecs=spent)
@@ -363,8 +363,8 @@ def _samples(A: Curvature, key, options: _Options, num_matvecs, start=0) -> tupl
         num_probes = products - rank
         samples = hutchpp(A, key, rank=rank, num_samples=num_probes - rank, **probes)
     else:
-        num_probes = (products - 1) // 2
-        products = 2 * num_probes + 1
+        num_probes = products // 2
+        products = 2 * num_probes
         samples = xtrace(A, key, num_samples=num_probes, **probes)
     check_samples(samples, A, key, start, num_probes=num_probes, **probes)
     return samples, products * A.cost
