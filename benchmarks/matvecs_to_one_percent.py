@@ -4,10 +4,10 @@
 
 At each noise level, at a state reached by DDIM under the condition from one noise, the matrix
 K = I + sigma^2 J of the conditional score is formed once (784 products), of the network and of the
-exact score of the training set.  Then every method estimates tr K from that matrix, with 8, 12, 16, 24, ... products,
-until the root mean square relative error over the seeds is 1% or less; "-" means that it is not
-with 768, and that the exact trace (784) is the cheaper way.  "formula" is the number of probes that
-Hutchinson's variance for signs, 2 (|S|_F^2 - |diag S|^2)/(tr K)^2 with S the symmetric part, asks
+exact score of the training set.  Then every method estimates tr K from that matrix, with 8, 12,
+16, 24, ... products, until the root mean square relative error over the seeds is 1% or less; "-"
+means that it is not with 768, and that the exact trace (784) is the cheaper way.  "formula" is the
+number of probes that Hutchinson's variance for signs, 2 (|S|_F^2 - |diag S|^2)/(tr K)^2 with S the symmetric part, asks
 for; the last column is that (784 if it is more) over the best method's number.
 """
 
