@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.special
+import threadpoolctl
 from jax.tree_util import Partial
 from matfree import stochtrace
 
@@ -36,6 +37,7 @@ parser.add_argument("--repeats", type=int, default=1000)
 parser.add_argument("--json", metavar="PATH", help="write the figures there too")
 options = parser.parse_args()
 jax.config.update("jax_enable_x64", True)
+threadpoolctl.threadpool_limits(1, user_api="blas")  # factorizations here are small
 
 
 def effective_rank(spectrum):

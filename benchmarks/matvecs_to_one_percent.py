@@ -3,12 +3,14 @@
     python benchmarks/matvecs_to_one_percent.py [--conditions "7 x1a" "7 x256"] [--json PATH]
 
 At each noise level, at a state reached by DDIM under the condition from one noise, the matrix
-K = I + sigma^2 J of the conditional score is formed once (784 products), of the network and of the
-exact score of the training set.  Then every method estimates tr K from that matrix, with 8, 12,
-16, 24, ... products, until the root mean square relative error over the seeds is 1% or less; "-"
-means that it is not with 768, and that the exact trace (784) is the cheaper way.  "formula" is the
-number of probes that Hutchinson's variance for signs, 2 (|S|_F^2 - |diag S|^2)/(tr K)^2 with S the symmetric part, asks
-for; the last column is that (784 if it is more) over the best method's number.
+K = I + sigma^2 J of the conditional score is formed once (784 products), of the bundled network and
+of the exact score of its training set.  Then every method estimates tr K from that matrix with 8,
+12, 16, 24, ... products, until the root mean square relative error over the seeds is 1% or less.
+"-" means that 768 are not enough: the exact trace (784) is cheaper.
+
+"rank" is (tr K)^2/|K|_F^2.  "formula" is the number of probes at which Hutchinson's variance with
+signs, 2 (|S|_F^2 - |diag S|^2)/(tr K)^2 a sample with S the symmetric part, gives 1%.  "ratio" is
+that number, or 784 if it is more, over the smallest number measured.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 from jax.tree_util import Partial
 
 import sharpjax as sj
@@ -38,6 +41,7 @@ parser.add_argument("--steps", type=int, default=8, help="DDIM steps between two
 parser.add_argument("--seeds", type=int, default=50)
 parser.add_argument("--json", metavar="PATH", help="write the figures there too")
 options = parser.parse_args()
+threadpoolctl.threadpool_limits(1, user_api="blas")  # factorizations here are small
 
 
 @jax.jit

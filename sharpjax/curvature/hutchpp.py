@@ -147,7 +147,7 @@ def xtrace(A: Curvature, key: Array, *, num_samples: int, sampler: str, batch_si
 
             return t, jax.vmap(also)(jnp.arange(k))
 
-        t, changes = jax.lax.map(estimates, jnp.arange(k))
+        t, changes = chunked_map(estimates, jnp.arange(k), batch_size)
         # Var(mean t) = (sum_i (t_i - mean t)^2 + sum_{i != j} Cov(t_i, t_j))/(k (k - 1)), unbiased.
         mean = jnp.mean(t)
         squares, covariances = jnp.sum((t - mean) ** 2), jnp.sum(changes * changes.T)

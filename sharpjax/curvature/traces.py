@@ -69,7 +69,8 @@ def trace(
         method: "hutchinson", "hutch++", "xtrace" or "exact".
         sampler: distribution of the probes. "signs" (entries -1 or 1; no error from the
             diagonal), "normal", or "sphere" (uniform on the sphere of radius sqrt(d)). None is
-            "sphere" for XTrace, which works less well with signs, and "signs" for the others.
+            "sphere" for XTrace, which can correct the length of such probes, and "signs" for the
+            others.
         batch_size: products at once by `vmap`, which bounds the memory; 32 by default. Hutchinson
             keeps nothing else, the sketches keep their d x `num_matvecs`/3 or /2.
         rtol: go on until `standard_error <= rtol |value|`. A loop on the host over compiled
