@@ -1,3 +1,9 @@
+import os
+
+# Several test processes share the cores: BLAS threads that wait for each other there spin, and
+# small factorizations take many times longer. Before NumPy and SciPy load it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
