@@ -164,12 +164,12 @@ def test_the_form_without_expectation_varies_with_x(rows):
     assert min(spread["mixture"], spread["noised data set"]) > 1
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("factor", [-1.0, 1.05, 0.95])
+@pytest.mark.parametrize(
+    ("name", "factor"),
+    [(n, f) for n in NAMES for f in (-1.0, 1.05, 0.95) if (n, f) != ("P4", 1.05)],
+)
 def test_a_wrong_closed_form_fails(name, factor, monkeypatch):
     """The closed form times a factor; a bound that is 5% too large is still a bound."""
-    if name == "P4" and factor > 1:
-        pytest.skip("a larger bound is a bound")
     keep(monkeypatch, name)
     exchange(monkeypatch, lambda left, closed, *printed: (left, factor * closed, *printed))
     found = identities.verify(dim=DIM, num_samples=MANY)

@@ -15,6 +15,7 @@ from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.operators import Jacobian, chunked_map, jacobian
 from sharpjax.curvature.validation import check_finite, positive_integer, positive_number
 from sharpjax.curvature.validation import point as checked_point
+from sharpjax.densities.base import polar
 
 __all__ = ["p_laplacian"]
 
@@ -137,18 +138,6 @@ def p_laplacian(
 # --- The divergence at a point ----------------------------------------------------------------
 
 
-def _polar(s: Array) -> tuple[Array, Array, Array]:
-    """`|s|`, `s/|s|`, and whether s is zero; then they are 1 and zero, and F = 0.
-
-    Dividing by the largest entry first keeps `|s|^2` from over- or underflowing in float32.
-    """
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(s)))
-    is_zero = largest == 0
-    scaled = s / jnp.where(is_zero, 1.0, largest)
-    length = jnp.sqrt(jnp.where(is_zero, 1.0, jnp.sum(scaled**2)))
-    return jnp.where(is_zero, 1.0, largest * length), scaled / length, is_zero
-
-
 def _divergence(tangent_map, x, s, p, key, *, num_matvecs, batch_size):
     r"""`div F` from s and its tangents: exact, a scalar, or `num_matvecs` samples of it.
 
@@ -157,7 +146,7 @@ def _divergence(tangent_map, x, s, p, key, *, num_matvecs, batch_size):
     `u^T H u + sum_i h_i^T H h_i`: so u counts `p - 1` times, and each h_i once.
     """
     p = jnp.asarray(p, s.dtype)
-    norm, u, is_zero = _polar(s)
+    norm, u, is_zero = polar(s)
     # Without a direction any basis will do, as only the trace is left (p = 2) or nothing is.
     u = jnp.where(is_zero, jax.nn.one_hot(0, s.size, dtype=s.dtype).reshape(s.shape), u)
 
@@ -195,7 +184,7 @@ def _orthogonal_probe(u: Array, key: Array) -> Array:
     """Uniform on the sphere of radius sqrt(d - 1) in the space orthogonal to u: E v v^T = P."""
     v = jax.random.normal(key, u.shape, u.dtype)
     v = v - jnp.sum(u * v) * u
-    return math.sqrt(u.size - 1) * _polar(v)[1]
+    return math.sqrt(u.size - 1) * polar(v)[1]
 
 
 @functools.partial(jax.jit, static_argnames=("num_matvecs", "batch_size"))
@@ -209,7 +198,7 @@ def _at_the_point(J: Jacobian, p, key, *, num_matvecs, batch_size):
 
 def _unit_vector(x: Array, key: Array) -> Array:
     """Uniform on the unit sphere."""
-    return _polar(jax.random.normal(key, x.shape, x.dtype))[1]
+    return polar(jax.random.normal(key, x.shape, x.dtype))[1]
 
 
 def _score(score: Score, y: Array) -> Array:
@@ -225,7 +214,7 @@ def _score(score: Score, y: Array) -> Array:
 def _field(score: Score, y: Array, p) -> tuple[Array, Array]:
     """`F(y) = |s|^{p-1} u`, 0 where s = 0, and whether s is finite."""
     s = _score(score, y)
-    norm, u, _ = _polar(s)
+    norm, u, _ = polar(s)
     return norm ** (jnp.asarray(p, s.dtype) - 1) * u, jnp.all(jnp.isfinite(s))
 
 
@@ -247,7 +236,7 @@ def _point(score, x, p, radius, key, **options):
     point_key, probe_key = jax.random.split(key)
     # Any d of the d + 2 coordinates of a uniform point of the unit sphere are uniform in the unit
     # ball: the density of k of m coordinates is proportional to (1 - r^2)^((m-k-2)/2).
-    z = _polar(jax.random.normal(point_key, (x.size + 2,), x.dtype))[1]
+    z = polar(jax.random.normal(point_key, (x.size + 2,), x.dtype))[1]
     y = x + radius * z[2:].reshape(x.shape)
     s, tangent_map = jax.linearize(functools.partial(_score, score), y)
     samples = _divergence(tangent_map, y, s, p, probe_key, **options)

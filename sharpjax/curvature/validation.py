@@ -16,14 +16,15 @@ from sharpjax._types import Array, ArrayLike
 __all__ = ["check_finite", "noise_level", "point", "positive_integer", "positive_number"]
 
 
-def positive_integer(name: str, count: int, *, least: int = 1) -> int:
+def positive_integer(name: str, count: int, *, least: int = 1, largest: int | None = None) -> int:
     """`count` as an int, or a ValueError that names it."""
     try:
         valid = not isinstance(count, bool) and operator.index(count) >= least
     except TypeError:
         valid = False
-    if not valid:
-        raise ValueError(f"{name} must be an integer >= {least}, got {count!r}.")
+    if not valid or (largest is not None and count > largest):
+        allowed = f">= {least}" if largest is None else f"from {least} to {largest}"
+        raise ValueError(f"{name} must be an integer {allowed}, got {count!r}.")
     return operator.index(count)
 
 

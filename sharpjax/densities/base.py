@@ -89,6 +89,18 @@ def _as_point(density: Density, x: ArrayLike) -> Array:
     return x.astype(jnp.promote_types(x.dtype, density.dtype))
 
 
+def polar(s: Array) -> tuple[Array, Array, Array]:
+    """`|s|`, `s/|s|`, and whether s is zero; then they are 1 and zero.
+
+    Dividing by the largest entry first keeps `|s|^2` from over- or underflowing in float32.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(s)))
+    is_zero = largest == 0
+    scaled = s / jnp.where(is_zero, 1.0, largest)
+    length = jnp.sqrt(jnp.where(is_zero, 1.0, jnp.sum(scaled**2)))
+    return jnp.where(is_zero, 1.0, largest * length), scaled / length, is_zero
+
+
 def p_laplacian_from(score: Array, trace: Array, quadratic: Callable, p: ArrayLike) -> Array:
     r"""div(|s|^{p-2} s) from s, tr H and the quadratic form v -> v^T H v.
 
@@ -99,12 +111,7 @@ def p_laplacian_from(score: Array, trace: Array, quadratic: Callable, p: ArrayLi
     if np.shape(p) != () or (host is not None and not host >= 1):
         raise ValueError(f"p must be one number >= 1, got {p}.")
     p = jnp.asarray(p, score.dtype)
-    # Dividing by the largest entry first keeps |s|^2 from over- or underflowing in float32.
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(score)))
-    is_zero = largest == 0
-    scaled = score / jnp.where(is_zero, 1.0, largest)
-    length = jnp.sqrt(jnp.where(is_zero, 1.0, jnp.sum(scaled**2)))
-    norm = jnp.where(is_zero, 1.0, largest * length)
-    value = norm ** (p - 2) * (trace + (p - 2) * quadratic(scaled / length))
+    norm, direction, is_zero = polar(score)
+    value = norm ** (p - 2) * (trace + (p - 2) * quadratic(direction))
     at_zero = jnp.where(p < 2, jnp.nan, jnp.where(p == 2, trace, 0.0))
     return jnp.where(is_zero, at_zero, value)

@@ -1,7 +1,6 @@
 """All identities, and what checks them."""
 
 import dataclasses
-import operator
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 from scipy.stats import norm
 
+from sharpjax.curvature.validation import positive_integer
 from sharpjax.identities import moments, plaplacian
 from sharpjax.identities.identity import Identity, Row, evaluate
 from sharpjax.progress import progress
@@ -48,9 +48,9 @@ def verify(*, dim: int = 5, num_samples: int = 50_000, seed: int = 0) -> list[Ro
     >>> sum(row.verdict == "fails" for row in rows)
     0
     """
-    dim = _integer("dim", dim, 2, LARGEST_DIM)
-    num_samples = _integer("num_samples", num_samples, LEAST_SAMPLES, None)
-    seed = _integer("seed", seed, 0, 2**32 - 1)
+    dim = positive_integer("dim", dim, least=2, largest=LARGEST_DIM)
+    num_samples = positive_integer("num_samples", num_samples, least=LEAST_SAMPLES)
+    seed = positive_integer("seed", seed, least=0, largest=2**32 - 1)
     with jax.enable_x64(True):
         tasks = [
             (identity, name, setting)
@@ -93,14 +93,3 @@ def _batches(
 def _settings_rng(seed: int, identity: Identity) -> np.random.Generator:
     """Rows of one name draw from the same stream: the same densities where they ask for them."""
     return np.random.default_rng([seed, zlib.crc32(identity.name.encode())])
-
-
-def _integer(name: str, value: int, least: int, largest: int | None) -> int:
-    try:
-        valid = not isinstance(value, bool) and operator.index(value) >= least
-    except TypeError:
-        valid = False
-    if not valid or (largest is not None and value > largest):
-        allowed = f">= {least}" if largest is None else f"from {least} to {largest}"
-        raise ValueError(f"{name} must be an integer {allowed}, got {value!r}.")
-    return operator.index(value)
