@@ -6,7 +6,7 @@ same command again goes on where the file ends; a half-written last line is drop
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,11 @@ def append_lines(path: Path, records: list[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, fields: Collection[str] = ()) -> list[dict[str, Any]]:
     """All complete records; a torn last line (killed while writing) is cut off the file.
 
     Raises:
-        ValueError: a complete line that is not JSON.
+        ValueError: a complete line that is not a JSON object, or lacks one of ``fields``.
     """
     if not path.exists():
         return []
@@ -107,5 +107,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number} must be a JSON object, got {line[:80]}")
+        if missing := sorted(set(fields) - record.keys()):
+            raise ValueError(
+                f"{path}, line {number} is not a record of this run: it lacks {', '.join(missing)}"
+            )
         records.append(record)
     return records

@@ -173,9 +173,7 @@ def spectrum(
     )
     path = folder / RESULTS_NAME
     done = {}
-    for number, record in enumerate(read_lines(path), 1):
-        if not record.keys() >= _FIELDS:
-            raise ValueError(f"{path}, line {number} is not a record of this run: {record}"[:300])
+    for record in read_lines(path, _FIELDS):
         done[record["condition"], record["noise"], record["step"]] = record
     wanted = [
         (name, noise, step)

@@ -4,12 +4,27 @@ import os
 # small factorizations take many times longer. Before NumPy and SciPy load it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 TINY_NAMES = ("0 x1", "0 x3", "0 x12", "1 x1", "1 x3", "1 x12")
+
+
+@pytest.fixture(params=["float64", "float32"])
+def dtype(request):
+    """Runs a test in both precisions; x64 is on for that test alone."""
+    with jax.enable_x64(request.param == "float64"):
+        yield np.dtype(request.param)
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
 
 
 def pooled_digits():

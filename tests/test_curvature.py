@@ -17,18 +17,6 @@ from sharpjax.curvature import Estimate
 from sharpjax.densities import Gaussian
 
 
-@pytest.fixture(params=["float64", "float32"])
-def dtype(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield np.dtype(request.param)
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def close(actual, desired, dtype=np.float64):
     tolerance = 1e-11 if dtype == np.float64 else 2e-5
     np.testing.assert_allclose(actual, desired, rtol=tolerance, atol=tolerance)

@@ -19,19 +19,6 @@ DIM = 4
 KINDS = ("gaussian", "mixture", "empirical")
 
 
-@pytest.fixture(params=["float64", "float32"])
-def dtype(request):
-    """Runs a test in both precisions; x64 is on for that test alone."""
-    with jax.enable_x64(request.param == "float64"):
-        yield np.dtype(request.param)
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def close(actual, desired, dtype=np.float64, scale=1.0):
     tolerance = scale * (1e-10 if dtype == np.float64 else 1e-4)
     desired = np.asarray(desired, np.float64)

@@ -18,18 +18,6 @@ KEY = jax.random.key(0)
 M = 5  # products, in most tests: one program serves them
 
 
-@pytest.fixture(params=["float64", "float32"])
-def dtype(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield np.dtype(request.param)
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def linear(matrix, x):
     return (matrix @ x.ravel()).reshape(x.shape)
 

@@ -26,12 +26,6 @@ POWERS = (1.0, 1.5, 2.0, 3.0)
 FLUX = {"method": "flux", "radius": 0.5, "key": KEY, "num_directions": 16}
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def point(dim, dtype=np.float64):
     return jnp.asarray(np.random.default_rng(10 + dim).normal(size=dim).astype(dtype))
 

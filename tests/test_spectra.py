@@ -17,12 +17,6 @@ from sharpjax.curvature.spectra import inertia, stochastic_asymmetry
 KEY = jax.random.key(0)
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def linear(matrix, x):
     return (matrix @ x.ravel()).reshape(x.shape)
 

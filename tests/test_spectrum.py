@@ -112,6 +112,11 @@ def test_a_stopped_run_goes_on_where_it_stopped(run, tiny_model, tiny_training_s
     again = spectra.spectrum(tiny_model, NAMES, folder, SETTINGS, fingerprint="x", **known)
     assert again == run[1]
     assert (folder / spectra.RESULTS_NAME).read_text() == "".join(lines)
+    record = json.loads(lines[0])
+    del record["lanczos"]
+    (folder / spectra.RESULTS_NAME).write_text(json.dumps(record) + "\n")
+    with pytest.raises(ValueError, match="line 1 is not a record of this run: it lacks lanczos"):
+        spectra.spectrum(tiny_model, NAMES, folder, SETTINGS, fingerprint="x", **known)
     other = dataclasses.replace(SETTINGS, seed=1)
     with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
         spectra.spectrum(tiny_model, NAMES, folder, other, fingerprint="x", **known)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import threadpoolctl
 from jax.tree_util import Partial
 from matfree import stochtrace
 
@@ -28,12 +27,6 @@ from sharpjax.densities import Empirical, Gaussian, GaussianMixture
 STOCHASTIC = ("hutchinson", "hutch++", "xtrace")
 SIGMA = 0.5
 KEY = jax.random.key(0)
-
-
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def close(actual, desired, dtype=np.float64):
@@ -431,13 +424,6 @@ def test_trace_of_power_of_a_rotation_is_not_a_norm():
 
 
 # --- Unbiasedness and coverage --------------------------------------------------------------------
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_blas_thread():
-    """Small factorizations on more BLAS threads than free cores take a thousand times longer."""
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):
-        yield
 
 
 def replicate(estimator, repetitions, seed=11):

@@ -127,9 +127,9 @@ def detect(
     )
     path = folder / RESULTS_NAME
     done = {}
-    for number, record in enumerate(read_lines(path), 1):
-        if not {"condition", "network"} <= record.keys() or record["condition"] not in conditions:
-            raise ValueError(f"{path}, line {number} is not a record of this run: {record}"[:300])
+    for record in read_lines(path, {"condition", "network"}):
+        if record["condition"] not in conditions:
+            raise ValueError(f"{path}: {record['condition']!r} is not a condition of this run")
         done[record["condition"]] = record
     todo = [i for i, name in enumerate(conditions) if name not in done]
     with progress("detecting", total=len(conditions), done=len(done)) as bar:

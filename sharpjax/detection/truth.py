@@ -164,7 +164,8 @@ def measure_truth(
     (folder / "samples").mkdir(exist_ok=True)
     path = folder / "results.jsonl"
     limit = thresholds(training_set, names)
-    done = {line["condition"]: Truth(**line) for line in read_lines(path)}
+    fields = {field.name for field in dataclasses.fields(Truth)}
+    done = {line["condition"]: Truth(**line) for line in read_lines(path, fields)}
     labels = model.encode(names)
     with progress("sampling", total=len(names), done=len(done)) as bar:
         for index, name in enumerate(names):
