@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import Partial
 
 from sharpjax._types import Array, ArrayLike, Score
-from sharpjax.curvature.operators import chunked_map
+from sharpjax.curvature.loops import local_map, over_points
 from sharpjax.curvature.validation import positive_integer
 
 __all__ = ["at_points"]
@@ -23,6 +25,7 @@ def at_points(
     key: Array | None = None,
     common_probes: bool = False,
     points_at_once: int = 8,
+    mesh: Mesh | None = None,
     **options: Any,
 ) -> Any:
     """What `estimator(score, x, **options)` returns, for every `x` of a batch.
@@ -36,15 +39,18 @@ def at_points(
             number of points nor `points_at_once` changes its draws.
         common_probes: give every point `key` itself instead, so that what the points share
             cancels from their differences.
-        points_at_once: by `vmap`, which bounds the memory.
+        points_at_once: by `vmap` on each device, which bounds the memory.
+        mesh: devices to use, along an axis "points", which splits the batch, an axis "probes",
+            which shares the loops over probes, directions and columns, or both. The numbers are
+            those of one device, to rounding.
         **options: of the estimator. Numbers and arrays are the same for all points.
 
     Returns:
         The estimator's result with a first axis of n on every array.
 
     Raises:
-        ValueError: as the estimator; where a result is not finite, the first such point's index is
-            named, with what the estimator says of it alone.
+        ValueError: as the estimator; a mesh without these axes; where a result is not finite, the
+            first such point's index is named, with what the estimator says of it alone.
 
     >>> import jax.numpy as jnp
     >>> from sharpjax.curvature import trace
@@ -68,26 +74,33 @@ def at_points(
     dynamic = {name: v for name, v in options.items() if is_dynamic[name]}
     static = tuple((name, v) for name, v in options.items() if not is_dynamic[name])
     arguments = (points, key, dynamic)
-    settings = (estimator, common_probes, points_at_once, static)
+    settings = (estimator, common_probes, points_at_once, static, mesh)
     if jax.tree_util.all_leaves([score]):  # a closure: never answered from a stale program
-        results = jax.jit(lambda *a: _run(score, *a, *settings))(*arguments)
+        results = jax.jit(lambda *a: _run(Partial(score), *a, *settings))(*arguments)
     else:
         results = _compiled(score, *arguments, *settings)
     _name_the_point(results, estimator, score, points, key, common_probes, options)
     return results
 
 
-def _run(score, points, key, dynamic, estimator, common_probes, points_at_once, static):
-    def one(i):
-        options = dynamic | dict(static)
-        if key is not None:
-            options["key"] = key if common_probes else jax.random.fold_in(key, i)
-        return estimator(score, points[i], **options)
+def _run(score, points, key, dynamic, estimator, common_probes, points_at_once, static, mesh):
+    def part(common, batch):
+        score, key, dynamic = common
+        points, indices = batch
 
-    return chunked_map(one, jnp.arange(len(points)), points_at_once)
+        def one(j):
+            options = dynamic | dict(static)
+            if key is not None:
+                options["key"] = key if common_probes else jax.random.fold_in(key, indices[j])
+            return estimator(score, points[j], **options)
+
+        return local_map(one, jnp.arange(len(points)), points_at_once)
+
+    common, batch = (score, key, dynamic), (points, jnp.arange(len(points)))
+    return over_points(part, mesh, common, batch)
 
 
-_compiled = functools.partial(jax.jit, static_argnums=(4, 5, 6, 7))(_run)
+_compiled = functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))(_run)
 
 
 def _check_options(estimator, score, x, key, options) -> None:

@@ -10,7 +10,8 @@ from jax.scipy.stats import norm
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.krylov import Ritz, check_budget, flat_matvec, symmetric_ritz
-from sharpjax.curvature.operators import Jacobian, chunked_map, jacobian
+from sharpjax.curvature.loops import chunked_map
+from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.validation import check_finite, positive_integer, positive_number
 
 __all__ = ["SpectralDensity", "spectral_density"]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
 from sharpjax._types import Array
-from sharpjax.curvature.operators import chunked_map
+from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.probes import Curvature, draw
 
 __all__ = ["hutchpp", "xtrace"]

@@ -7,13 +7,13 @@ score is not exactly a gradient, so `J` and `J^T` differ, and `asymmetry` says b
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from sharpjax._types import Array, ArrayLike, Matvec, Score
 from sharpjax.curvature.layout import channels_last
+from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.validation import check_finite, positive_integer
 from sharpjax.curvature.validation import point as checked_point
 
@@ -191,20 +191,6 @@ def asymmetry(J: Jacobian | ArrayLike) -> Array:
         raise ValueError(f"J must be a square matrix or a Jacobian, got shape {J.shape}.")
     odd, even = jnp.linalg.norm(J - J.T), jnp.linalg.norm(J + J.T)
     return jnp.where(odd == 0, 0.0, odd / even)
-
-
-def chunked_map(function: Callable, indices: Array, chunk_size: int) -> Array:
-    """`stack([function(i) for i in indices])`, `chunk_size` at once by `vmap`, chunk after chunk.
-
-    The chunks are evened out (10 in chunks of at most 8 are 5 and 5), and what the last one lacks
-    is filled with an index past the end, computed and thrown away.
-    """
-    count = len(indices)
-    num_chunks = -(-count // chunk_size)
-    chunk_size = -(-count // num_chunks)
-    padded = jnp.pad(indices, (0, num_chunks * chunk_size - count), constant_values=count)
-    out = jax.lax.map(jax.vmap(function), padded.reshape(num_chunks, chunk_size))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], out)
 
 
 # Compiled here once: a Jacobian is an argument, so another point, another prompt or another set of

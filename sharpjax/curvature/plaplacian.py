@@ -12,7 +12,8 @@ import numpy as np
 
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.estimate import Estimate
-from sharpjax.curvature.operators import Jacobian, chunked_map, jacobian
+from sharpjax.curvature.loops import chunked_map
+from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.validation import check_finite, positive_integer, positive_number
 from sharpjax.curvature.validation import point as checked_point
 from sharpjax.densities.base import polar

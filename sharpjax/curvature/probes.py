@@ -11,7 +11,8 @@ import numpy as np
 from matfree import stochtrace
 
 from sharpjax._types import Array, ArrayLike
-from sharpjax.curvature.operators import Jacobian, chunked_map
+from sharpjax.curvature.loops import chunked_map
+from sharpjax.curvature.operators import Jacobian
 from sharpjax.curvature.validation import check_finite, positive_integer
 
 __all__ = ["SAMPLERS", "Curvature", "check_samples", "draw", "monte_carlo", "probe_options"]

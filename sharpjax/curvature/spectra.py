@@ -10,7 +10,8 @@ from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.density import products_with_J, quadrature_options, quadrature_rules
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.krylov import Ritz, safe_norm
-from sharpjax.curvature.operators import Jacobian, chunked_map, hessian, jacobian
+from sharpjax.curvature.loops import chunked_map
+from sharpjax.curvature.operators import Jacobian, hessian, jacobian
 from sharpjax.curvature.validation import check_finite, positive_integer, positive_number
 
 __all__ = ["Inertia", "eigenvalues", "inertia", "stochastic_asymmetry"]
