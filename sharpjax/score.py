@@ -98,18 +98,39 @@ class ScorePair:
         unconditional, conditional = self.both(x)
         return unconditional + guidance * (conditional - unconditional)
 
-    def linearize(self, x: Array) -> tuple[Array, Callable, Callable]:
-        """Values and the two tangent maps, apart.
+    def linearize(self, x: Array) -> "LinearizedPair":
+        """Values and the two tangent maps at ``x``, apart: 2 forward evaluations."""
+        return LinearizedPair(
+            *jax.linearize(self.unconditional, x), *jax.linearize(self.conditional, x)
+        )
 
-        Returns:
-            ``(both(x), H_u, H_c)``: ``H_u(v)`` and ``H_c(v)`` are Jacobian-vector products at
-            ``x`` (units 1/sigma^2).  They are pytrees, so the unconditional one can leave ``jit``
-            and be kept for the next condition.
-        """
-        s_u, h_u = jax.linearize(self.unconditional, x)
-        s_c, h_c = jax.linearize(self.conditional, x)
-        return jnp.stack([s_u, s_c]), h_u, h_c
 
-    def linearize_both(self, x: Array) -> tuple[Array, Callable[[Array], Array]]:
-        """Values and one tangent map of the batch: ``(v_u, v_c) -> (H_u v_u, H_c v_c)``."""
-        return jax.linearize(self.at, jnp.stack([x, x]))
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearizedPair:
+    """A pair of scores at one point; what :meth:`ScorePair.linearize` returns.
+
+    A pytree.  The unconditional part does not depend on the condition: under ``jax.vmap`` over
+    conditions at the same point it has no batch axis and is computed once; and it can leave
+    ``jit`` and be kept.
+
+    Attributes:
+        unconditional: ``s_u(x)``, units 1/sigma.
+        unconditional_tangent: ``v -> H_u v``, units of ``H``: 1/sigma^2.
+        conditional: ``s_c(x)``.
+        conditional_tangent: ``v -> H_c v``.
+    """
+
+    unconditional: Array
+    unconditional_tangent: Callable[[Array], Array]
+    conditional: Array
+    conditional_tangent: Callable[[Array], Array]
+
+    @property
+    def difference(self) -> Array:
+        """``s_D = s_c - s_u``, units 1/sigma."""
+        return self.conditional - self.unconditional
+
+    def difference_tangent(self, v: Array) -> Array:
+        """``H_D v = H_c v - H_u v``, units of ``H_D``: 1/sigma^2."""
+        return self.conditional_tangent(v) - self.unconditional_tangent(v)

@@ -105,19 +105,19 @@ class TestScorePair:
 
     def test_tangents_are_the_dense_jacobians(self, stacked):
         pair = make_pair(0, stacked)
-        x, v, w = draws(3)
+        x, v = draws(2)
 
         def dense(score, v):  # the naive twin
             return jnp.einsum("ijkl,kl->ij", jax.jacfwd(score)(x), v)
 
-        values, h_u, h_c = pair.linearize(x)
-        np.testing.assert_allclose(values, pair.both(x), **CLOSE)
-        np.testing.assert_allclose(h_u(v), dense(pair.unconditional, v), **CLOSE)
-        np.testing.assert_allclose(h_c(v), dense(pair.conditional, v), **CLOSE)
-        values, h = pair.linearize_both(x)
-        np.testing.assert_allclose(values, pair.both(x), **CLOSE)
-        expected = [dense(pair.unconditional, v), dense(pair.conditional, w)]
-        np.testing.assert_allclose(h(jnp.stack([v, w])), expected, **CLOSE)
+        here = pair.linearize(x)
+        values = (here.unconditional, here.conditional)
+        np.testing.assert_allclose(jnp.stack(values), pair.both(x), **CLOSE)
+        np.testing.assert_allclose(here.difference, pair.difference(x), **CLOSE)
+        h_u, h_c = dense(pair.unconditional, v), dense(pair.conditional, v)
+        np.testing.assert_allclose(here.unconditional_tangent(v), h_u, **CLOSE)
+        np.testing.assert_allclose(here.conditional_tangent(v), h_c, **CLOSE)
+        np.testing.assert_allclose(here.difference_tangent(v), h_c - h_u, **CLOSE)
 
     def test_crosses_jit_without_recompiling(self, stacked):
         f = jax.jit(lambda pair, x: pair.difference(x))  # a function of its own cache
@@ -133,8 +133,8 @@ class TestScorePair:
         apply = jax.jit(lambda h, v: h(v))
         pair, other = make_pair(0, stacked), make_pair(1, stacked)
         x, y, v, w = draws(4)
-        _, h_u, _ = linearize(pair, x)
-        _, h_other, _ = linearize(other, y)  # must not disturb the one kept
+        h_u = linearize(pair, x).unconditional_tangent
+        h_other = linearize(other, y).unconditional_tangent  # must not disturb the one kept
         for direction in (v, w):
             expected = jax.jvp(pair.unconditional, (x,), (direction,))[1]
             np.testing.assert_allclose(h_u(direction), expected, **CLOSE)

@@ -5,8 +5,10 @@ pulls every noise towards that image, so its score differs much from the uncondi
 landscape around it is as sharp as the noise allows, so nothing of :math:`K_c = I + \sigma^2 H_c`
 is left open.
 
-Each function takes ``(pair, x)``, is jittable and returns a scalar.  :data:`STATISTICS` says of
-each which direction means *memorized*.
+Each function takes ``(pair, x)``, is jittable and returns a scalar.  Those without probes take the
+pair's linearization at ``x`` too, so that several of them share it.  Under ``jax.vmap`` over the
+conditions at one and the same noise, the unconditional score is linearized once for all of them.
+:data:`STATISTICS` says of each which direction means *memorized*.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 
 from sharpjax import curvature
 from sharpjax._types import Array
-from sharpjax.score import ScorePair
+from sharpjax.score import LinearizedPair, ScorePair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,37 +52,44 @@ def _register(*, direction: int, cost: str, source: str, needs_probes: bool = Fa
 
 
 @_register(direction=+1, cost="2F", source="Wen et al. 2024")
-def score_difference(pair: ScorePair, x: Array) -> Array:
+def score_difference(
+    pair: ScorePair, x: Array, *, linearized: LinearizedPair | None = None
+) -> Array:
     r""":math:`\|s_D(x)\|`, units 1/sigma.  Larger means memorized.  Cost 2F.
 
     Wen et al., ICLR 2024, "Detecting, explaining, and mitigating memorization in diffusion
     models" (there with noise predictions: multiply by sigma).
     """
-    return jnp.linalg.norm(pair.difference(x))
+    return jnp.linalg.norm(pair.difference(x) if linearized is None else linearized.difference)
 
 
 @_register(direction=+1, cost="2F + 2T", source="Jeon et al. 2025")
-def hessian_score_difference(pair: ScorePair, x: Array, *, squared: bool = False) -> Array:
+def hessian_score_difference(
+    pair: ScorePair,
+    x: Array,
+    *,
+    squared: bool = False,
+    linearized: LinearizedPair | None = None,
+) -> Array:
     r""":math:`\|H_D(x)\, s_D(x)\|`, units 1/sigma^3.  Larger means memorized.  Cost 2F + 2T.
 
     Jeon, Kim & No, ICML 2025, "Understanding and mitigating memorization in generative models via
     sharpness of probability landscapes"; squared in the paper, not in its public code.
     """
-    (s_u, s_c), tangent = pair.linearize_both(x)
-    h_u, h_c = tangent(jnp.stack([s_c - s_u, s_c - s_u]))
-    norm_squared = jnp.sum((h_c - h_u) ** 2)
+    here = pair.linearize(x) if linearized is None else linearized
+    norm_squared = jnp.sum(here.difference_tangent(here.difference) ** 2)
     return norm_squared if squared else jnp.sqrt(norm_squared)
 
 
 @_register(direction=+1, cost="2F + 2T", source="Jeon et al. 2025, first version")
-def hessian_score(pair: ScorePair, x: Array) -> Array:
+def hessian_score(pair: ScorePair, x: Array, *, linearized: LinearizedPair | None = None) -> Array:
     r""":math:`\|H_c s_c - H_u s_u\|`, units 1/sigma^3.  Larger means memorized.  Cost 2F + 2T.
 
     The first arXiv version of Jeon, Kim & No 2025.
     """
-    values, tangent = pair.linearize_both(x)
-    h_u, h_c = tangent(values)
-    return jnp.linalg.norm(h_c - h_u)
+    here = pair.linearize(x) if linearized is None else linearized
+    conditional = here.conditional_tangent(here.conditional)
+    return jnp.linalg.norm(conditional - here.unconditional_tangent(here.unconditional))
 
 
 @_register(direction=-1, cost="2F + 2 probes T", source="sharpjax", needs_probes=True)

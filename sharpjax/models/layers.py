@@ -11,9 +11,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+
+@jax.custom_jvp
+def silu(x: jax.Array) -> jax.Array:
+    """``x sigmoid(x)``, of which ``jax.linearize`` keeps one array, its derivative, not three."""
+    return x * jax.nn.sigmoid(x)
+
+
+@silu.defjvp
+def _(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    sigmoid = jax.nn.sigmoid(x)
+    return x * sigmoid, dx * (sigmoid * (1 + x * (1 - sigmoid)))
+
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": jax.nn.silu,
-    "swish": jax.nn.silu,
+    "silu": silu,
+    "swish": silu,
     "mish": jax.nn.mish,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "relu": jax.nn.relu,
@@ -34,30 +48,79 @@ def _convolve(x, kernel, strides, padding, **options):
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
+def _convolve_upsampled(x, kernel, strides, padding, **options):
+    """The 3 x 3 convolution of ``upsample_nearest(x)``, without making that.
+
+    Neighbouring pixels of the upsampled image are equal, so that two of the three taps fall on the
+    same one of ``x``: in each direction an even output pixel ``2i`` is ``k0 x[i-1] + (k1 + k2)
+    x[i]`` and an odd one ``(k0 + k1) x[i] + k2 x[i+1]``. Those are four 2 x 2 convolutions of
+    ``x``, one for each parity, and 16 products where there were 36.
+    """
+    taps = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], kernel.dtype)
+    n, height, width, c_in = x.shape
+    c_out = kernel.shape[-1]
+    # axes: a, b parity of the output pixel; p, q tap of the small kernel; i, j of the given one
+    small = jnp.einsum("api,bqj,ijcd->pqcabd", taps, taps, kernel)
+    windows = jax.lax.conv_general_dilated(
+        x, small.reshape(2, 2, c_in, 4 * c_out), strides, padding, **options
+    ).reshape(n, height + 1, width + 1, 2, 2, c_out)  # window i covers pixels i-1 and i
+    rows = [
+        jnp.stack([windows[:, a : a + height, b : b + width, a, b] for b in (0, 1)], axis=3)
+        for a in (0, 1)
+    ]
+    return jnp.stack(rows, axis=2).reshape(n, 2 * height, 2 * width, c_out)
+
+
 def conv(
-    c_in: int, c_out: int, size: int = 3, *, stride: int = 1, padding: int = 1, rngs: nnx.Rngs
+    c_in: int,
+    c_out: int,
+    size: int = 3,
+    *,
+    stride: int = 1,
+    padding: int = 1,
+    upsample: bool = False,
+    rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square convolution with PyTorch's meaning of ``padding``."""
+    """A square convolution with PyTorch's meaning of ``padding``, of the upsampled image or not."""
     return nnx.Conv(
         c_in,
         c_out,
         (size, size),
         strides=(stride, stride),
         padding=((padding, padding), (padding, padding)),
-        conv_general_dilated=_convolve,
+        conv_general_dilated=_convolve_upsampled if upsample else _convolve,
         rngs=rngs,
     )
 
 
-def group_norm(channels: int, groups: int, *, eps: float, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group normalization with the two-pass variance: the one-pass form loses digits."""
+class GroupNorm(nnx.GroupNorm):
+    """Group normalization with a two-pass variance: the one-pass form loses digits.
+
+    Its means are taken over the pixels first and over a group's few channels last. One reduction
+    over both, as in flax, leaves the processor's vector lanes empty.
+    """
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """``(batch, height, width, channels)``, same shape out; statistics at least float32."""
+
+        def group_mean(x):
+            channels = x.mean((1, 2)).reshape(len(x), self.num_groups, -1)
+            return jnp.repeat(channels.mean(-1), channels.shape[-1], axis=1)[:, None, None]
+
+        centered = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centered = centered - group_mean(centered)
+        variance = group_mean(centered * centered)  # jax.linearize would keep 2 x beside x of x**2
+        factor = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
+        return (centered * factor + self.bias[...]).astype(jnp.result_type(x, self.scale[...]))
+
+
+def group_norm(channels: int, groups: int, *, eps: float, rngs: nnx.Rngs) -> GroupNorm:
+    """A ``GroupNorm``; ``ValueError`` unless the groups divide the channels."""
     if channels % groups:
         raise ValueError(
             f"norm_num_groups={groups} must divide the number of channels, got {channels}"
         )
-    return nnx.GroupNorm(
-        channels, num_groups=groups, epsilon=eps, use_fast_variance=False, rngs=rngs
-    )
+    return GroupNorm(channels, num_groups=groups, epsilon=eps, rngs=rngs)
 
 
 def timestep_features(
@@ -87,7 +150,7 @@ class TimestepEmbedding(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``(batch, c_in) -> (batch, c_out)``."""
-        return self.linear_2(jax.nn.silu(self.linear_1(x)))
+        return self.linear_2(silu(self.linear_1(x)))
 
 
 class GaussianFourierProjection(nnx.Module):
@@ -133,11 +196,11 @@ class Upsample2D(nnx.Module):
     """Nearest-neighbour upsampling and a convolution."""
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.conv = conv(channels, channels, rngs=rngs)
+        self.conv = conv(channels, channels, upsample=True, rngs=rngs)
 
     def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
         """``(b, h, w, c)`` to twice the height and width; ``temb`` is not used."""
-        return self.conv(upsample_nearest(x))
+        return self.conv(x)
 
 
 class ResnetBlock2D(nnx.Module):
@@ -168,9 +231,9 @@ class ResnetBlock2D(nnx.Module):
         self.act = activation(act_fn)
         self.scale_shift = time_scale_shift == "scale_shift"
         self.output_scale_factor = output_scale_factor
-        self.resample = {None: None, "up": upsample_nearest, "down": average_pool}[resample]
+        self.resample = resample
         self.norm1 = group_norm(c_in, groups, eps=eps, rngs=rngs)
-        self.conv1 = conv(c_in, c_out, rngs=rngs)
+        self.conv1 = conv(c_in, c_out, upsample=resample == "up", rngs=rngs)
         if temb_channels is not None:
             self.time_emb_proj = nnx.Linear(
                 temb_channels, c_out * (2 if self.scale_shift else 1), rngs=rngs
@@ -183,8 +246,10 @@ class ResnetBlock2D(nnx.Module):
     def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
         """``(b, h, w, c_in)`` and ``(b, temb_channels)`` to ``(b, h', w', c_out)``."""
         h = self.act(self.norm1(x))
-        if self.resample is not None:
-            x, h = self.resample(x), self.resample(h)
+        if self.resample == "down":
+            x, h = average_pool(x), average_pool(h)
+        if self.resample == "up":  # conv1 is that of the upsampled h
+            x = upsample_nearest(x)
         h = self.conv1(h)
         shift = None
         if hasattr(self, "time_emb_proj"):

@@ -21,6 +21,7 @@ from sharpjax.models.layers import (
     activation,
     conv,
     group_norm,
+    silu,
     timestep_features,
 )
 
@@ -384,7 +385,7 @@ class UNet2DModel(nnx.Module):
             x = self.mid_block(x, temb)
         for block in self.up_blocks:
             x = block(x, skips, temb)
-        x = self.conv_out(jax.nn.silu(self.conv_norm_out(x))).transpose(0, 3, 1, 2)
+        x = self.conv_out(silu(self.conv_norm_out(x))).transpose(0, 3, 1, 2)
         if self.time_embedding_type == "fourier":
             x = x / timestep[:, None, None, None].astype(x.dtype)
         return x
