@@ -8,6 +8,7 @@ from matfree import stochtrace
 
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.estimate import Estimate
+from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.operators import jacobian
 from sharpjax.curvature.probes import (
     Curvature,
@@ -143,30 +144,25 @@ def diagonal(
 
 @functools.partial(jax.jit, static_argnames=("num", "batch_size"))
 def _diagonal(A: Curvature, key, *, num, batch_size):
-    """Mean of the samples `v * (A v)` and sum of squared deviations, one batch held at a time.
+    """Mean of the samples `v * (A v)` and their sum of squared deviations.
 
-    Two sets of samples are merged as in T. F. Chan, G. H. Golub, R. J. LeVeque, The American
-    Statistician 37 (1983): sums of squares would cancel where the deviations are small.
+    Of a batch only these two are kept. Batches are merged as in T. F. Chan, G. H. Golub, R. J.
+    LeVeque, The American Statistician 37 (1983): sums of squares would cancel where the deviations
+    are small.
     """
     num_batches = -(-num // batch_size)
     batch_size = -(-num // num_batches)
 
-    def add(state, start):
-        seen, mean, squares = state
-        index = start + jnp.arange(batch_size)
+    def moments(batch):
+        index = batch * batch_size + jnp.arange(batch_size)
         v = jax.vmap(lambda i: draw("signs", A.point, key, i))(index)
         samples = v * jax.vmap(A.mv)(v)
         here = (index < num).reshape(-1, *[1] * A.point.ndim)  # the last batch may be padded
-        fresh = jnp.minimum(batch_size, num - start).astype(A.point.dtype)
-        their_mean = jnp.sum(jnp.where(here, samples, 0), axis=0) / fresh
-        theirs = jnp.sum(jnp.where(here, (samples - their_mean) ** 2, 0), axis=0)
-        total, shift = seen + fresh, their_mean - mean
-        share = fresh / total
-        mean = mean + share * shift
-        squares = squares + theirs + seen * share * shift**2
-        return (total, mean, squares), None
+        count = jnp.clip(num - batch * batch_size, 1, batch_size).astype(A.point.dtype)
+        mean = jnp.sum(jnp.where(here, samples, 0), axis=0) / count
+        return count, mean, jnp.sum(jnp.where(here, (samples - mean) ** 2, 0), axis=0)
 
-    zeros = jnp.zeros_like(A.point)
-    starts = batch_size * jnp.arange(num_batches)
-    (_, mean, squares), _ = jax.lax.scan(add, (jnp.zeros((), zeros.dtype), zeros, zeros), starts)
-    return mean, squares
+    counts, means, squares = chunked_map(moments, jnp.arange(num_batches), 1)
+    mean = jnp.average(means, axis=0, weights=counts)
+    between = num * jnp.average((means - mean) ** 2, axis=0, weights=counts)
+    return mean, squares.sum(axis=0) + between

@@ -1,0 +1,193 @@
+"""Estimators on a mesh of eight simulated devices: the numbers of one, and the work shared.
+
+The devices must be asked for before JAX starts, so the tests run in a process of their own, which
+`test_on_eight_devices` starts: this very file once more, with eight devices.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from sharpjax import curvature
+from sharpjax.curvature import at_points
+from sharpjax.densities import GaussianMixture
+
+KEY = jax.random.key(0)
+EIGHT = jax.device_count() == 8
+
+
+@pytest.mark.parametrize("tier", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.skipif(EIGHT, reason="this is the process with eight devices")
+def test_on_eight_devices(tier):
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-m", tier]
+    child = subprocess.run(
+        [*command, __file__],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stdout + child.stderr
+    assert re.search(r"\d+ passed", child.stdout), child.stdout
+
+
+on_eight = pytest.mark.skipif(not EIGHT, reason="needs eight devices")
+
+
+def mesh_of(**axes):
+    return jax.make_mesh(tuple(axes.values()), tuple(axes))
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(2, 6)).astype(np.float32)
+    return GaussianMixture([0.5, 0.5], means, np.stack([0.5 * np.eye(6, dtype=np.float32)] * 2))
+
+
+@pytest.fixture(scope="module")
+def points():  # 5, which no axis below divides
+    return np.random.default_rng(1).normal(size=(5, 6)).astype(np.float32)
+
+
+def _close(ours, theirs):
+    """To float32's rounding: sums over up to 20 probes are added in another order."""
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=2e-5, atol=2e-5)
+
+
+SPHERE = {"radius": 0.3, "key": KEY, "num_directions": 20}
+ESTIMATORS = {
+    "trace": (curvature.trace, {"key": KEY, "num_matvecs": 20}),
+    "p-laplacian": (curvature.p_laplacian, {}),
+    "flux": (curvature.p_laplacian, {"method": "flux"} | SPHERE),
+    "eigenvalues": (curvature.eigenvalues, {}),
+}
+SLOW_ESTIMATORS = {
+    "hessian": (curvature.hessian, {"chunk_size": 2}),
+    # Of six signs, two draws may be the same up to sign; rounding then chooses the third direction.
+    "hutch++": (
+        curvature.trace,
+        {"key": KEY, "num_matvecs": 9, "method": "hutch++", "sigma": 0.7, "sampler": "normal"},
+    ),
+    "xtrace": (curvature.trace, {"key": KEY, "num_matvecs": 4, "method": "xtrace", "sigma": 0.7}),
+    "power": (curvature.trace_of_power, {"key": KEY, "power": 3}),
+    "frobenius": (curvature.frobenius_norm, {"key": KEY}),
+    "diagonal": (curvature.diagonal, {"key": KEY, "num_matvecs": 20, "batch_size": 3}),
+    "lanczos": (curvature.lanczos, {"key": KEY, "num_matvecs": 4}),
+    "arnoldi": (curvature.arnoldi, {"key": KEY, "num_matvecs": 4}),
+    "density": (
+        curvature.spectral_density,
+        {"key": KEY, "num_probes": 5, "num_matvecs": 4, "grid": jnp.linspace(-5, 2, 9)},
+    ),
+    "inertia": (
+        curvature.inertia,
+        {"method": "slq", "key": KEY, "num_matvecs": 4, "tolerance": 0.1},
+    ),
+    "asymmetry": (curvature.stochastic_asymmetry, {"key": KEY}),
+    "ball": (curvature.p_laplacian, {"method": "ball"} | SPHERE),
+}
+MESHES = {"points": {"points": 8}, "probes": {"probes": 8}, "both": {"points": 4, "probes": 2}}
+
+
+@on_eight
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_same_numbers_as_on_one_device(name, mixture, points):
+    estimator, options = ESTIMATORS[name]
+    one = at_points(estimator, mixture.score, points, **options)
+    _close(
+        at_points(estimator, mixture.score, points, mesh=mesh_of(points=4, probes=2), **options),
+        one,
+    )
+
+
+@on_eight
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ESTIMATORS | SLOW_ESTIMATORS)
+def test_the_same_numbers_on_every_mesh(name, mixture, points):
+    estimator, options = (ESTIMATORS | SLOW_ESTIMATORS)[name]
+    one = at_points(estimator, mixture.score, points, **options)
+    for axes in MESHES.values():
+        _close(at_points(estimator, mixture.score, points, mesh=mesh_of(**axes), **options), one)
+
+
+def _dense_score(weights, x):
+    return jnp.tanh(x @ weights[0]) @ weights[1]
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A score that is nearly all matrix products: 2 of 64 x 256 a tangent."""
+    rng = np.random.default_rng(2)
+    shapes = [(64, 256), (256, 64)]
+    return Partial(_dense_score, [0.1 * rng.normal(size=s).astype(np.float32) for s in shapes])
+
+
+def _compiled(network, num_probes, mesh):
+    """The trace's program with all probes of a device at once, so that no loop hides its work."""
+
+    def run(network, points):
+        options = {"key": KEY, "num_matvecs": num_probes, "batch_size": num_probes}
+        return at_points(curvature.trace, network, points, mesh=mesh, **options)
+
+    return jax.jit(run).lower(network, np.ones((1, 64), np.float32)).compile()
+
+
+@on_eight
+def test_tangents_a_device_fall_as_one_over_n_with_one_reduction(network):
+    flops = {}
+    for devices in (1, 2, 4, 8):
+        mesh = mesh_of(probes=devices) if devices > 1 else None
+        program = _compiled(network, 64, mesh)
+        flops[devices] = program.cost_analysis()["flops"]
+        if devices > 1:
+            text = program.as_text()
+            assert len(re.findall(r"= \S+ all-reduce(-start)?\(", text)) == 1
+            assert "all-gather" not in text
+            assert "all-to-all" not in text
+    # Every device runs the primal: its first product, 64 x 256 entries at 2 operations each (the
+    # second gives the score's value, which nobody asks for).
+    primal = 2 * 64 * 256
+    for devices in (2, 4, 8):
+        share = (flops[devices] - primal) / (flops[1] - primal)
+        assert share == pytest.approx(1 / devices, rel=0.03), flops
+
+
+@on_eight
+def test_points_spread_too(network):
+    """Eight points on eight devices: one program of one point each, and no communication."""
+
+    def run(network, points, mesh):
+        options = {"key": KEY, "num_matvecs": 16, "batch_size": 16, "points_at_once": 8}
+        return at_points(curvature.trace, network, points, mesh=mesh, **options)
+
+    points = np.ones((8, 64), np.float32)
+    flops = {}
+    for devices in (1, 8):
+        mesh = mesh_of(points=devices) if devices > 1 else None
+        program = jax.jit(run, static_argnums=2).lower(network, points, mesh).compile()
+        flops[devices] = program.cost_analysis()["flops"]
+        if devices > 1:
+            assert not re.search(r"all-(reduce|gather|to-all)", program.as_text())
+    assert flops[8] / flops[1] == pytest.approx(1 / 8, rel=0.03)
+
+
+@on_eight
+def test_a_mesh_of_the_users_own_axes_is_refused(mixture, points):
+    for axes in ({"data": 8}, {"points": 4, "model": 2}):
+        with pytest.raises(ValueError, match="axis 'points' or 'probes' or both"):
+            at_points(curvature.trace, mixture.score, points, key=KEY, mesh=mesh_of(**axes))
+
+
+@on_eight
+def test_the_point_that_fails_is_named_on_a_mesh_too(mixture, points):
+    points = points.copy()
+    points[3, 2] = np.nan
+    with pytest.raises(ValueError, match="Point 3 of 5"):
+        at_points(curvature.trace, mixture.score, points, key=KEY, mesh=mesh_of(points=8))
