@@ -1,71 +1,148 @@
-"""What a tangent costs: the bundled digits' network in JAX, and its PyTorch twin's forward pass.
+"""Tangents per second: sharpjax, which linearizes once, and PyTorch's jvp, beside forward passes.
 
-    python benchmarks/tangents.py [--batch 16] [--repeats 7]
+    python benchmarks/tangents.py [--networks digits wider] [--batches 1 16 64] [--repeats 9]
+                                  [--json PATH]
 
-Same weights, inputs and thread count, both warmed up; prints medians and quartiles of seconds and
-the ratio to JAX's own forward pass.  Needs the test extra (PyTorch).
+Three tables for each network and batch size n:
+
+- n forward passes: images, in one batch.
+- n tangents at one point: ours by `vmap` of the tangent map of one linearization, which is kept;
+  PyTorch's jvp, vmapped for n > 1, which runs the forward pass each time.
+- sharpjax alone, in units of its own forward pass of one image: linearize + n tangents.
+
+"all devices" are as many CPU devices as PyTorch has threads. Needs the test extra (PyTorch).
 """
 
 import argparse
-import time
+import functools
+from pathlib import Path
 
+import timing  # first: it sets the number of CPU devices
+import torch_twin
+
+# isort: split
 import jax
-import jax.numpy as jnp
-import numpy as np
 import torch
-from diffusers import UNet2DModel
+from jax.sharding import PartitionSpec
 
-from sharpjax import zoo
-from sharpjax.models import from_pretrained
+from sharpjax.curvature import jacobian
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--batch", type=int, default=16)
-parser.add_argument("--repeats", type=int, default=7)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument(
+    "--networks", nargs="+", choices=torch_twin.WIDTHS, default=list(torch_twin.WIDTHS)
+)
+parser.add_argument("--batches", type=int, nargs="+", default=[1, 16, 64])
+parser.add_argument("--condition", default="7 x256")
+parser.add_argument("--t", type=int, default=600)
+parser.add_argument("--repeats", type=int, default=9)
+parser.add_argument("--json", metavar="PATH", type=Path)
 options = parser.parse_args()
 
-folder = zoo.find("mnist") / "unet"
-ours, theirs = from_pretrained(folder), UNet2DModel.from_pretrained(folder).eval()
-x = np.random.default_rng(0).standard_normal((options.batch, 1, 28, 28), dtype=np.float32)
-labels, t = np.arange(options.batch) % 60, 981
+mesh = timing.mesh("probes")
+ONE, ALL = "sharpjax, one device", "sharpjax, all devices"
 
 
-def forward(model, x):
-    return model(x, t, class_labels=labels)
+def shared(function):
+    """Over the devices: `function(what is common, a batch)`, the batch split."""
+    everywhere, split = PartitionSpec(), PartitionSpec("probes")
+    return jax.jit(
+        jax.shard_map(
+            function, mesh=mesh, in_specs=(everywhere, split), out_specs=split, check_vma=False
+        )
+    )
 
 
-def one_tangent(model, x, v):
-    value, tangent = jax.linearize(lambda x: forward(model, x), x)
-    return value, tangent(v)
+def forwards(score, points):
+    return jax.vmap(score)(points)
 
 
-def eight_tangents(model, x, v):
-    value, tangent = jax.linearize(lambda x: forward(model, x), x)
-    return value, jax.lax.map(tangent, jnp.stack([v] * 8))
+def tangents(J, vectors):
+    return jax.vmap(J.mv)(vectors)
 
 
-@torch.no_grad()
-def torch_forward():
-    return theirs(torch.tensor(x), t, class_labels=torch.tensor(labels)).sample
+forwards_here, tangents_here = jax.jit(forwards), jax.jit(tangents)
+forwards_shared, tangents_shared = shared(forwards), shared(tangents)
 
 
-def seconds(function, *arguments):
-    function(*arguments)
-    times = []
-    for _ in range(options.repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
-        times.append(time.perf_counter() - start)
-    return np.quantile(times, [0.25, 0.5, 0.75])
+@jax.jit
+def single(score, x):
+    return score(x)
 
 
-rows = {
-    "JAX forward": seconds(jax.jit(forward), ours, x),
-    "JAX linearize + 1 tangent": seconds(jax.jit(one_tangent), ours, x, x),
-    "JAX linearize + 8 tangents": seconds(jax.jit(eight_tangents), ours, x, x),
-    "PyTorch forward": seconds(torch_forward),
-}
-base = rows["JAX forward"][1]
-print(f"batch {options.batch}, {torch.get_num_threads()} threads, {options.repeats} repeats")
-print(f"{'':28} {'median s':>9} {'quartiles':>19} {'/ forward':>10}")
-for name, (low, median, high) in rows.items():
-    print(f"{name:28} {median:9.4f} {low:9.4f} {high:9.4f} {median / base:10.2f}")
+@jax.jit
+def linearized(score, x, vectors):
+    J = jacobian(score, x)
+    return J.value, tangents(J, vectors)
+
+
+def per_second(rows, n):
+    return {name: f"{n / row['median']:7.1f} a second" for name, row in rows.items()}
+
+
+def batch(network: str, score, J, their_score, n: int) -> dict:
+    """n forward passes and n tangents."""
+    vectors = jax.random.normal(jax.random.key(1), (n, *J.point.shape))
+    their_x, their_vectors = torch_twin.tensor(J.point)[None], torch_twin.tensor(vectors)
+    is_split = n % jax.device_count() == 0
+
+    def their_forward():
+        with torch.no_grad():
+            return their_score(their_vectors)
+
+    def their_jvp():
+        if n == 1:
+            return torch_twin.jvp(their_score, their_x, their_vectors)[1]
+        return torch_twin.tangents(their_score, their_x, their_vectors[:, None])[:, 0]
+
+    forward = {ONE: lambda: forwards_here(score, vectors)}
+    tangent = {ONE: lambda: tangents_here(J, vectors)}
+    if is_split:
+        forward[ALL] = lambda: forwards_shared(score, vectors)
+        tangent[ALL] = lambda: tangents_shared(J, vectors)
+    forward["PyTorch forward"], tangent["PyTorch jvp"] = their_forward, their_jvp
+
+    errors = [timing.agree({name: run() for name, run in forward.items()})]
+    rows = timing.race(forward, repeats=options.repeats)
+    timing.show(f"{n} forward, {network}", rows, notes=per_second(rows, n))
+    errors.append(timing.agree({name: run() for name, run in tangent.items()}))
+    tangent["PyTorch forward"] = their_forward  # not the same numbers: how much a tangent may cost
+    tangent_rows = timing.race(tangent, repeats=options.repeats)
+    timing.show(f"{n} tangents, {network}", tangent_rows, notes=per_second(tangent_rows, n))
+    ours = ALL if is_split else ONE
+    return {
+        "largest_difference": max(errors),
+        "forward": rows,
+        "tangents": tangent_rows,
+        "pytorch_jvp_over_sharpjax": timing.versus(tangent_rows, ours, "PyTorch jvp"),
+        "pytorch_forward_over_sharpjax": timing.versus(tangent_rows, ours, "PyTorch forward"),
+    }
+
+
+def measure(network: str) -> dict:
+    twins = torch_twin.load(network)
+    (label,) = twins.ours.encode([options.condition])
+    score, pytorch = twins.ours.scores(label, options.t).conditional, twins.score(options.t)
+    J = jacobian(score, jax.random.normal(jax.random.key(0), twins.ours.shape))
+    print(f"\n{network}: {twins.parameters / 1e6:.2f} M parameters, d = {J.point.size}")
+
+    def their_score(points):
+        return pytorch(points, torch.full((len(points),), int(label)))
+
+    entry = {str(n): batch(network, score, J, their_score, n) for n in options.batches}
+    contenders = {"forward": lambda: single(score, J.point)}
+    for n in options.batches:
+        vectors = jax.random.normal(jax.random.key(1), (n, *J.point.shape))
+        contenders[f"linearize + {n} tangents"] = functools.partial(
+            linearized, score, J.point, vectors
+        )
+    rows = timing.race(contenders, repeats=options.repeats)
+    timing.show(f"sharpjax, one point, one device, {network}", rows)
+    return {"parameters": twins.parameters, "batches": entry, "linearized": rows}
+
+
+results = {"machine": timing.header(), "t": options.t, "networks": {}}
+for network in options.networks:
+    results["networks"][network] = measure(network)
+    timing.write(options.json, results)

@@ -19,7 +19,10 @@ from sharpjax.curvature.validation import point as checked_point
 
 __all__ = ["Jacobian", "asymmetry", "hessian", "jacobian"]
 
-_DEFAULT_CHUNK = 64  # tangents at once: enough to fill matrix units, 64 times a forward's memory
+# Tangents at once: on accelerators enough to fill matrix units, at 64 times a forward's memory; on
+# a CPU no more than its caches hold.
+_DEFAULT_CHUNK = 64
+_DEFAULT_CHUNK_ON_CPU = 16
 
 
 @jax.tree_util.register_dataclass
@@ -60,8 +63,8 @@ class Jacobian:
         """The matrix `J` on the flattened coordinates, `(d, d)`: d tangents.
 
         Args:
-            chunk_size: tangents computed at once, which bounds the memory; 64 by default. It need
-                not divide d.
+            chunk_size: tangents computed at once, which bounds the memory; 64 by default, 16 on a
+                CPU. It need not divide d.
             memory_budget: bytes for the matrix and the tangents in flight, instead of a chunk
                 size: the compiler is asked what one tangent takes.
 
@@ -84,8 +87,9 @@ class Jacobian:
     def _chunk(self, chunk_size: int | None, memory_budget: int | None, *, results: int) -> int:
         """How many tangents at once, beside `results` numbers that are kept."""
         if memory_budget is None:
-            size = _DEFAULT_CHUNK if chunk_size is None else chunk_size
-            return positive_integer("chunk_size", size)
+            on_cpu = jax.default_backend() == "cpu"
+            default = _DEFAULT_CHUNK_ON_CPU if on_cpu else _DEFAULT_CHUNK
+            return positive_integer("chunk_size", default if chunk_size is None else chunk_size)
         if chunk_size is not None:
             raise ValueError("Give chunk_size or memory_budget, not both.")
         memory_budget = positive_integer("memory_budget", memory_budget)
@@ -159,7 +163,7 @@ def hessian(
     Args:
         score: maps one point to its score, same shape out.
         x: the point, any shape.
-        chunk_size: tangents computed at once; 64 by default.
+        chunk_size: tangents computed at once; 64 by default, 16 on a CPU.
         memory_budget: bytes that decide it instead, as in `Jacobian.dense`.
 
     Raises:
