@@ -5,7 +5,8 @@
 Of the bundled digits' network, and of a wider one with random weights. PyTorch: chunked vmap(jvp),
 chunked jacrev, and one forward pass of n copies of the point with a batch of n one-hot rows for
 every backward pass. `--tune` first times a few chunk sizes of each, ours too, and races the best;
-without it the sizes in CHUNKS race, which it chose. Needs the test extra (PyTorch).
+without it the sizes in CHUNKS race, which
+it chose for the digits' network on two cores. Needs the test extra (PyTorch).
 """
 
 import argparse
@@ -23,12 +24,12 @@ import torch
 from sharpjax.curvature import at_points, hessian
 
 CHUNKS = {
-    "digits": {"ours": 64, "mesh": 64, "tangents": 49, "jacrev": 49, "backward": 16},
-    "wider": {"ours": 64, "mesh": 64, "tangents": 49, "jacrev": 49, "backward": 16},
+    "digits": {"ours": 8, "mesh": 8, "tangents": 49, "jacrev": 28, "backward": 28},
+    "wider": {"ours": 8, "mesh": 8, "tangents": 49, "jacrev": 28, "backward": 28},
 }
 CANDIDATES = {
-    "ours": (16, 32, 64, 112),
-    "mesh": (16, 32, 64, 112),
+    "ours": (8, 16, 32, 64),
+    "mesh": (8, 16, 32, 64),
     "tangents": (16, 28, 49),
     "jacrev": (16, 28, 49),
     "backward": (8, 16, 28, 49),

@@ -16,8 +16,9 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from sharpjax import __version__, plots, report, zoo
+from sharpjax import __version__, devices, plots, report, zoo
 from sharpjax import spectrum as spectra
+from sharpjax.curvature.validation import positive_integer
 from sharpjax.detection import run as detection
 from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
 from sharpjax.detection.truth import TRUTH_NAME, Truth, measure_truth, read_truths
@@ -45,6 +46,7 @@ ModelOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+_SPREAD = "Devices and processes"  # a panel of the help
 
 
 @app.callback(invoke_without_command=True)
@@ -77,21 +79,53 @@ def detect(
         int, typer.Option(help="Noises that traces are taken at, at least 2, at most --noises.")
     ] = 2,
     seed: SeedOption = 0,
-    batch: Annotated[int, typer.Option(help="Conditions at a time; changes speed only.")] = 4,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Conditions at a time; changes speed only. Default: 4 a device."),
+    ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="The long version: 16 noises, 4 of them with 32 probes.")
     ] = False,
     as_json: JsonOption = False,
+    num_devices: Annotated[
+        int | None,
+        typer.Option(
+            "--devices",
+            help="Devices of this machine to use. Default: all; on CPU a device is a core.",
+            rich_help_panel=_SPREAD,
+        ),
+    ] = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where process 0 runs, and a free port there.",
+            rich_help_panel=_SPREAD,
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            help="How many processes share the conditions; all write to one directory.",
+            rich_help_panel=_SPREAD,
+        ),
+    ] = None,
+    process: Annotated[
+        int | None,
+        typer.Option(help="Which of them this is, from 0.", rich_help_panel=_SPREAD),
+    ] = None,
 ) -> None:
     """Tell which conditions of a model are memorized.
 
     Computes the statistics of memorization of every condition from its scores alone, with the
     exact score's value beside each where the training set is known; judges them against the ground
     truth that ships with the model; writes JSON Lines, CSV and plots to the run directory.
+
+    For several hosts with a directory in common, start the same command on each with --coordinator,
+    --processes and --process.  Whatever ends early, the same commands, or one without these
+    options, go on from what is there.
     """
     directory = zoo.find(model)
-    network = load(directory)
-    name = model if model in zoo.bundled() else directory.resolve().name
     if everything:
         noises, probes, trace_noises = 16, 32, 4
     settings = detection.DetectSettings(
@@ -99,6 +133,11 @@ def detect(
     )
     if trace_noises > noises:
         raise ValueError(f"--trace-noises {trace_noises} exceeds --noises {noises}")
+    devices.split_cpu(num_devices)
+    _join(coordinator, processes, process)
+    mesh = devices.local_mesh(num_devices)
+    network = load(directory)
+    name = model if model in zoo.bundled() else directory.resolve().name
     known = (directory / TRAINING_SET_NAME).is_file()
     training_set = TrainingSet.load(directory) if known else None
     truths = read_truths(directory) if (directory / TRUTH_NAME).is_file() else None
@@ -112,9 +151,13 @@ def detect(
         settings,
         fingerprint=_fingerprint(directory),
         training_set=training_set,
-        labels=labels,
-        batch_size=batch,
+        labels=labels if known else None,
+        batch_size=4 * (mesh.size if mesh else 1) if batch is None else batch,
+        mesh=mesh,
     )
+    if jax.process_index() > 0:
+        print(f"process {process} is done; process 0 writes the tables", file=sys.stderr)
+        return
     sizes = None if training_set is None else np.asarray(training_set.set_sizes)[labels]
     chosen_truths = None if truths is None else _truths_of(truths, chosen)
     summaries, written = report.write_detection(
@@ -131,8 +174,34 @@ def detect(
         console.print(report.dose_table(records, sizes, chosen_truths))
     for line in report.remarks(summaries, chosen_truths):
         console.print(line)
-    files = ", ".join(path.name for path in [folder / detection.RESULTS_NAME, *written])
+    files = ", ".join(path.name for path in [*detection.result_files(folder), *written])
     console.print(f"Written to [bold]{folder}[/bold]: {files}")
+
+
+def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Become one of several processes, if so asked."""
+    given = (coordinator, processes, process)
+    if given == (None, None, None):
+        return
+    if None in given:
+        raise ValueError(
+            "--coordinator, --processes and --process go together: the same HOST:PORT and number "
+            "for all processes, and 0, 1, ... for each"
+        )
+    positive_integer("--processes", processes)
+    positive_integer("--process", process, least=0, largest=processes - 1)
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError(
+            "--coordinator must be HOST:PORT, the host of process 0 and a free port there, "
+            f"got {coordinator!r}"
+        )
+    print(
+        f"process {process} of {processes}, meeting at {coordinator}; if one dies, JAX aborts the "
+        f"others within {devices.HEARTBEAT_SECONDS} seconds, and the same commands resume the run",
+        file=sys.stderr,
+    )
+    devices.join(coordinator, processes, process)
 
 
 @app.command("ground-truth")
@@ -362,4 +431,6 @@ def main() -> None:
         app()
     except (ValueError, OSError, ImportError) as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        if isinstance(error, ConnectionError):
+            os._exit(1)  # a farewell to processes that are gone would make JAX abort
         sys.exit(1)

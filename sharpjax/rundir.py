@@ -1,17 +1,19 @@
 """Run directories: settings that may not change, results that survive being killed.
 
 A run is ``settings.json`` and one JSON line per finished unit of work, each fsynced.  Running the
-same command again goes on where the file ends; a half-written last line is dropped.
+same command again goes on where the file ends; a half-written last line is dropped.  Several
+processes may claim one directory at the same time; each appends to a file of its own.
 """
 
 import json
 import os
+import secrets
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 SETTINGS_NAME = "settings.json"
-_PART = SETTINGS_NAME + ".part"  # left by a kill between writing and renaming
+_PART = ".part"  # ends the names of files being written; a kill leaves one behind
 
 
 def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> Path:
@@ -32,50 +34,73 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
     path = folder / SETTINGS_NAME
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; a run needs a directory")
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
-        if not isinstance(found, dict):
-            raise ValueError(f"{path} must hold a JSON object, got {type(found).__name__}")
-        if found.get("run") != settings.get("run"):
-            raise ValueError(
-                f"{folder} holds another kind of run ({found.get('run', 'unknown')}, not {what}); "
-                "choose another directory"
-            )
-        changed = sorted(
-            k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k)
-        )
-        if changed:
-            told = "; ".join(f"{k}: {found.get(k)} there, {settings.get(k)} now" for k in changed)
-            raise ValueError(
-                f"{folder} holds a run with other settings ({told}). "
-                f"Repeat those settings to resume it, or choose another directory"
-            )
-    elif folder.exists() and {entry.name for entry in folder.iterdir()} - {_PART}:
+    # Another process of this run may claim it meanwhile: settings are looked for again after the
+    # other files, which are then its own.
+    if folder.exists() and not path.exists() and _strangers(folder) and not path.exists():
         raise FileExistsError(
             f"{folder} is not empty and holds no {what} run; choose another directory"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_text(path, json.dumps(settings, indent=2) + "\n")
+            _create(path, json.dumps(settings, indent=2) + "\n")
         elif not os.access(folder, os.W_OK):
             raise PermissionError(f"directory is not writable: {folder}")
     except OSError as error:
         raise PermissionError(f"cannot write to {folder}: {error}") from error
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(found).__name__}")
+    if found.get("run") != settings.get("run"):
+        raise ValueError(
+            f"{folder} holds another kind of run ({found.get('run', 'unknown')}, not {what}); "
+            "choose another directory"
+        )
+    changed = sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k))
+    if changed:
+        told = "; ".join(f"{k}: {found.get(k)} there, {settings.get(k)} now" for k in changed)
+        raise ValueError(
+            f"{folder} holds a run with other settings ({told}). "
+            f"Repeat those settings to resume it, or choose another directory"
+        )
     return folder
+
+
+def _strangers(folder: Path) -> bool:
+    """Whether anything is there but what killed claims leave."""
+    names = (entry.name for entry in folder.iterdir())
+    return any(not (n.startswith(SETTINGS_NAME) and n.endswith(_PART)) for n in names)
+
+
+def _create(path: Path, text: str) -> None:
+    """Write a whole file unless there is one: of several processes one succeeds."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PART}")
+    _write(temporary, text)
+    try:
+        os.link(temporary, path)  # fails if the name is taken, which a renaming does not
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        temporary.replace(path)
+        return
+    temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole file or nothing: to a temporary name, fsynced, then renamed."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w") as file:
+    temporary = path.with_name(path.name + _PART)
+    _write(temporary, text)
+    temporary.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def append_lines(path: Path, records: list[Mapping[str, Any]]) -> None:
@@ -86,8 +111,16 @@ def append_lines(path: Path, records: list[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
-def read_lines(path: Path, fields: Collection[str] = ()) -> list[dict[str, Any]]:
-    """All complete records; a torn last line (killed while writing) is cut off the file.
+def read_lines(
+    path: Path, fields: Collection[str] = (), *, repair: bool = True
+) -> list[dict[str, Any]]:
+    """All complete records; a torn last line (killed while writing) is dropped.
+
+    Args:
+        path: of the file; without one there are no records.
+        fields: that every record must have.
+        repair: cut the torn line off the file too, so that records can be appended. Not where
+            another process may be in the middle of writing it.
 
     Raises:
         ValueError: a complete line that is not a JSON object, or lacks one of ``fields``.
@@ -96,7 +129,7 @@ def read_lines(path: Path, fields: Collection[str] = ()) -> list[dict[str, Any]]
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
+    if repair and len(whole) < len(data):
         with path.open("r+b") as file:
             file.truncate(len(whole))
     records = []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import matplotlib.image
 import pytest
 
@@ -47,6 +48,7 @@ def failure(monkeypatch, capsys, *arguments):
     """The message of a command that must fail, run in this process."""
     monkeypatch.setattr(sys, "argv", ["sharpjax", *map(str, arguments)])
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")  # leave JAX's configuration alone
+    jax.devices()  # and its devices: they cannot be changed once they are there
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 1
@@ -129,6 +131,17 @@ def test_version_and_help():
         (("detect", "--trace-noises", 8), "--trace-noises 8 exceeds --noises 4"),
         (("detect", "--probes", 0), "num_probes must be at least 1"),
         (("detect", "--batch", 0), "batch_size must be at least 1"),
+        (("detect", "--devices", 0), "devices must be an integer >= 1, got 0"),
+        (("detect", "--devices", 4096), "4096 devices were asked for, this process has"),
+        (("detect", "--processes", 2), "--coordinator, --processes and --process go together"),
+        (
+            ("detect", "--coordinator", "a:1", "--processes", 2, "--process", 2),
+            "--process must be an integer from 0 to 1, got 2",
+        ),
+        (
+            ("detect", "--coordinator", "here", "--processes", 2, "--process", 0),
+            "--coordinator must be HOST:PORT",
+        ),
         (("ground-truth", "--samples", 1), "num_samples must be at least 2"),
     ],
 )

@@ -10,7 +10,13 @@ from sklearn.metrics import roc_auc_score
 
 from sharpjax import Gaussian, GaussianMixture, ScorePair, detection
 from sharpjax.detection.evaluation import evaluate, roc, spearman, tpr_at_fpr, wilson
-from sharpjax.detection.run import DetectSettings, detect, mean_and_half_width, summarize
+from sharpjax.detection.run import (
+    DetectSettings,
+    _first_step,
+    detect,
+    mean_and_half_width,
+    summarize,
+)
 from sharpjax.detection.statistics import STATISTICS
 from sharpjax.detection.truth import (
     Truth,
@@ -394,3 +400,37 @@ def test_a_run_killed_while_claiming_its_directory_can_start_again(tmp_path):
     (tmp_path / "settings.json").write_text("[1]")
     with pytest.raises(ValueError, match="must hold a JSON object"):
         claim(tmp_path, {"run": "x"}, what="detect")
+
+
+def test_conditions_at_one_noise_share_the_unconditional_linearization(tiny_model):
+    """Operations in units of one evaluation of the network: F + 2T a condition, not 2F + 2T."""
+    labels = tiny_model.encode(tiny_model.conditions)
+    noises = np.random.default_rng(0).normal(size=(len(labels), *tiny_model.shape)).astype("f")
+
+    def operations(function, *arguments):
+        return jax.jit(function).lower(tiny_model, *arguments).cost_analysis()["flops"]
+
+    def statistic(model, label, x):
+        return STATISTICS["hessian_score_difference"].function(model.scores(label, 981), x)
+
+    def each(model, labels, noises):
+        return jax.vmap(lambda label, x: statistic(model, label, x))(labels, noises)
+
+    def shared(model, labels, x):
+        return jax.vmap(lambda label: statistic(model, label, x))(labels)
+
+    def first_step(model, labels, noises):
+        return _first_step(model, labels, noises, 981, mesh=None)
+
+    def evaluation(model, label, x):
+        return model.scores(label, 981).conditional(x)
+
+    one, n = operations(evaluation, labels[0], noises[0]), len(labels)
+    # A tangent has the forward's products, but norms and activations weigh more in it.
+    assert operations(each, labels, noises) / (n * one) == pytest.approx(4, rel=0.1)
+    assert operations(shared, labels, noises[0]) / (n * one) == pytest.approx(3 + 1 / n, rel=0.1)
+    # The three statistics of the first step: s_u, H_u s_u once a noise; s_c, H_u s_D, H_c s_D and
+    # H_c s_c for every condition.
+    assert operations(first_step, labels, noises[:2]) / (2 * n * one) == pytest.approx(
+        4 + 2 / n, rel=0.1
+    )

@@ -19,7 +19,7 @@ LAYERS = (
     ("score",),
     ("conditional",),
     ("curvature", "sampling"),
-    ("identities", "models"),
+    ("identities", "models", "devices"),
     ("datasets",),
     ("training", "score_matching", "detection", "mitigation"),
     ("recipes", "spectrum"),

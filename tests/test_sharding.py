@@ -4,6 +4,7 @@ The devices must be asked for before JAX starts, so the tests run in a process o
 `test_on_eight_devices` starts: this very file once more, with eight devices.
 """
 
+import math
 import os
 import re
 import subprocess
@@ -17,6 +18,8 @@ from jax.tree_util import Partial
 
 from sharpjax import curvature
 from sharpjax.curvature import at_points
+from sharpjax.curvature.loops import chunked_map
+from sharpjax.curvature.operators import jacobian
 from sharpjax.densities import GaussianMixture
 
 KEY = jax.random.key(0)
@@ -41,7 +44,8 @@ on_eight = pytest.mark.skipif(not EIGHT, reason="needs eight devices")
 
 
 def mesh_of(**axes):
-    return jax.make_mesh(tuple(axes.values()), tuple(axes))
+    devices = jax.devices()[: math.prod(axes.values())]
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), devices=devices)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +119,29 @@ def test_the_same_numbers_on_every_mesh(name, mixture, points):
     one = at_points(estimator, mixture.score, points, **options)
     for axes in MESHES.values():
         _close(at_points(estimator, mixture.score, points, mesh=mesh_of(**axes), **options), one)
+
+
+def _cubic(x):
+    return -(x**3)
+
+
+def _trace_here_and_at_multiples(score, x):
+    """The trace at x, and in a loop at x, 2x, 3x, 4x: one compiled function in both places."""
+
+    def exact_trace(y):
+        return jacobian(score, y).diagonal().sum()
+
+    return exact_trace(x), chunked_map(lambda i: exact_trace((1.0 + i) * x), jnp.arange(4), 2)
+
+
+@on_eight
+def test_a_loop_inside_a_shared_loop_is_not_shared_again():
+    """Not even where its trace is kept from outside: its sum would mix the devices' points."""
+    here, multiples = at_points(
+        _trace_here_and_at_multiples, Partial(_cubic), np.ones((2, 6), "f"), mesh=mesh_of(probes=2)
+    )
+    np.testing.assert_allclose(here, [-18, -18])
+    np.testing.assert_allclose(multiples, [[-18, -72, -162, -288]] * 2)
 
 
 def _dense_score(weights, x):

@@ -6,7 +6,6 @@ of its own, and one all-reduce puts the results together. Nothing else of an est
 devices. (A sharded `lax.map` over all probes would not do: XLA gathers them on every device.)
 """
 
-import contextvars
 from collections.abc import Callable
 
 import jax
@@ -20,8 +19,9 @@ __all__ = ["POINTS", "PROBES", "chunked_map", "local_map", "over_points"]
 POINTS = "points"  # the mesh axis that batches of points are split over
 PROBES = "probes"  # the one that loops are shared over
 
-# A loop inside a shared loop belongs to one device already.
-_is_shared = contextvars.ContextVar("_is_shared", default=False)
+# Whether we are inside a shared loop: a loop in it belongs to one device already. A context of
+# JAX's own, which its caches of traced functions know of.
+_is_shared = jax.make_user_context(False)
 
 
 def chunked_map(function: Callable, indices: Array, chunk_size: int) -> Array:
@@ -33,18 +33,15 @@ def chunked_map(function: Callable, indices: Array, chunk_size: int) -> Array:
     Under a mesh with an axis "probes" of n devices each of them does a share of `len(indices)/n`,
     rounded up, and every one gets all results, by a sum of arrays that are zero elsewhere.
     """
-    num_devices = 1 if _is_shared.get() else _size_of(PROBES)
+    num_devices = 1 if _is_shared.value else _size_of(PROBES)
     if num_devices == 1:
         return local_map(function, indices, chunk_size)
     count = len(indices)
     share = -(-count // num_devices)
     padded = jnp.pad(indices, (0, share * num_devices - count), mode="edge")
     first = share * jax.lax.axis_index(PROBES)
-    token = _is_shared.set(True)
-    try:
+    with _is_shared(True):
         ours = local_map(function, jax.lax.dynamic_slice_in_dim(padded, first, share), chunk_size)
-    finally:
-        _is_shared.reset(token)
 
     def placed(leaf):
         whole = jnp.zeros((share * num_devices, *leaf.shape[1:]), leaf.dtype)

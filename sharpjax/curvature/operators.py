@@ -22,7 +22,7 @@ __all__ = ["Jacobian", "asymmetry", "hessian", "jacobian"]
 # Tangents at once: on accelerators enough to fill matrix units, at 64 times a forward's memory; on
 # a CPU no more than its caches hold.
 _DEFAULT_CHUNK = 64
-_DEFAULT_CHUNK_ON_CPU = 16
+_DEFAULT_CHUNK_ON_CPU = 8
 
 
 @jax.tree_util.register_dataclass
@@ -63,7 +63,7 @@ class Jacobian:
         """The matrix `J` on the flattened coordinates, `(d, d)`: d tangents.
 
         Args:
-            chunk_size: tangents computed at once, which bounds the memory; 64 by default, 16 on a
+            chunk_size: tangents computed at once, which bounds the memory; 64 by default, 8 on a
                 CPU. It need not divide d.
             memory_budget: bytes for the matrix and the tangents in flight, instead of a chunk
                 size: the compiler is asked what one tangent takes.
@@ -163,7 +163,7 @@ def hessian(
     Args:
         score: maps one point to its score, same shape out.
         x: the point, any shape.
-        chunk_size: tangents computed at once; 64 by default, 16 on a CPU.
+        chunk_size: tangents computed at once; 64 by default, 8 on a CPU.
         memory_budget: bytes that decide it instead, as in `Jacobian.dense`.
 
     Raises:

@@ -32,7 +32,7 @@ def eigenvalues(
     Args:
         score: maps one point to its score, same shape out.
         x: the point, any shape; `d = x.size`.
-        chunk_size: tangents computed at once; 64 by default, 16 on a CPU.
+        chunk_size: tangents computed at once; 64 by default, 8 on a CPU.
         memory_budget: bytes that decide it instead, as in `Jacobian.dense`.
 
     Raises:
