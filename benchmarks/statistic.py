@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sharpjax.curvature.loops import over_points
 from sharpjax.detection.statistics import hessian_score_difference
@@ -68,6 +69,10 @@ def on(mesh, function):
     return jax.jit(split)
 
 
+def placed(model, mesh):
+    return model if mesh is None else jax.device_put(model, NamedSharding(mesh, PartitionSpec()))
+
+
 FUNCTIONS = {
     "paired forward": paired_forwards,
     "statistic, a noise each": statistic_of_each,
@@ -85,10 +90,12 @@ def measure(network: str) -> dict:
     x = jax.random.normal(jax.random.key(0), twins.ours.shape)
     their_labels, their_x = torch_twin.tensor(labels).long(), torch_twin.tensor(x)[None]
     their_score = twins.score(options.t)
+    noises = jnp.broadcast_to(x, (n, *x.shape))
+    rest = (labels, noises, x, jnp.asarray(options.t))
+    # The weights lie where they are used, once, as in `detect`.
+    model = {where: placed(twins.ours, mesh) for where, mesh in DEVICES.items()}
     contenders = {
-        f"{what}, {where}": functools.partial(
-            on(mesh, function), twins.ours, labels, x, jnp.asarray(options.t)
-        )
+        f"{what}, {where}": functools.partial(on(mesh, function), model[where], *rest)
         for what, function in FUNCTIONS.items()
         for where, mesh in DEVICES.items()
     }
