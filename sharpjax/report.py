@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from sharpjax import plots
-from sharpjax.detection import run
 from sharpjax.detection.evaluation import roc
 from sharpjax.detection.oracle import TrainingSet
+from sharpjax.detection.summary import Summary, direction, means, summarize, write_table
 from sharpjax.detection.truth import Truth, load_strip, similarity
 from sharpjax.identities import Row
 
@@ -26,10 +26,10 @@ def write_detection(
     *,
     truths: Sequence[Truth] | None,
     set_sizes: np.ndarray | None,
-) -> tuple[list[run.Summary], list[Path]]:
+) -> tuple[list[Summary], list[Path]]:
     """``results.csv``, ``summary.csv`` and the plots of a detection run; their paths."""
     verdicts = None if truths is None else [truth.verdict for truth in truths]
-    summaries = run.summarize(records, verdicts=verdicts, set_sizes=set_sizes)
+    summaries = summarize(records, verdicts=verdicts, set_sizes=set_sizes)
     extra: list[dict[str, Any]] = [{} for _ in records]
     if set_sizes is not None:
         extra = [{"set_size": int(n)} for n in set_sizes]
@@ -37,7 +37,7 @@ def write_detection(
         for row, truth in zip(extra, truths, strict=True):
             row |= {"copy_rate": truth.copy_rate, "verdict": truth.verdict}
     written = [
-        run.write_table(folder / "results.csv", records, extra),
+        write_table(folder / "results.csv", records, extra),
         _write_summaries(folder / "summary.csv", summaries),
     ]
     if verdicts is not None and summaries[0].network is not None:
@@ -48,8 +48,8 @@ def write_detection(
         written.append(
             plots.dose_response(
                 set_sizes,
-                {name: run.means(records, "network", name) for name in names},
-                {name: run.means(records, "oracle", name) for name in names if oracle},
+                {name: means(records, "network", name) for name in names},
+                {name: means(records, "oracle", name) for name in names if oracle},
                 None if truths is None else np.array([truth.copy_rate for truth in truths]),
                 folder / "dose_response.png",
             )
@@ -57,25 +57,25 @@ def write_detection(
     return summaries, written
 
 
-def _plot_roc(path: Path, records, summaries: Sequence[run.Summary], verdicts: np.ndarray) -> Path:
+def _plot_roc(path: Path, records, summaries: Sequence[Summary], verdicts: np.ndarray) -> Path:
     kept = verdicts != "between"
     curves: dict[str, dict[str, Any]] = {"network": {}, "oracle": {}}
     for summary in summaries:
         for who in curves:
             figures = getattr(summary, who)
             if figures is not None:
-                values = run.direction(summary.name) * run.means(records, who, summary.name)
+                values = direction(summary.name) * means(records, who, summary.name)
                 fpr, tpr = roc(values[kept], verdicts[kept] == "memorized")
                 curves[who][summary.name] = fpr, tpr, f"{figures.auc.value:.3f}"
     return plots.roc_curves(curves["network"], curves["oracle"], path)
 
 
-def _write_summaries(path: Path, summaries: Sequence[run.Summary]) -> Path:
+def _write_summaries(path: Path, summaries: Sequence[Summary]) -> Path:
     rows = []
     for summary in summaries:
         row: dict[str, Any] = {
             "statistic": summary.name,
-            "direction": run.direction(summary.name),
+            "direction": direction(summary.name),
         }
         for who in ("network", "oracle"):
             figures = getattr(summary, who)
@@ -99,7 +99,7 @@ def _write_summaries(path: Path, summaries: Sequence[run.Summary]) -> Path:
     return path
 
 
-def summary_table(summaries: Sequence[run.Summary]) -> Table:
+def summary_table(summaries: Sequence[Summary]) -> Table:
     """Detection figures: AUC and TPR with intervals, the oracle's beside, rank correlation."""
     table = Table(title="Detection of memorized conditions, 95% bootstrap intervals")
     table.add_column("statistic @ t", no_wrap=True)
@@ -116,7 +116,7 @@ def summary_table(summaries: Sequence[run.Summary]) -> Table:
         network, oracle = summary.network, summary.oracle
         table.add_row(
             summary.name,
-            "large" if run.direction(summary.name) > 0 else "small",
+            "large" if direction(summary.name) > 0 else "small",
             "-" if network is None else str(network.auc),
             "-" if network is None else str(network.tpr),
             "-" if oracle is None else str(oracle.auc),
@@ -132,7 +132,7 @@ def _correlation(value: tuple[float, float] | None) -> str:
     return f"{value[0]:+.2f} (p = {value[1]:.1g})"
 
 
-def remarks(summaries: Sequence[run.Summary], truths: Sequence[Truth] | None) -> list[str]:
+def remarks(summaries: Sequence[Summary], truths: Sequence[Truth] | None) -> list[str]:
     """What a reader must know beside the table: who was judged, and how fine the rates are."""
     lines = []
     if truths is not None:
@@ -194,12 +194,12 @@ def dose_table(records, set_sizes: np.ndarray, truths: Sequence[Truth] | None) -
         cells = []
         for level in levels:
             rows = set_sizes == level
-            values = run.means(records, "network", name)[rows]
+            values = means(records, "network", name)[rows]
             cell = f"{values.mean():.3g}"
             if len(values) > 1:  # one condition has no spread
                 cell += f" ± {values.std(ddof=1) / np.sqrt(len(values)):.1g}"
             if "oracle" in records[0]:
-                cell += f" | {run.means(records, 'oracle', name)[rows].mean():.3g}"
+                cell += f" | {means(records, 'oracle', name)[rows].mean():.3g}"
             cells.append(cell)
         table.add_row(name, *cells)
     return table
@@ -239,7 +239,7 @@ def copy_shipped_grid(model_directory: Path, folder: Path) -> Path | None:
     return Path(shutil.copy(source, folder / "samples.png"))
 
 
-def as_json(summaries: Sequence[run.Summary]) -> list[dict[str, Any]]:
+def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
     """The summaries as JSON values."""
     return [dataclasses.asdict(summary) for summary in summaries]
 
@@ -358,10 +358,10 @@ def identities_remarks(rows: Sequence[Row]) -> list[str]:
         which = f" ({', '.join(dict.fromkeys(found))})" if found else ""
         printed.append(f"{verdict} in {len(found)}{which}")
     lines.append(f"Printed forms, by setting: {', '.join(printed)}.")
-    means = [row for row in rows if row.z is not None]
-    if means:
-        largest = max(abs(row.z) for row in means)
+    sampled = [row for row in rows if row.z is not None]
+    if sampled:
+        largest = max(abs(row.z) for row in sampled)
         lines.append(
-            f"Largest |z| of {len(means)} means: {largest:.1f}; allowed {means[0].limit:.1f}."
+            f"Largest |z| of {len(sampled)} means: {largest:.1f}; allowed {sampled[0].limit:.1f}."
         )
     return lines

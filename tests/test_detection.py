@@ -10,14 +10,9 @@ from sklearn.metrics import roc_auc_score
 
 from sharpjax import Gaussian, GaussianMixture, ScorePair, detection
 from sharpjax.detection.evaluation import evaluate, roc, spearman, tpr_at_fpr, wilson
-from sharpjax.detection.run import (
-    DetectSettings,
-    _first_step,
-    detect,
-    mean_and_half_width,
-    summarize,
-)
+from sharpjax.detection.run import DetectSettings, _first_step, detect
 from sharpjax.detection.statistics import STATISTICS
+from sharpjax.detection.summary import mean_and_half_width, summarize
 from sharpjax.detection.truth import (
     Truth,
     copy_threshold,
