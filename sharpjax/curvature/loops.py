@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from sharpjax._types import Array
 
-__all__ = ["POINTS", "PROBES", "chunked_map", "local_map", "over_points"]
+__all__ = ["POINTS", "PROBES", "chunked_map", "local_map", "num_shares", "over_points"]
 
 POINTS = "points"  # the mesh axis that batches of points are split over
 PROBES = "probes"  # the one that loops are shared over
@@ -33,7 +33,7 @@ def chunked_map(function: Callable, indices: Array, chunk_size: int) -> Array:
     Under a mesh with an axis "probes" of n devices each of them does a share of `len(indices)/n`,
     rounded up, and every one gets all results, by a sum of arrays that are zero elsewhere.
     """
-    num_devices = 1 if _is_shared.value else _size_of(PROBES)
+    num_devices = num_shares()
     if num_devices == 1:
         return local_map(function, indices, chunk_size)
     count = len(indices)
@@ -60,10 +60,10 @@ def local_map(function: Callable, indices: Array, chunk_size: int) -> Array:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], out)
 
 
-def _size_of(axis: str) -> int:
-    """Devices along an axis of the `shard_map` around us; 1 without it."""
+def num_shares() -> int:
+    """How many devices share a `chunked_map` that starts here; 1 outside of a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh.shape[axis] if axis in mesh.manual_axes else 1
+    return mesh.shape[PROBES] if PROBES in mesh.manual_axes and not _is_shared.value else 1
 
 
 def over_points(function: Callable, mesh: Mesh | None, common, batch):

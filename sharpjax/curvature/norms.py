@@ -8,7 +8,7 @@ from matfree import stochtrace
 
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.estimate import Estimate
-from sharpjax.curvature.loops import chunked_map
+from sharpjax.curvature.loops import chunked_map, num_shares
 from sharpjax.curvature.operators import jacobian
 from sharpjax.curvature.probes import (
     Curvature,
@@ -144,25 +144,40 @@ def diagonal(
 
 @functools.partial(jax.jit, static_argnames=("num", "batch_size"))
 def _diagonal(A: Curvature, key, *, num, batch_size):
-    """Mean of the samples `v * (A v)` and their sum of squared deviations.
+    """Mean of the samples `v * (A v)` and sum of squared deviations, one batch held at a time.
 
-    Of a batch only these two are kept. Batches are merged as in T. F. Chan, G. H. Golub, R. J.
-    LeVeque, The American Statistician 37 (1983): sums of squares would cancel where the deviations
-    are small.
+    Two sets of samples are merged as in T. F. Chan, G. H. Golub, R. J. LeVeque, The American
+    Statistician 37 (1983): sums of squares would cancel where the deviations are small.
     """
     num_batches = -(-num // batch_size)
     batch_size = -(-num // num_batches)
+    num_parts = num_shares()
+    batches = -(-num_batches // num_parts)
 
-    def moments(batch):
+    def add(state, batch):
+        seen, mean, squares = state
         index = batch * batch_size + jnp.arange(batch_size)
         v = jax.vmap(lambda i: draw("signs", A.point, key, i))(index)
         samples = v * jax.vmap(A.mv)(v)
-        here = (index < num).reshape(-1, *[1] * A.point.ndim)  # the last batch may be padded
-        count = jnp.clip(num - batch * batch_size, 1, batch_size).astype(A.point.dtype)
-        mean = jnp.sum(jnp.where(here, samples, 0), axis=0) / count
-        return count, mean, jnp.sum(jnp.where(here, (samples - mean) ** 2, 0), axis=0)
+        here = (index < num).reshape(-1, *[1] * A.point.ndim)  # the last batches may be padded
+        fresh = jnp.sum(here).astype(A.point.dtype)
+        their_mean = jnp.sum(jnp.where(here, samples, 0), axis=0) / jnp.maximum(fresh, 1)
+        theirs = jnp.sum(jnp.where(here, (samples - their_mean) ** 2, 0), axis=0)
+        return _merged((seen, mean, squares), (fresh, their_mean, theirs)), None
 
-    counts, means, squares = chunked_map(moments, jnp.arange(num_batches), 1)
-    mean = jnp.average(means, axis=0, weights=counts)
-    between = num * jnp.average((means - mean) ** 2, axis=0, weights=counts)
-    return mean, squares.sum(axis=0) + between
+    zeros = jnp.zeros_like(A.point)
+    nothing = (jnp.zeros((), zeros.dtype), zeros, zeros)
+
+    def moments(part):
+        return jax.lax.scan(add, nothing, part * batches + jnp.arange(batches))[0]
+
+    parts = chunked_map(moments, jnp.arange(num_parts), 1)
+    (_, mean, squares), _ = jax.lax.scan(lambda a, b: (_merged(a, b), None), nothing, parts)
+    return mean, squares
+
+
+def _merged(a, b):
+    """Number, mean and sum of squared deviations of two sets of samples together."""
+    (n_a, mean_a, squares_a), (n_b, mean_b, squares_b) = a, b
+    shift, share = mean_b - mean_a, n_b / jnp.maximum(n_a + n_b, 1)
+    return n_a + n_b, mean_a + share * shift, squares_a + squares_b + n_a * share * shift**2
