@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import jax
 import numpy as np
@@ -431,6 +432,16 @@ def main() -> None:
         app()
     except (ValueError, OSError, ImportError) as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
-        if isinstance(error, ConnectionError):
-            os._exit(1)  # a farewell to processes that are gone would make JAX abort
-        sys.exit(1)
+        _fail()
+    except Exception:
+        traceback.print_exc()
+        _fail()
+
+
+def _fail() -> NoReturn:
+    """Exit with status 1; of several processes at once, where JAX would wait for the others."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    sys.exit(1)

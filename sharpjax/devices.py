@@ -18,6 +18,7 @@ __all__ = ["check_own", "join", "local_mesh", "split_cpu", "wait_for_all"]
 
 # A process that is silent for so long is taken for dead, and JAX aborts the others.
 HEARTBEAT_SECONDS = 30
+ARRIVAL_SECONDS = 300  # how long processes wait at the start for those that are missing
 _A_WEEK = 7 * 24 * 3600 * 1000  # in milliseconds
 
 
@@ -120,6 +121,7 @@ def join(coordinator: str, num_processes: int, index: int) -> None:
             num_processes,
             index,
             cluster_detection_method="deactivate",  # Slurm would be given one device a process
+            initialization_timeout=ARRIVAL_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except RuntimeError as error:

@@ -49,13 +49,15 @@ def command(smallest, output, *more):
     return [sys.executable, "-m", "sharpjax", *map(str, arguments)]
 
 
-def start(smallest, output, count):
-    """`count` processes of one run on this machine."""
+def start(smallest, output, count, own_options=None):
+    """`count` processes of one run on this machine, each with options of its own if there are."""
+    own_options = own_options or [[]] * count
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     options = [
-        ("--coordinator", address, "--processes", count, "--process", i) for i in range(count)
+        ("--coordinator", address, "--processes", count, "--process", i, *own_options[i])
+        for i in range(count)
     ]
     return [
         subprocess.Popen(
@@ -198,3 +200,18 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     rundir.claim(tmp_path / "run", {"run": "x"}, what="detect")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["settings.json"]
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_the_others(smallest, whole, tmp_path):
+    """Not after the minutes that JAX would wait at the end for a process that waits itself."""
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)  # process 0 has nothing to do but to wait
+    first, second = start(smallest, folder, 2, own_options=([], ["--seed", 1]))
+    started = time.monotonic()
+    told = [process.communicate(timeout=200)[1] for process in (first, second)]
+    assert time.monotonic() - started < HEARTBEAT_SECONDS + 60
+    assert first.returncode not in (0, None)
+    assert second.returncode == 1
+    assert "holds a run with other settings (seed: 0 there, 1 now)" in told[1]
+    assert "the same commands resume the run" in told[0]

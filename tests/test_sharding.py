@@ -212,6 +212,12 @@ def test_a_mesh_of_the_users_own_axes_is_refused(mixture, points):
             at_points(curvature.trace, mixture.score, points, key=KEY, mesh=mesh_of(**axes))
 
 
+@pytest.mark.parametrize("mesh", ["points", 8, [0, 1], np.zeros(2)])
+def test_what_is_no_mesh_is_refused(mesh, mixture, points):
+    with pytest.raises(TypeError, match=r"mesh must be a jax.sharding.Mesh of devices, got"):
+        at_points(curvature.trace, mixture.score, points, key=KEY, mesh=mesh)
+
+
 @on_eight
 def test_the_point_that_fails_is_named_on_a_mesh_too(mixture, points):
     points = points.copy()

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from sharpjax._types import Array, ArrayLike, Score
-from sharpjax.curvature.loops import local_map, over_points
+from sharpjax.curvature.loops import check_mesh, local_map, over_points
 from sharpjax.curvature.validation import positive_integer
 
 __all__ = ["at_points"]
@@ -42,14 +42,16 @@ def at_points(
         points_at_once: by `vmap` on each device, which bounds the memory.
         mesh: devices to use, along an axis "points", which splits the batch, an axis "probes",
             which shares the loops over probes, directions and columns, or both. The numbers are
-            those of one device, to rounding.
+            those of one device, to rounding. Arrays that were put on devices outside of it must
+            be moved first (`jax.device_put`).
         **options: of the estimator. Numbers and arrays are the same for all points.
 
     Returns:
         The estimator's result with a first axis of n on every array.
 
     Raises:
-        ValueError: as the estimator; a mesh without these axes; where a result is not finite, the
+        TypeError: `mesh` is none.
+        ValueError: as the estimator; a mesh with other axes; where a result is not finite, the
             first such point's index is named, with what the estimator says of it alone.
 
     >>> import jax.numpy as jnp
@@ -57,6 +59,7 @@ def at_points(
     >>> at_points(trace, lambda x: -x**3, jnp.array([[1.0], [2.0]]), method="exact").value
     Array([ -3., -12.], dtype=float32)
     """
+    check_mesh(mesh)
     points = jnp.asarray(points)
     if points.ndim < 1 or len(points) == 0:
         raise ValueError(

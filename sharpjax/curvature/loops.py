@@ -14,7 +14,15 @@ from jax.sharding import Mesh, PartitionSpec
 
 from sharpjax._types import Array
 
-__all__ = ["POINTS", "PROBES", "chunked_map", "local_map", "num_shares", "over_points"]
+__all__ = [
+    "POINTS",
+    "PROBES",
+    "check_mesh",
+    "chunked_map",
+    "local_map",
+    "num_shares",
+    "over_points",
+]
 
 POINTS = "points"  # the mesh axis that batches of points are split over
 PROBES = "probes"  # the one that loops are shared over
@@ -66,6 +74,27 @@ def num_shares() -> int:
     return mesh.shape[PROBES] if PROBES in mesh.manual_axes and not _is_shared.value else 1
 
 
+def check_mesh(mesh: Mesh | None) -> None:
+    """Let a mesh pass whose axes are ours, or none at all.
+
+    Raises:
+        TypeError: something else than a mesh.
+        ValueError: a mesh with an axis of another name.
+    """
+    if mesh is None:
+        return
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"mesh must be a jax.sharding.Mesh of devices, got {type(mesh).__name__}; "
+            f"jax.make_mesh((jax.device_count(),), ({POINTS!r},)) makes one of all."
+        )
+    if not mesh.axis_names or set(mesh.axis_names) - {POINTS, PROBES}:
+        raise ValueError(
+            f"The mesh must have an axis {POINTS!r} or {PROBES!r} or both, and no other, got axes "
+            f"{tuple(mesh.axis_names)}; jax.make_mesh((4, 2), ({POINTS!r}, {PROBES!r})) makes one."
+        )
+
+
 def over_points(function: Callable, mesh: Mesh | None, common, batch):
     """`function(common, batch)`, the first axis of the batch split over the mesh's "points".
 
@@ -73,19 +102,14 @@ def over_points(function: Callable, mesh: Mesh | None, common, batch):
     last entries, and what they give is dropped. Loops inside are shared over "probes".
 
     Raises:
-        ValueError: a mesh with neither axis.
+        TypeError, ValueError: as `check_mesh`.
     """
     if mesh is None:
         return function(common, batch)
-    axes = [name for name in mesh.axis_names if name in (POINTS, PROBES)]
-    if not axes or len(axes) < len(mesh.axis_names):
-        raise ValueError(
-            f"The mesh must have an axis {POINTS!r} or {PROBES!r} or both, and no other, got axes "
-            f"{tuple(mesh.axis_names)}; jax.make_mesh((4, 2), ({POINTS!r}, {PROBES!r})) makes one."
-        )
+    check_mesh(mesh)
     # The sharding of what comes in is XLA's business, whatever axis types the user's mesh has.
     mesh = Mesh(mesh.devices, mesh.axis_names)
-    split = PartitionSpec(POINTS) if POINTS in axes else PartitionSpec()
+    split = PartitionSpec(POINTS) if POINTS in mesh.axis_names else PartitionSpec()
     count = len(jax.tree.leaves(batch)[0])
     missing = -count % mesh.shape.get(POINTS, 1)
 

@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sharpjax._types import Array
 from sharpjax.conditional import ConditionalModel
-from sharpjax.curvature.loops import over_points
+from sharpjax.curvature.loops import check_mesh, over_points
 from sharpjax.detection.oracle import TrainingSet
 from sharpjax.detection.statistics import STATISTICS
 from sharpjax.devices import check_own, wait_for_all
@@ -125,9 +125,9 @@ def detect(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if mesh is not None:
+        check_mesh(mesh)
         check_own(mesh)
         mesh = Mesh(mesh.devices, mesh.axis_names)  # shardings are XLA's business: no other types
-        jax.eval_shape(lambda x: over_points(lambda _, x: x, mesh, None, x), np.zeros(1))  # axes
     encoded = model.encode(conditions)
     first_step = int(model.schedule.timesteps(50)[0])
     model.schedule.alpha(np.array([first_step, *settings.trace_timesteps]))  # checks the range
