@@ -198,8 +198,9 @@ def _join(coordinator: str | None, processes: int | None, process: int | None) -
             f"got {coordinator!r}"
         )
     print(
-        f"process {process} of {processes}, meeting at {coordinator}; if one dies, JAX aborts the "
-        f"others within {devices.HEARTBEAT_SECONDS} seconds, and the same commands resume the run",
+        f"process {process} of {processes}, meeting at {coordinator}, within "
+        f"{devices.ARRIVAL_SECONDS} seconds; if one dies, JAX aborts the others within "
+        f"{devices.HEARTBEAT_SECONDS} seconds, and the same commands resume the run",
         file=sys.stderr,
     )
     devices.join(coordinator, processes, process)

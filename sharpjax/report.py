@@ -1,6 +1,5 @@
 """What a finished run shows: tables on the terminal, CSV files, pictures."""
 
-import csv
 import dataclasses
 import shutil
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from sharpjax.detection.oracle import TrainingSet
 from sharpjax.detection.summary import Summary, direction, means, summarize, write_table
 from sharpjax.detection.truth import Truth, load_strip, similarity
 from sharpjax.identities import Row
+from sharpjax.rundir import write_csv
 
 
 def write_detection(
@@ -92,10 +92,7 @@ def _write_summaries(path: Path, summaries: Sequence[Summary]) -> Path:
             if correlation is not None:
                 row |= {f"{prefix} spearman": correlation[0], f"{prefix} p": correlation[1]}
         rows.append(row)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows)
     return path
 
 

@@ -5,10 +5,11 @@ same command again goes on where the file ends; a half-written last line is drop
 processes may claim one directory at the same time; each appends to a file of its own.
 """
 
+import csv
 import json
 import os
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,11 @@ def read_lines(
             )
         records.append(record)
     return records
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of rows that all have the columns of the first."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -11,7 +11,6 @@ direction, positive a valley between modes.  Results go to ``results.jsonl``, on
 spectrum, so a killed run goes on where it stopped.
 """
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from sharpjax._types import Array, Score
 from sharpjax.conditional import ConditionalModel
 from sharpjax.detection.oracle import TrainingSet
 from sharpjax.progress import progress
-from sharpjax.rundir import append_lines, claim, read_lines
+from sharpjax.rundir import append_lines, claim, read_lines, write_csv
 from sharpjax.sampling import sample
 from sharpjax.score import ScorePair
 
@@ -287,8 +286,5 @@ def write_table(
                 counts = {name: counts[name] if name in ends else "" for name in counts}
             asymmetry = {"network": record["asymmetry"], "oracle": 0.0}.get(who, "")
             rows.append(head | {"source": who, "asymmetry": asymmetry} | counts)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows)
     return rows

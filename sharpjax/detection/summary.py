@@ -1,6 +1,5 @@
 """What the records of a detection run add up to: figures of a statistic, a row per condition."""
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from scipy.special import stdtrit
 
 from sharpjax.detection.evaluation import Evaluation, evaluate, spearman
 from sharpjax.detection.statistics import STATISTICS
+from sharpjax.rundir import write_csv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +93,7 @@ def write_table(
                 mean, half = mean_and_half_width(values)
                 row |= {f"{who} {name}": mean, f"{who} {name} half-width": half}
         rows.append(row)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, rows)
     return path
 
 
