@@ -8,6 +8,7 @@ the condition.
 
 from sharpjax import curvature, detection, identities, models
 from sharpjax.densities import Empirical, Gaussian, GaussianMixture
+from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import load
 from sharpjax.models.pixel_diffusion import PixelDiffusion
 from sharpjax.sampling import sample
@@ -20,6 +21,7 @@ __all__ = [
     "Empirical",
     "Gaussian",
     "GaussianMixture",
+    "LatentDiffusion",
     "PixelDiffusion",
     "Schedule",
     "ScorePair",

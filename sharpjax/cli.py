@@ -24,7 +24,7 @@ from sharpjax.detection import run as detection
 from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
 from sharpjax.detection.truth import TRUTH_NAME, Truth, measure_truth, read_truths
 from sharpjax.identities import verify as verify_identities
-from sharpjax.models.checkpoints import sha256
+from sharpjax.models.files import sha256
 from sharpjax.models.load import load
 from sharpjax.rundir import write_text
 

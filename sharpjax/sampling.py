@@ -19,11 +19,11 @@ import numpy as np
 
 from sharpjax._types import Array
 from sharpjax.schedules import Schedule
-from sharpjax.score import denoised
+from sharpjax.score import clean_and_noise
 
 
 def sample(
-    score_at: Callable[[Array, Array], Array],
+    predict_at: Callable[[Array, Array], Array],
     x_T: Array,
     schedule: Schedule,
     *,
@@ -32,11 +32,12 @@ def sample(
     eta: float = 0.0,
     key: Array | None = None,
     trajectory: bool = False,
+    prediction_type: str = "score",
 ) -> Array:
     """Follow the scores from noise ``x_T`` to an example.
 
     Args:
-        score_at: ``(x, t) -> s`` for one example or a batch, whatever the shape of ``x_T``; ``t``
+        predict_at: ``(x, t) -> s`` for one example or a batch, whatever the shape of ``x_T``; ``t``
             is a traced integer.
         x_T: noise at the first level.
         schedule: gives the sub-grid and its levels.
@@ -45,12 +46,15 @@ def sample(
         eta: 0 is DDIM, 1 ancestral.
         key: needed when ``eta > 0``.
         trajectory: also return the state at every step.
+        prediction_type: what ``predict_at`` gives: the ``score``, or ``epsilon``, ``v_prediction``
+            or ``sample`` as a network does; the last two can start from pure noise, ``alpha = 0``.
 
     Returns:
         The example, shaped as ``x_T``; with ``trajectory=True`` all states, noise first.
 
     Raises:
-        ValueError: ``eta`` outside ``[0, 1]``, or ``eta > 0`` without a key.
+        ValueError: ``eta`` outside ``[0, 1]``, ``eta > 0`` without a key, or a start at
+            ``alpha = 0`` from where scores do not lead on.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
@@ -58,20 +62,27 @@ def sample(
         raise ValueError("eta > 0 draws noise: pass key=jax.random.key(seed)")
     if timesteps is None:
         grid, alphas, sigmas = schedule.levels(num_steps)
+        if prediction_type in ("score", "epsilon") and schedule.is_pure_noise(grid[0]):
+            raise ValueError(
+                f"sampling by {prediction_type} cannot start at t={grid[0]}: "
+                "rescale_betas_zero_snr makes alpha = 0 there, where it says nothing about the "
+                "clean image; use leading spacing"
+            )
     else:
         grid, alphas, sigmas = timesteps[:-1], schedule.alpha(timesteps), schedule.sigma(timesteps)
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(grid))
 
     def step(x: Array, level):
         t, alpha, sigma, next_alpha, next_sigma, key = level
-        s = score_at(x, t)
-        x0 = denoised(s, x, alpha=alpha, sigma=sigma)
+        x0, eps = clean_and_noise(
+            predict_at(x, t), x, alpha=alpha, sigma=sigma, prediction_type=prediction_type
+        )
         fresh = 0.0
         if eta > 0:
             ratio = jnp.maximum(1 - (alpha / next_alpha) ** 2, 0)
             fresh = eta * next_sigma / sigma * jnp.sqrt(ratio)
         kept = jnp.sqrt(jnp.maximum(next_sigma**2 - fresh**2, 0))
-        x = next_alpha * x0 - kept * sigma * s
+        x = next_alpha * x0 + kept * eps
         if eta > 0:
             x = x + fresh * jax.random.normal(key, x.shape, x.dtype)
         return x, (x if trajectory else None)

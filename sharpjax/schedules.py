@@ -155,17 +155,23 @@ class Schedule:
         )
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any] | str | Path) -> "Schedule":
+    def from_config(
+        cls, config: Mapping[str, Any] | str | Path, *, where: str | Path | None = None
+    ) -> "Schedule":
         """Read a diffusers ``scheduler_config.json`` (a mapping, the file, or its directory).
 
         Keys that only choose a solver (``skip_prk_steps``, ``clip_sample``, ...) are ignored:
         sampling here is DDIM or ancestral whatever solver the directory names.
 
+        Args:
+            config: as above.
+            where: what error messages call a mapping.
+
         Raises:
             FileNotFoundError: no such file.
             ValueError: not JSON, or a scheduler class or value outside the supported set.
         """
-        where = "scheduler configuration"
+        where = "scheduler configuration" if where is None else str(where)
         if not isinstance(config, Mapping):
             path = Path(config)
             path = path / "scheduler_config.json" if path.is_dir() else path
@@ -262,14 +268,9 @@ class Schedule:
         ``set_alpha_to_one``, else ``t = 0``, as in diffusers' DDIM.
 
         Raises:
-            ValueError: as :meth:`timesteps`, or a grid that starts at ``alpha = 0``.
+            ValueError: as :meth:`timesteps`.
         """
         grid = self.timesteps(num_steps)
-        if dict(self.config).get("rescale_betas_zero_snr") and grid[0] == len(self.alphas) - 1:
-            raise ValueError(
-                f"sampling cannot start at t={grid[0]}: rescale_betas_zero_snr makes alpha = 0 "
-                "there, where a score says nothing about the clean image; use leading spacing"
-            )
         clean = (jnp.ones(1), jnp.zeros(1))
         last = clean if self.set_alpha_to_one else (self.alphas[:1], self.sigmas[:1])
         return (
@@ -277,6 +278,10 @@ class Schedule:
             jnp.concatenate([self.alphas[grid], last[0]]),
             jnp.concatenate([self.sigmas[grid], last[1]]),
         )
+
+    def is_pure_noise(self, t: int) -> bool:
+        """Whether ``alpha_t = 0``: the last step, if ``rescale_betas_zero_snr``."""
+        return bool(dict(self.config).get("rescale_betas_zero_snr")) and t == len(self.alphas) - 1
 
     def add_noise(self, x0: jax.Array, noise: jax.Array, t: jax.Array | int) -> jax.Array:
         """``x_t = alpha_t x0 + sigma_t noise`` for one example (``t`` a scalar)."""
@@ -308,6 +313,19 @@ _SCHEDULER_DEFAULTS: dict[str, dict[str, Any]] = {
         "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "steps_offset": 0,
         "set_alpha_to_one": False, "timestep_spacing": "leading",
     },
+}  # fmt: skip
+# Solvers of the same forward process, which only differ in how they integrate it.
+_SOLVER = {"beta_schedule": "linear", "steps_offset": 0, "set_alpha_to_one": False,
+           "timestep_spacing": "linspace"}  # fmt: skip
+_SCHEDULER_DEFAULTS |= {
+    f"{name}Scheduler": {**_SOLVER, "beta_start": 0.0001, "beta_end": 0.02}
+    for name in (
+        "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete",
+        "EulerDiscrete", "LMSDiscrete", "UniPCMultistep",
+    )
+} | {
+    f"{name}Scheduler": {**_SOLVER, "beta_start": 0.00085, "beta_end": 0.012}
+    for name in ("HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete")
 }  # fmt: skip
 _SETTINGS: dict[str, type | tuple[type, ...]] = {
     "beta_schedule": str,

@@ -45,6 +45,39 @@ def score_from_prediction(
     )
 
 
+def clean_and_noise(
+    prediction: Array, x: Array, *, alpha: Array, sigma: Array, prediction_type: str
+) -> tuple[Array, Array]:
+    r"""Estimates of the clean example and of the noise in ``x`` from what a network predicts.
+
+    Both are finite at ``alpha = 0`` for ``v_prediction``, :math:`\hat x_0 = \alpha x - \sigma v`
+    and :math:`\hat\epsilon = \sigma x + \alpha v`, and ``sample``; a score or an ``epsilon`` says
+    nothing about the clean example there.
+
+    Args:
+        prediction: of the network, or a score.
+        x: where.
+        alpha: signal there.
+        sigma: noise there.
+        prediction_type: ``score``, ``epsilon``, ``v_prediction`` or ``sample``.
+
+    Raises:
+        ValueError: an unknown ``prediction_type``.
+    """
+    if prediction_type == "score":
+        return denoised(prediction, x, alpha=alpha, sigma=sigma), -sigma * prediction
+    if prediction_type == "epsilon":
+        return (x - sigma * prediction) / alpha, prediction
+    if prediction_type == "v_prediction":
+        return alpha * x - sigma * prediction, sigma * x + alpha * prediction
+    if prediction_type == "sample":
+        return prediction, (x - alpha * prediction) / sigma
+    raise ValueError(
+        f"unknown prediction_type {prediction_type!r}; choose one of score, "
+        f"{', '.join(PREDICTION_TYPES)}"
+    )
+
+
 def denoised(score: Array, x: Array, *, alpha: Array, sigma: Array) -> Array:
     r"""Tweedie's estimate of the clean example, :math:`E[x_0|x] = (x + \sigma^2 s)/\alpha`."""
     return (x + sigma**2 * score) / alpha

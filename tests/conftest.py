@@ -78,3 +78,90 @@ def tiny_directory(tiny_model, tiny_training_set, tmp_path_factory):
     folder = tiny_model.save_pretrained(tmp_path_factory.mktemp("models") / "tiny")
     tiny_training_set.save(folder)
     return folder
+
+
+def _write_stable_diffusion(folder, *, prediction_type="epsilon", scheduler="PNDMScheduler"):
+    """A complete Stable Diffusion directory by PyTorch: every part tiny, weights random.
+
+    256 bytes, the same as ends of words, and a few merges make the vocabulary; 16 x 16 pixels are
+    8 x 8 latents.
+    """
+    import diffusers
+    import torch
+    from tokenizers import pre_tokenizers
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>")]
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *map("".join, merges), start, end]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=12, pad_token=end)
+
+    torch.manual_seed(0)
+    kinds = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        cross_attention_dim=24,
+        down_block_types=kinds[0],
+        up_block_types=kinds[1],
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocab),
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            max_position_embeddings=12,
+            bos_token_id=vocab[start],
+            eos_token_id=vocab[end],
+        )
+    )
+    with torch.no_grad():  # PyTorch starts norms at one, their biases at zero, text at 0.02
+        for module in (unet, vae, text):
+            for parameter in module.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        text.get_input_embeddings().weight.mul_(50)
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=getattr(diffusers, scheduler)(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            steps_offset=1,
+            prediction_type=prediction_type,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_stable_diffusion():
+    """The function above, for a directory with other settings."""
+    return _write_stable_diffusion
+
+
+@pytest.fixture(scope="session")
+def stable_diffusion_directory(tmp_path_factory):
+    """The directory that it writes by default: not to be changed."""
+    return _write_stable_diffusion(tmp_path_factory.mktemp("models") / "stable-diffusion")

@@ -1,5 +1,7 @@
 """DDIM and ancestral sampling: against PyTorch's loops, and against exact Gaussian moments."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,13 +60,37 @@ def test_matches_diffusers(eta, spacing, kind, to_one):
             prediction(jnp, x, t), x, alpha=ours.alpha(t), sigma=ours.sigma(t), prediction_type=kind
         )
 
-    found = sample(
-        score_at, jnp.asarray(x_T), ours, num_steps=num_steps, eta=eta, key=key, trajectory=True
-    )
+    run = functools.partial(
+        sample, x_T=jnp.asarray(x_T), schedule=ours, num_steps=num_steps, eta=eta, key=key,
+        trajectory=True,
+    )  # fmt: skip
+    found = run(score_at)
+    direct = run(functools.partial(prediction, jnp), prediction_type=kind)
     # Their alpha_bar is a float32 product of up to 1,000 factors (relative 1e-5), and both divide
     # by alpha >= 0.07 on the first steps: 1e-5 / 0.07 on numbers of order one.
     np.testing.assert_allclose(found, states, atol=2e-4, rtol=2e-4)
+    np.testing.assert_allclose(direct, states, atol=2e-4, rtol=2e-4)
     assert np.abs(states[-1] - x_T).max() > 0.1  # the comparison is of something that moved
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_starts_from_pure_noise(kind):
+    """Zero terminal signal-to-noise ratio, where a score would say nothing."""
+    theirs = DDIMScheduler(
+        **STABLE_DIFFUSION, rescale_betas_zero_snr=True, timestep_spacing="trailing",
+        prediction_type=kind, clip_sample=False,
+    )  # fmt: skip
+    ours = Schedule.from_config(theirs.config)
+    x_T = draw(SHAPE)
+    theirs.set_timesteps(10)
+    x = torch.tensor(x_T)
+    for t in theirs.timesteps:
+        x = theirs.step(prediction(torch, x, t), int(t), x).prev_sample
+    found = sample(
+        functools.partial(prediction, jnp), jnp.asarray(x_T), ours, num_steps=10,
+        prediction_type=kind,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, x, atol=2e-4, rtol=2e-4)
 
 
 MEAN, SCALE = np.array([0.5, -1.0, 0.0]), np.array([0.1, 0.5, 2.0])

@@ -1,15 +1,17 @@
 """``Schedule`` against diffusers' PyTorch schedulers, closed forms, files and wrong input."""
 
+import inspect
 import json
 import math
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 
-from sharpjax.schedules import Schedule, betas
+from sharpjax.schedules import _SCHEDULER_DEFAULTS, Schedule, betas
 
 CLASSES = {c.__name__: c for c in (DDIMScheduler, DDPMScheduler, PNDMScheduler)}
 STABLE_DIFFUSION = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -218,7 +220,7 @@ def test_num_steps_out_of_range(num_steps):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (dict(_class_name="EulerDiscreteScheduler"), "'EulerDiscreteScheduler' is not supported"),
+        (dict(_class_name="FlowMatchEulerDiscreteScheduler"), "'FlowMatchEuler.* is not supported"),
         (dict(_class_name=["DDIMScheduler"]), "not supported"),
         (dict(beta_schedule="sigmoid"), "unknown beta schedule 'sigmoid'"),
         (dict(beta_schedule=["linear"]), "beta_schedule has the wrong type"),
@@ -262,12 +264,26 @@ def test_missing_file(tmp_path):
         Schedule.from_config(tmp_path)
 
 
-def test_sampling_from_zero_signal_is_refused():
+def test_zero_signal_is_known():
     ours = schedule(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    with pytest.raises(ValueError, match="cannot start at t=999"):
-        ours.levels(10)
+    assert ours.levels(10)[1][0] == 0
+    assert ours.is_pure_noise(999)
+    assert not ours.is_pure_noise(998)
+    assert not schedule(timestep_spacing="trailing").is_pure_noise(999)
     leading = schedule(rescale_betas_zero_snr=True, timestep_spacing="leading")
     assert leading.levels(10)[1].min() > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of NumPy 2, inside diffusers
+@pytest.mark.parametrize("name", sorted(_SCHEDULER_DEFAULTS))
+def test_defaults_are_those_of_diffusers(name):
+    """A configuration that says nothing means what the class in diffusers means by it."""
+    theirs = inspect.signature(getattr(diffusers, name).__init__).parameters
+    for key, value in _SCHEDULER_DEFAULTS[name].items():
+        if key in theirs:  # the solvers have no choice of some
+            assert value == theirs[key].default, key
+    ours, scheduler = Schedule.from_config({"_class_name": name}), getattr(diffusers, name)()
+    np.testing.assert_allclose(ours.alphas**2, scheduler.alphas_cumprod, rtol=2e-4)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

@@ -1,32 +1,56 @@
-"""diffusers model directories <-> NNX modules.
+"""diffusers and transformers model directories <-> NNX modules.
 
-A directory holds ``config.json`` and ``diffusion_pytorch_model.safetensors``.  It is untrusted
-input: safetensors only (never pickle), every tensor used exactly once or listed as ignorable,
-every parameter filled exactly once, and one error naming the file and the key otherwise.
+A directory holds ``config.json`` and safetensors weights, in one file or in shards.  It is
+untrusted input: every tensor is used exactly once or listed as ignorable, every parameter is
+filled exactly once, nothing is allocated before the names, types and shapes of all tensors fit,
+and there is one error naming the file and the key otherwise.  ``files.py`` finds the files.
 
-The mapping is the module tree itself, whose attribute names are diffusers'; only the leaf names
+The mapping is the module tree itself, whose attribute names are PyTorch's; only the leaf names
 and memory layouts differ, and those are the table ``_LEAVES``.
 """
 
-import hashlib
-import inspect
+import importlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from sharpjax.models.unet_2d import UNet2DModel
+from sharpjax.models.configuration import check_size, checked_settings
+from sharpjax.models.files import (
+    CONFIG_NAME,
+    Stored,
+    checked_file,
+    checked_subfolder,
+    find_weights,
+    index_name,
+    read_json,
+    replace_files,
+    resolve,
+    verify_manifest,
+    weights_name,
+)
 
-MODEL_CLASSES: dict[str, type[nnx.Module]] = {"UNet2DModel": UNet2DModel}
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
-MANIFEST_NAME = "manifest.sha256.json"
+# class of a configuration -> the module that defines it here, imported when it is met
+MODEL_CLASSES = {
+    "UNet2DModel": "sharpjax.models.unet_2d",
+    "UNet2DConditionModel": "sharpjax.models.unet_2d_condition",
+    "AutoencoderKL": "sharpjax.models.autoencoder_kl",
+    "CLIPTextModel": "sharpjax.models.clip_text",
+    "CLIPTextModelWithProjection": "sharpjax.models.clip_text",
+}
+# transformers' classes -> model_type in their configuration
+TRANSFORMERS = {
+    "CLIPTextModel": "clip_text_model",
+    "CLIPTextModelWithProjection": "clip_text_model",
+}
 
 # flax leaf name -> (PyTorch leaf name, axes from PyTorch to flax by number of dimensions)
 _LEAVES: dict[str, tuple[str, dict[int, tuple[int, ...]]]] = {
@@ -37,196 +61,254 @@ _LEAVES: dict[str, tuple[str, dict[int, tuple[int, ...]]]] = {
     "bias": ("bias", {}),
 }
 
-# attention of checkpoints written before diffusers 0.15
+# other spellings in published files: tried where a key is not a parameter as it stands
 _ALIASES = (
+    # attention of checkpoints written before diffusers 0.15
     (re.compile(r"(attentions\.\d+)\.query\."), r"\1.to_q."),
     (re.compile(r"(attentions\.\d+)\.key\."), r"\1.to_k."),
     (re.compile(r"(attentions\.\d+)\.value\."), r"\1.to_v."),
     (re.compile(r"(attentions\.\d+)\.proj_attn\."), r"\1.to_out.0."),
+    # CLIPTextModel as transformers 5 writes it
+    (re.compile(r"^(embeddings|encoder(?=\.layers)|final_layer_norm)\."), r"text_model.\1."),
 )
-
+# integer tensors that some published files carry and no model here needs: 0, 1, 2, ...
+_IGNORED_TENSORS = {
+    "text_model.embeddings.position_ids": TRANSFORMERS.keys(),
+    "embeddings.position_ids": TRANSFORMERS.keys(),
+}
 # config.json keys that do not change the mathematics
-_IGNORED_CONFIG = {"_class_name", "_diffusers_version", "_name_or_path"}
+_IGNORED_CONFIG = frozenset({
+    "_class_name", "_diffusers_version", "_name_or_path",
+    "_attn_implementation_autoset", "_commit_hash",
+})  # fmt: skip
+
+# a file's floating types, and the types that parameters can have
+_STORED_FLOATS = {"F64", "F32", "F16", "BF16"}
+_PARAMETER_TYPES = {
+    np.dtype(np.float32): "F32",
+    np.dtype(np.float16): "F16",
+    np.dtype(ml_dtypes.bfloat16): "BF16",
+}
 
 
-def from_pretrained(directory: str | Path, subfolder: str | None = None) -> nnx.Module:
-    """Read a diffusers model directory into the NNX module that its ``config.json`` names.
+def from_pretrained(
+    name: str | Path,
+    subfolder: str | None = None,
+    *,
+    dtype: Any = jnp.float32,
+    variant: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> nnx.Module:
+    """Read a component of a model into the NNX module that its ``config.json`` names.
+
+    Tensors are read one by one: memory peaks at little more than the parameters themselves.
 
     Args:
-        directory: a local directory.
+        name: a local directory, or a Hugging Face hub id such as ``"owner/name"`` if there is no
+            such directory.
         subfolder: a folder inside it, such as ``"unet"``; it may not lead outside.
+        dtype: of the parameters, ``float32``, ``bfloat16`` or ``float16``, whatever the file's.
+        variant: of the weights: ``"fp16"`` reads ``model.fp16.safetensors``.
+        revision: branch, tag or commit, for the hub.
+        local_files_only: take what the hub's cache holds, do not connect.
 
     Returns:
-        The module with float32 parameters (half-precision files are widened).
+        The module; all parameters have type ``dtype``.
 
     Raises:
-        FileNotFoundError: no such directory, ``config.json`` or safetensors file.
+        FileNotFoundError: no such directory or hub model, ``config.json`` or safetensors file.
         ValueError: an unknown class or configuration key, a missing, extra, misshaped, non-finite
             or truncated tensor, or a file that contradicts its manifest.
     """
-    folder = checked_subfolder(directory, subfolder)
-    for name in (CONFIG_NAME, WEIGHTS_NAME, MANIFEST_NAME):
-        checked_file(directory, folder / name)
-    config = read_json(folder / CONFIG_NAME)
-    module_class, settings = _model_class(config, folder / CONFIG_NAME)
-    weights = folder / WEIGHTS_NAME
-    if not weights.is_file():
-        pickled = sorted(p.name for p in folder.glob("*.bin"))
-        hint = f" ({pickled[0]} is pickle, which is never read)" if pickled else ""
-        raise FileNotFoundError(f"no {WEIGHTS_NAME} in {folder}{hint}")
-    _verify_manifest(folder)
-    try:
-        # shapes only: no random initialisation is computed for weights about to be overwritten
-        module = nnx.eval_shape(lambda: module_class(**settings, rngs=nnx.Rngs(0)))
-    except Exception as error:  # values of a wrong type fail in many ways
-        raise ValueError(f"{folder / CONFIG_NAME}: {error}") from error
-    _fill(module, weights)
+    dtype = _checked_dtype(dtype)
+    root = resolve(
+        name,
+        folders=None if subfolder is None else [subfolder],
+        variant=variant,
+        revision=revision,
+        local_files_only=local_files_only,
+    )
+    folder = checked_subfolder(root, subfolder)
+    path = checked_file(root, folder / CONFIG_NAME)
+    config = read_json(path)
+    module_class = _model_class(config, path)
+    settings = checked_settings(config, module_class, path, ignored=_ignored(module_class))
+    tensors, names = find_weights(root, folder, _stem(module_class), variant)
+    check_size(settings, path, num_tensors=len(tensors))
+    module = _abstract_module(module_class, settings, path)
+    state = nnx.state(module, nnx.Param)
+    places = _matched(state, tensors, module_class, path)
+    verify_manifest(root, folder, [CONFIG_NAME, *names])
+    _fill(places, dtype)
+    nnx.update(module, state)
     return module
 
 
-def save_pretrained(module: nnx.Module, directory: str | Path, *, dtype: Any = None) -> Path:
-    """Write a directory that diffusers' PyTorch class and :func:`from_pretrained` both load.
+def save_pretrained(
+    module: nnx.Module,
+    directory: str | Path,
+    *,
+    dtype: Any = None,
+    variant: str | None = None,
+    max_shard_size: int | None = None,
+) -> Path:
+    """Write a directory that the PyTorch class and :func:`from_pretrained` both load.
+
+    Tensors are converted and written one by one.  A process killed on the way leaves no directory
+    where there was none, and otherwise the old one, the new one, or, for the instant in which
+    files are renamed, one that :func:`from_pretrained` refuses.
 
     Args:
         module: one of the ported networks.
-        directory: made if missing; files of the same names are replaced.
-        dtype: store floating tensors in this type, for example ``numpy.float16``.
+        directory: made if missing; a model's files of the same variant are replaced.
+        dtype: store the tensors in this type, for example ``numpy.float16``.
+        variant: goes into the file names, as in ``model.fp16.safetensors``.
+        max_shard_size: bytes; a larger model is written in several files and an index.
 
     Returns:
         The directory, which also holds ``manifest.sha256.json``.
+
+    Raises:
+        FileExistsError: a file stands where the directory shall be.
+        ValueError: not a network that PyTorch has, a type that is not offered, or parameters that
+            are not finite (or too large for ``dtype``).
     """
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {"_class_name": type(module).__name__, **module.config}
-    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
-    tensors = {}
-    for name, variable, axes in _leaves(nnx.state(module, nnx.Param)):
-        value = np.asarray(variable[...])
-        if axes is not None:
-            value = value.transpose(np.argsort(axes))
-        tensors[name] = np.ascontiguousarray(value if dtype is None else value.astype(dtype))
-    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    write_manifest(folder, [CONFIG_NAME, WEIGHTS_NAME])
-    return folder
+    name = type(module).__name__
+    if name not in MODEL_CLASSES:
+        raise ValueError(f"{name} has no PyTorch counterpart; known: {', '.join(MODEL_CLASSES)}")
+    dtype = None if dtype is None else _checked_dtype(dtype)
+    if max_shard_size is not None and max_shard_size < 1:
+        raise ValueError(f"max_shard_size must be at least 1 byte, got {max_shard_size}")
+    head: dict[str, Any] = {"_class_name": name}
+    if name in TRANSFORMERS:
+        head = {"architectures": [name], "model_type": TRANSFORMERS[name]}
+    config = json.dumps({**head, **module.config}, indent=2) + "\n"
+    writers = {CONFIG_NAME: lambda path: path.write_text(config)}
+
+    stem = _stem(type(module))
+    leaves = list(_leaves(nnx.state(module, nnx.Param)))
+    shards = _shards(leaves, dtype, max_shard_size)
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        place = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        file = weights_name(stem, variant, place)
+        weight_map |= dict.fromkeys(shard, file)
+        writers[file] = lambda path, shard=shard: _write_safetensors(path, shard)
+    if len(shards) > 1:
+        size = sum(_nbytes(*entry) for shard in shards for entry in shard.values())
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        writers[index_name(stem, variant)] = lambda path: path.write_text(text)
+    single = re.escape(weights_name(stem, variant)).removesuffix(r"\.safetensors")
+    stale = rf"{single}(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(index_name(stem, variant))}"
+    return replace_files(directory, writers, stale=re.compile(stale))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, with errors that name the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}")
+def _checked_dtype(dtype: Any) -> np.dtype:
     try:
-        value = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
+        known = np.dtype(dtype)
+    except TypeError:
+        known = None
+    if known not in _PARAMETER_TYPES:
+        names = ", ".join(known.name for known in _PARAMETER_TYPES)
+        raise ValueError(f"dtype must be one of {names}, got {dtype!r}")
+    return known
 
 
-def checked_subfolder(directory: str | Path, subfolder: str | None) -> Path:
-    """``directory / subfolder``, refusing names that lead outside the directory."""
-    root = Path(directory)
-    if not root.is_dir():
-        raise FileNotFoundError(f"no model directory {root}")
-    if subfolder is None:
-        return root
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", subfolder):
-        raise ValueError(f"subfolder must be a plain name inside {root}, got {subfolder!r}")
-    folder = root / subfolder
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {subfolder!r} in {root}")
-    if root.resolve() not in folder.resolve().parents:
-        raise ValueError(f"{folder} is a link that leads outside {root}")
-    return folder
+# --- configuration -----------------------------------------------------------------------------
 
 
-def checked_file(directory: str | Path, path: Path) -> Path:
-    """``path``, refusing a link out of ``directory`` except into ``blobs/`` of its hub cache."""
-    root, target = Path(directory).resolve(), path.resolve()
-    # hub cache: snapshots/<revision>/<folder>/<file> links to blobs/<digest> beside snapshots/
-    blobs = [p.with_name("blobs") for p in (root, *root.parents) if p.name == "snapshots"]
-    if root not in target.parents and target.parent not in blobs:
-        raise ValueError(f"{path} is a link that leads outside {directory}")
-    return path
+def _stem(module_class: type[nnx.Module]) -> str:
+    return "model" if module_class.__name__ in TRANSFORMERS else "diffusion_pytorch_model"
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_manifest(folder: Path, names: list[str]) -> None:
-    """Record the digests of ``names`` in ``manifest.sha256.json``."""
-    digests = {name: sha256(folder / name) for name in sorted(names)}
-    (folder / MANIFEST_NAME).write_text(json.dumps(digests, indent=2) + "\n")
-
-
-def _verify_manifest(folder: Path) -> None:
-    """A manifest is optional; one that is present must be right about every file it names."""
-    path = folder / MANIFEST_NAME
-    if not path.exists():
-        return
-    for name, digest in read_json(path).items():
-        if "/" in name or "\\" in name or name in ("", ".", ".."):
-            raise ValueError(f"{path}: {name!r} is not a plain file name")
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{path} names {name}, which is missing")
-        if sha256(folder / name) != digest:
-            raise ValueError(
-                f"{folder / name} does not match its digest in {MANIFEST_NAME}: the file is "
-                "damaged or was edited (delete the manifest only if you edited it yourself)"
-            )
-
-
-def _model_class(config: dict[str, Any], path: Path) -> tuple[type[nnx.Module], dict[str, Any]]:
-    name = config.get("_class_name")
-    if not isinstance(name, str) or name not in MODEL_CLASSES:
+def _model_class(config: dict[str, Any], path: Path) -> type[nnx.Module]:
+    key, name = "_class_name", config.get("_class_name")
+    if key not in config and "architectures" in config:
+        key, name = "architectures", config["architectures"]
+        name = name[0] if isinstance(name, list) and len(name) == 1 else name
+    known = TRANSFORMERS if key == "architectures" else MODEL_CLASSES.keys() - TRANSFORMERS
+    if not isinstance(name, str) or name not in known:
         raise ValueError(
-            f"{path}: _class_name {name!r} is not supported; known: {', '.join(MODEL_CLASSES)}"
+            f"{path}: {key} {name!r:.80} is not supported; known: {', '.join(sorted(known))}"
         )
-    allowed = set(inspect.signature(MODEL_CLASSES[name].__init__).parameters) - {"self", "rngs"}
-    settings = {k: v for k, v in config.items() if k not in _IGNORED_CONFIG}
-    unknown = sorted(set(settings) - allowed)
-    if unknown:
+    found = config.get("model_type", TRANSFORMERS.get(name))
+    if name in TRANSFORMERS and found != TRANSFORMERS[name]:
+        raise ValueError(f"{path}: model_type must be {TRANSFORMERS[name]!r}, got {found!r:.80}")
+    return getattr(importlib.import_module(MODEL_CLASSES[name]), name)
+
+
+def _ignored(module_class: type[nnx.Module]) -> frozenset[str]:
+    named = {"architectures"} if module_class.__name__ in TRANSFORMERS else set()
+    return _IGNORED_CONFIG | getattr(module_class, "IGNORED_CONFIG", frozenset()) | named
+
+
+class _OneKey:
+    """Stands for ``nnx.Rngs`` while shapes are traced: every stream gives the same key.
+
+    The counters of ``nnx.Rngs`` make flax's tracing quadratic in the number of parameters.
+    """
+
+    def __init__(self):
+        self.key = jax.random.key(0)
+
+    def __getattr__(self, stream: str):
+        return lambda: self.key
+
+
+def _abstract_module(module_class, settings, path: Path) -> nnx.Module:
+    """The module with shapes for parameters: no random initialisation is ever computed."""
+    try:
+        return nnx.eval_shape(lambda: module_class(**settings, rngs=_OneKey()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:  # sizes that contradict each other fail in many ways
         raise ValueError(
-            f"{path}: unknown configuration key {unknown[0]!r}; it may change the mathematics, "
-            f"so it is not ignored (known keys: {', '.join(sorted(allowed))})"
-        )
-    return MODEL_CLASSES[name], settings
+            f"{path}: values that make no {module_class.__name__} ({type(error).__name__}: {error})"
+        ) from error
 
 
-def _leaves(parameters: nnx.State):
-    """``(diffusers tensor name, variable, axes or None)`` of every parameter."""
+# --- tensors -----------------------------------------------------------------------------------
+
+
+def _leaves(parameters: nnx.State) -> Iterator[tuple[str, Any, tuple[int, ...] | None]]:
+    """``(PyTorch tensor name, variable, axes or None)`` of every parameter."""
     for path, variable in nnx.to_flat_state(parameters):
         leaf, axes = _LEAVES[path[-1]]
         name = ".".join([*map(str, path[:-1]), leaf])
         yield name, variable, axes.get(len(variable.shape))
 
 
-def _fill(module: nnx.Module, path: Path) -> None:
-    """Read ``path`` tensor by tensor into the parameters of ``module``."""
-    state = nnx.state(module, nnx.Param)
+def _matched(state: nnx.State, tensors: dict[str, Stored], module_class, path: Path):
+    """``(stored tensor, variable, axes)`` of every parameter, all names, types, shapes checked."""
     wanted = {name: (variable, axes) for name, variable, axes in _leaves(state)}
-    filled: dict[str, Any] = {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            for key in file.keys():  # noqa: SIM118 (not a mapping)
-                name = _current_name(key)
-                if name not in wanted:
-                    raise ValueError(f"{path}: tensor {key!r} has no place in this model")
-                if name in filled:
-                    raise ValueError(f"{path}: tensor {key!r} fills {name!r} a second time")
-                variable, axes = wanted[name]
-                filled[name] = _converted(file.get_tensor(key), variable.shape, axes, path, key)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
-    missing = sorted(set(wanted) - set(filled))
+    places: dict[str, tuple[Stored, Any, tuple[int, ...] | None]] = {}
+    for key, stored in tensors.items():
+        where = f"{stored.path}: tensor {key!r}"
+        if module_class.__name__ in _IGNORED_TENSORS.get(key, ()) and stored.dtype[0] in "IU":
+            continue
+        name = key if key in wanted else _current_name(key)
+        if name not in wanted:
+            raise ValueError(f"{where} has no place in this model")
+        if name in places:
+            raise ValueError(f"{where} fills {name!r} a second time")
+        if stored.dtype not in _STORED_FLOATS:
+            types = ", ".join(sorted(_STORED_FLOATS))
+            raise ValueError(f"{where} must be floating point ({types}), got {stored.dtype}")
+        variable, axes = wanted[name]
+        shape = _torch_shape(variable.shape, axes)
+        # attention under its old name may still be the 1 x 1 convolution that it began as
+        once = (*shape, 1, 1) if name != key and axes == (1, 0) else shape
+        if stored.shape not in (shape, once):
+            raise ValueError(f"{where} has shape {stored.shape}, this model needs {shape}")
+        places[name] = stored, variable, axes
+    missing = sorted(wanted.keys() - places)
     if missing:
-        raise ValueError(f"{path}: {len(missing)} tensor(s) missing, the first is {missing[0]!r}")
-    for name, (variable, _) in wanted.items():
-        variable.set_value(filled[name])
-    nnx.update(module, state)
+        paths = sorted({stored.path for stored in tensors.values()})
+        where = paths[0] if len(paths) == 1 else f"{len(paths)} files of {path.parent}"
+        raise ValueError(f"{where}: {len(missing)} tensor(s) missing, the first is {missing[0]!r}")
+    return list(places.values())
 
 
 def _current_name(key: str) -> str:
@@ -235,16 +317,92 @@ def _current_name(key: str) -> str:
     return key
 
 
-def _converted(value, shape, axes, path: Path, key: str):
-    if not jnp.issubdtype(value.dtype, jnp.floating):  # jnp, because bfloat16 is not numpy's
-        raise ValueError(f"{path}: tensor {key!r} must be floating point, got {value.dtype}")
-    torch_shape = tuple(shape) if axes is None else tuple(shape[i] for i in np.argsort(axes))
-    if value.shape != torch_shape:
+def _torch_shape(shape, axes) -> tuple[int, ...]:
+    return tuple(shape) if axes is None else tuple(shape[i] for i in np.argsort(axes))
+
+
+def _fill(places, dtype: np.dtype) -> None:
+    """Read the tensors into their variables.
+
+    Largest first: what a tensor needs beside its result is least when little has been read.
+    """
+    places = sorted(places, key=lambda place: (-np.prod(place[0].shape), place[0].path))
+    file, opened = None, None
+    for stored, variable, axes in places:
+        if stored.path != opened:  # pread: the pages of a mapped file are memory of this process
+            file, opened = safe_open(stored.path, "numpy", backend="pread"), stored.path
+        variable.set_value(_read(file, stored, variable.shape, axes, dtype))
+
+
+def _read(file, stored: Stored, shape, axes, dtype: np.dtype) -> jax.Array:
+    where = f"{stored.path}: tensor {stored.key!r}"
+    try:
+        value = file.get_tensor(stored.key)
+    except SafetensorError as error:
+        raise ValueError(f"{where} cannot be read: {error}") from error
+    value = value.reshape(_torch_shape(shape, axes))
+    value = _finite(value if axes is None else value.transpose(axes), dtype, where)
+    # waited for: jax keeps what it copies alive until a later call, and jnp.asarray several of them
+    return jax.device_put(value).block_until_ready()
+
+
+def _finite(value: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
+    """``value`` as a contiguous array of ``dtype``."""
+    with np.errstate(over="ignore", invalid="ignore"):  # becomes infinite, and an error below
+        converted = np.ascontiguousarray(value.astype(dtype, order="C", copy=False))
+    if not np.isfinite(converted).all():
+        overflow = np.isfinite(value).all()
         raise ValueError(
-            f"{path}: tensor {key!r} has shape {value.shape}, this model needs {torch_shape}"
+            f"{where} contains values too large for {dtype.name}"
+            if overflow
+            else f"{where} contains NaN or infinite values"
         )
-    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, and an error below
-        value = jnp.asarray(value if axes is None else value.transpose(axes), jnp.float32)
-    if not jnp.isfinite(value).all():
-        raise ValueError(f"{path}: tensor {key!r} contains NaN or infinite values")
-    return value
+    return converted
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+_Entry = tuple[Any, tuple[int, ...] | None, np.dtype]  # variable, axes, type in the file
+
+
+def _shards(leaves, dtype: np.dtype | None, max_size: int | None) -> list[dict[str, _Entry]]:
+    """The tensors in order, cut where the next one would exceed ``max_size`` bytes."""
+    shards: list[dict[str, _Entry]] = [{}]
+    size = 0
+    for name, variable, axes in leaves:
+        entry = (variable, axes, _checked_dtype(dtype or variable.dtype))
+        if max_size is not None and shards[-1] and size + _nbytes(*entry) > max_size:
+            shards.append({})
+            size = 0
+        shards[-1][name] = entry
+        size += _nbytes(*entry)
+    return shards
+
+
+def _nbytes(variable, axes, dtype: np.dtype) -> int:
+    return int(np.prod(variable.shape, dtype=np.int64)) * dtype.itemsize
+
+
+def _write_safetensors(path: Path, tensors: dict[str, _Entry]) -> None:
+    """The format: length of the header, header (JSON), then the tensors without gaps.
+
+    safetensors' own writer wants all of them in memory at once.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, entry in tensors.items():
+        start, end = end, end + _nbytes(*entry)
+        header[name] = {
+            "dtype": _PARAMETER_TYPES[entry[2]],
+            "shape": _torch_shape(entry[0].shape, entry[1]),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the data are aligned
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, (variable, axes, dtype) in tensors.items():
+            value = np.asarray(variable[...])
+            if axes is not None:
+                value = value.transpose(np.argsort(axes))
+            file.write(_finite(value, dtype, f"parameter {name!r}").view(np.uint8).data)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sharpjax.models.attention import attention
+
 
 @jax.custom_jvp
 def silu(x: jax.Array) -> jax.Array:
@@ -141,29 +143,69 @@ def timestep_features(
     return jnp.pad(jnp.concatenate(parts, axis=-1), ((0, 0), (0, size % 2)))
 
 
-class TimestepEmbedding(nnx.Module):
-    """Linear, SiLU, linear."""
+def embedding_table(count: int, size: int, *, rngs: nnx.Rngs) -> nnx.Embed:
+    """A table that starts as N(0, 1), as in PyTorch.
 
-    def __init__(self, c_in: int, c_out: int, *, rngs: nnx.Rngs):
+    flax's own default, N(0, 1/size), is drowned by the time embedding that it is added to: a
+    network so started ignored its conditions at high noise for thousands of steps.
+    """
+    return nnx.Embed(count, size, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
+
+
+class TimestepEmbedding(nnx.Module):
+    """Linear, activation, linear, and a second activation if asked for."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        *,
+        act_fn: str = "silu",
+        post_act_fn: str | None = None,
+        condition_channels: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.act = activation(act_fn)
+        self.post_act = None if post_act_fn is None else activation(post_act_fn)
+        if condition_channels is not None:
+            self.cond_proj = nnx.Linear(condition_channels, c_in, use_bias=False, rngs=rngs)
         self.linear_1 = nnx.Linear(c_in, c_out, rngs=rngs)
         self.linear_2 = nnx.Linear(c_out, c_out, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """``(batch, c_in) -> (batch, c_out)``."""
-        return self.linear_2(silu(self.linear_1(x)))
+    def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
+        """``(batch, c_in)``, and ``(batch, condition_channels)`` -> ``(batch, c_out)``."""
+        if condition is not None:
+            x = x + self.cond_proj(condition)
+        x = self.linear_2(self.act(self.linear_1(x)))
+        return x if self.post_act is None else self.post_act(x)
 
 
 class GaussianFourierProjection(nnx.Module):
-    """Fixed random features ``sin, cos(2 pi w log t)``, ``w ~ N(0, 16^2)``, of score SDE models."""
+    """Fixed random features ``sin, cos(2 pi w log t)``, ``w ~ N(0, scale^2)``, of score SDE models.
 
-    def __init__(self, size: int, *, rngs: nnx.Rngs):
-        self.weight = nnx.Param(16.0 * jax.random.normal(rngs.params(), (size,)))
+    ``log=False`` takes ``t`` itself; ``flip_sin_to_cos`` puts the cosines first.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        scale: float = 16.0,
+        log: bool = True,
+        flip_sin_to_cos: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.log = log
+        self.flip_sin_to_cos = flip_sin_to_cos
+        self.weight = nnx.Param(scale * jax.random.normal(rngs.params(), (size,)))
 
     def __call__(self, t: jax.Array) -> jax.Array:
         """``(batch,) -> (batch, 2 size)``."""
         weight = jax.lax.stop_gradient(self.weight[...])  # diffusers never trains it
-        angle = jnp.log(t.astype(weight.dtype))[:, None] * weight * 2 * math.pi
-        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+        t = t.astype(weight.dtype)
+        angle = (jnp.log(t) if self.log else t)[:, None] * weight * 2 * math.pi
+        parts = (jnp.sin(angle), jnp.cos(angle))
+        return jnp.concatenate(parts[::-1] if self.flip_sin_to_cos else parts, axis=-1)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:
@@ -198,9 +240,23 @@ class Upsample2D(nnx.Module):
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
         self.conv = conv(channels, channels, upsample=True, rngs=rngs)
 
-    def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
-        """``(b, h, w, c)`` to twice the height and width; ``temb`` is not used."""
-        return self.conv(x)
+    def __call__(
+        self,
+        x: jax.Array,
+        temb: jax.Array | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> jax.Array:
+        """``(b, h, w, c)`` to twice the height and width, or one less of either; no ``temb``."""
+        height, width = 2 * x.shape[1], 2 * x.shape[2]
+        if size is None or tuple(size) == (height, width):
+            return self.conv(x)
+        # an odd size was rounded up on the way down: its nearest neighbours are the same pixels
+        x = upsample_nearest(x)[:, : size[0], : size[1]]
+        x = jax.lax.conv_general_dilated(
+            x, self.conv.kernel[...], (1, 1), ((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )  # fmt: skip
+        return x + self.conv.bias[...]
 
 
 class ResnetBlock2D(nnx.Module):
@@ -220,6 +276,7 @@ class ResnetBlock2D(nnx.Module):
         act_fn: str,
         time_scale_shift: str = "default",
         output_scale_factor: float = 1.0,
+        skip_time_act: bool = False,
         resample: str | None = None,
         rngs: nnx.Rngs,
     ):
@@ -231,6 +288,7 @@ class ResnetBlock2D(nnx.Module):
         self.act = activation(act_fn)
         self.scale_shift = time_scale_shift == "scale_shift"
         self.output_scale_factor = output_scale_factor
+        self.skip_time_act = skip_time_act
         self.resample = resample
         self.norm1 = group_norm(c_in, groups, eps=eps, rngs=rngs)
         self.conv1 = conv(c_in, c_out, upsample=resample == "up", rngs=rngs)
@@ -243,8 +301,13 @@ class ResnetBlock2D(nnx.Module):
         if c_in != c_out:
             self.conv_shortcut = conv(c_in, c_out, 1, padding=0, rngs=rngs)
 
-    def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
-        """``(b, h, w, c_in)`` and ``(b, temb_channels)`` to ``(b, h', w', c_out)``."""
+    def __call__(
+        self,
+        x: jax.Array,
+        temb: jax.Array | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> jax.Array:
+        """``(b, h, w, c_in)`` and ``(b, temb_channels)`` to ``(b, h', w', c_out)``; no ``size``."""
         h = self.act(self.norm1(x))
         if self.resample == "down":
             x, h = average_pool(x), average_pool(h)
@@ -253,7 +316,8 @@ class ResnetBlock2D(nnx.Module):
         h = self.conv1(h)
         shift = None
         if hasattr(self, "time_emb_proj"):
-            shift = self.time_emb_proj(self.act(temb))[:, None, None, :]
+            shift = self.time_emb_proj(temb if self.skip_time_act else self.act(temb))
+            shift = shift[:, None, None, :]
         if self.scale_shift and shift is not None:
             scale, shift = jnp.split(shift, 2, axis=-1)
             h = self.norm2(h) * (1 + scale) + shift
@@ -292,8 +356,8 @@ class Attention(nnx.Module):
         # a list of one, because diffusers keeps (projection, dropout) there
         self.to_out = nnx.List([nnx.Linear(channels, channels, rngs=rngs)])
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """``(b, h, w, c)``, same shape out."""
+    def __call__(self, x: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        """``(b, h, w, c)``, same shape out; ``context`` is not used."""
         b, h, w, c = x.shape
         tokens = self.group_norm(x) if hasattr(self, "group_norm") else x
         tokens = tokens.reshape(b, h * w, c)
@@ -301,6 +365,6 @@ class Attention(nnx.Module):
             to(tokens).reshape(b, h * w, c // self.head_dim, self.head_dim)
             for to in (self.to_q, self.to_k, self.to_v)
         )
-        out = jax.nn.dot_product_attention(q, k, v).reshape(b, h * w, c)
+        out = attention(q, k, v).reshape(b, h * w, c)
         out = self.to_out[0](out).reshape(b, h, w, c)
         return (x + out) / self.output_scale_factor

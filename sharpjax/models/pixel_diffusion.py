@@ -16,13 +16,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from sharpjax._types import Array
-from sharpjax.models.checkpoints import (
-    checked_file,
-    checked_subfolder,
-    from_pretrained,
-    read_json,
-    save_pretrained,
-)
+from sharpjax.models.checkpoints import from_pretrained, save_pretrained
+from sharpjax.models.files import checked_file, checked_subfolder, read_json
 from sharpjax.models.unet_2d import UNet2DModel
 from sharpjax.sampling import sample
 from sharpjax.schedules import Schedule

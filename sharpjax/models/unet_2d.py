@@ -11,15 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sharpjax.models.blocks import AttentionFactory, DownBlock, MidBlock, UpBlock
 from sharpjax.models.layers import (
     Attention,
-    Downsample2D,
     GaussianFourierProjection,
-    ResnetBlock2D,
     TimestepEmbedding,
-    Upsample2D,
     activation,
     conv,
+    embedding_table,
     group_norm,
     silu,
     timestep_features,
@@ -36,157 +35,6 @@ UP_BLOCKS = {
     "AttnUpBlock2D": (True, None),
     "ResnetUpsampleBlock2D": (False, "resnet"),
 }
-
-
-class DownBlock(nnx.Module):
-    """Residual blocks, each followed by attention if asked for, then a downsampler."""
-
-    def __init__(
-        self,
-        kind: str,
-        channels: tuple[int, int],
-        *,
-        num_layers: int,
-        head_dim: int | None,
-        downsample: str | None,
-        padding: int,
-        resnet: dict[str, Any],
-        rngs: nnx.Rngs,
-    ):
-        attention, fixed = DOWN_BLOCKS[kind]
-        c_in, c_out = channels
-        self.resnets = nnx.List(
-            ResnetBlock2D(c_in if i == 0 else c_out, c_out, **resnet, rngs=rngs)
-            for i in range(num_layers)
-        )
-        if attention:
-            self.attentions = nnx.List(
-                Attention(
-                    c_out,
-                    head_dim=head_dim or c_out,
-                    groups=resnet["groups"],
-                    eps=resnet["eps"],
-                    rngs=rngs,
-                )
-                for _ in range(num_layers)
-            )
-        if downsample is not None:
-            how = fixed or downsample
-            self.downsamplers = nnx.List(
-                [Downsample2D(c_out, padding=padding, rngs=rngs)]
-                if how == "conv"
-                else [ResnetBlock2D(c_out, c_out, **resnet, resample="down", rngs=rngs)]
-            )
-
-    def __call__(self, x: jax.Array, temb: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
-        """The output, and every intermediate state for the skip connections."""
-        skips = []
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(x, temb)
-            if hasattr(self, "attentions"):
-                x = self.attentions[i](x)
-            skips.append(x)
-        if hasattr(self, "downsamplers"):
-            x = self.downsamplers[0](x, temb)
-            skips.append(x)
-        return x, skips
-
-
-class UpBlock(nnx.Module):
-    """Residual blocks on ``[x, skip]``, each followed by attention if asked for, an upsampler."""
-
-    def __init__(
-        self,
-        kind: str,
-        channels: tuple[int, int, int],
-        *,
-        num_layers: int,
-        head_dim: int | None,
-        upsample: str | None,
-        resnet: dict[str, Any],
-        rngs: nnx.Rngs,
-    ):
-        attention, fixed = UP_BLOCKS[kind]
-        c_skip, c_prev, c_out = channels
-        self.resnets = nnx.List(
-            ResnetBlock2D(
-                (c_prev if i == 0 else c_out) + (c_skip if i == num_layers - 1 else c_out),
-                c_out,
-                **resnet,
-                rngs=rngs,
-            )
-            for i in range(num_layers)
-        )
-        if attention:
-            self.attentions = nnx.List(
-                Attention(
-                    c_out,
-                    head_dim=head_dim or c_out,
-                    groups=resnet["groups"],
-                    eps=resnet["eps"],
-                    rngs=rngs,
-                )
-                for _ in range(num_layers)
-            )
-        if upsample is not None:
-            how = fixed or upsample
-            self.upsamplers = nnx.List(
-                [Upsample2D(c_out, rngs=rngs)]
-                if how == "conv"
-                else [ResnetBlock2D(c_out, c_out, **resnet, resample="up", rngs=rngs)]
-            )
-
-    def __call__(self, x: jax.Array, skips: list[jax.Array], temb: jax.Array) -> jax.Array:
-        """The output; takes its skip connections off the end of ``skips``."""
-        for i, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)
-            if hasattr(self, "attentions"):
-                x = self.attentions[i](x)
-        if hasattr(self, "upsamplers"):
-            x = self.upsamplers[0](x, temb)
-        return x
-
-
-class MidBlock(nnx.Module):
-    """Residual block, attention (optional), residual block."""
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        head_dim: int | None,
-        attention_groups: int | None,
-        add_attention: bool,
-        scale: float,
-        resnet: dict[str, Any],
-        rngs: nnx.Rngs,
-    ):
-        resnet = {**resnet, "output_scale_factor": scale}
-        self.resnets = nnx.List(
-            ResnetBlock2D(channels, channels, **resnet, rngs=rngs) for _ in range(2)
-        )
-        if add_attention:
-            if attention_groups is None and resnet["time_scale_shift"] != "scale_shift":
-                attention_groups = resnet["groups"]
-            self.attentions = nnx.List(
-                [
-                    Attention(
-                        channels,
-                        head_dim=head_dim or channels,
-                        groups=attention_groups,
-                        eps=resnet["eps"],
-                        output_scale_factor=scale,
-                        rngs=rngs,
-                    )
-                ]
-            )
-
-    def __call__(self, x: jax.Array, temb: jax.Array) -> jax.Array:
-        """Same shape out."""
-        x = self.resnets[0](x, temb)
-        if hasattr(self, "attentions"):
-            x = self.attentions[0](x)
-        return self.resnets[1](x, temb)
 
 
 class UNet2DModel(nnx.Module):
@@ -295,21 +143,30 @@ class UNet2DModel(nnx.Module):
         elif time_embedding_type == "learned":
             _check(num_train_timesteps is not None,
                    "time_embedding_type='learned' needs num_train_timesteps")  # fmt: skip
-            self.time_proj = _embed(num_train_timesteps, first, rngs=rngs)
+            self.time_proj = embedding_table(num_train_timesteps, first, rngs=rngs)
         self.time_embedding = TimestepEmbedding(time_features, temb, rngs=rngs)
         if class_embed_type == "timestep":
             self.class_embedding = TimestepEmbedding(time_features, temb, rngs=rngs)
         elif class_embed_type is None and num_class_embeds is not None:
-            self.class_embedding = _embed(num_class_embeds, temb, rngs=rngs)
+            self.class_embedding = embedding_table(num_class_embeds, temb, rngs=rngs)
+
+        def attention(groups: int | None, scale: float = 1.0) -> AttentionFactory:
+            return lambda layer, channels, rngs: Attention(
+                channels,
+                head_dim=attention_head_dim or channels,
+                groups=groups,
+                eps=norm_eps,
+                output_scale_factor=scale,
+                rngs=rngs,
+            )
 
         last = len(channels) - 1
         self.down_blocks = nnx.List(
             DownBlock(
-                kind,
                 (channels[max(i - 1, 0)], channels[i]),
                 num_layers=layers_per_block,
-                head_dim=attention_head_dim,
-                downsample=downsample_type if i < last else None,
+                attention=attention(norm_num_groups) if DOWN_BLOCKS[kind][0] else None,
+                downsample=(DOWN_BLOCKS[kind][1] or downsample_type) if i < last else None,
                 padding=downsample_padding,
                 resnet=resnet,
                 rngs=rngs,
@@ -317,23 +174,23 @@ class UNet2DModel(nnx.Module):
             for i, kind in enumerate(down_block_types)
         )
         if mid_block_type is not None:
+            groups = attn_norm_num_groups
+            if groups is None and resnet_time_scale_shift != "scale_shift":
+                groups = norm_num_groups
             self.mid_block = MidBlock(
                 channels[-1],
-                head_dim=attention_head_dim,
-                attention_groups=attn_norm_num_groups,
-                add_attention=add_attention,
-                scale=mid_block_scale_factor,
-                resnet=resnet,
+                num_layers=1,
+                attention=attention(groups, mid_block_scale_factor) if add_attention else None,
+                resnet={**resnet, "output_scale_factor": mid_block_scale_factor},
                 rngs=rngs,
             )
         up = channels[::-1]
         self.up_blocks = nnx.List(
             UpBlock(
-                kind,
                 (up[min(i + 1, last)], up[max(i - 1, 0)], up[i]),
                 num_layers=layers_per_block + 1,
-                head_dim=attention_head_dim,
-                upsample=upsample_type if i < last else None,
+                attention=attention(norm_num_groups) if UP_BLOCKS[kind][0] else None,
+                upsample=(UP_BLOCKS[kind][1] or upsample_type) if i < last else None,
                 resnet=resnet,
                 rngs=rngs,
             )
@@ -413,15 +270,6 @@ class UNet2DModel(nnx.Module):
         if self.class_embed_type == "timestep":
             labels = self._features(jnp.asarray(labels))
         return self.class_embedding(labels)
-
-
-def _embed(count: int, size: int, *, rngs: nnx.Rngs) -> nnx.Embed:
-    """A table that starts as N(0, 1), as in PyTorch.
-
-    flax's own default, N(0, 1/size), is drowned by the time embedding that it is added to: a
-    network so started ignored its conditions at high noise for thousands of steps.
-    """
-    return nnx.Embed(count, size, embedding_init=nnx.initializers.normal(1.0), rngs=rngs)
 
 
 def _frozen(value: Any) -> Any:

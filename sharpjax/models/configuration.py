@@ -1,0 +1,109 @@
+"""What a ``config.json`` may say, before anything is built from it.
+
+The constructors check what values mean; here is what holds for all of them: known keys, values of
+the annotated types, and sizes that cannot take hours or all memory.
+"""
+
+import inspect
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+_MAX_INT = 2**20
+_MAX_LENGTH = 32
+_TENSORS_PER_LAYER = 16  # a residual block of an encoder and one of a decoder; a layer of CLIP
+
+
+def checked_settings(
+    config: dict[str, Any], module_class: type, path: Path, *, ignored: frozenset[str]
+) -> dict[str, Any]:
+    """The constructor's arguments from ``config.json``; lists become tuples.
+
+    Args:
+        config: what the file holds.
+        module_class: takes the keys as keyword arguments, annotated with their types.
+        path: of the file, for errors.
+        ignored: keys that never change the mathematics of this class.
+
+    Raises:
+        ValueError: a key that the constructor does not know, or a value that is not of the type
+            that it says.
+    """
+    hints = typing.get_type_hints(module_class.__init__)
+    allowed = inspect.signature(module_class.__init__).parameters.keys() - {"self", "rngs"}
+    settings = {k: _tuples(v) for k, v in config.items() if k not in ignored}
+    unknown = sorted(settings.keys() - allowed)
+    if unknown:
+        raise ValueError(
+            f"{path}: unknown configuration key {unknown[0]!r}; it may change the mathematics, "
+            f"so it is not ignored (known keys: {', '.join(sorted(allowed))})"
+        )
+    for key, value in settings.items():
+        if not _has_type(value, hints.get(key, Any)):
+            wanted = inspect.formatannotation(hints[key])
+            raise ValueError(
+                f"{path}: {key} must be {wanted} (tuple: a list), got {config[key]!r:.80}"
+            )
+    return settings
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a JSON value fits an annotation made of int, float, bool, str, None, tuple, ``|``."""
+    arguments = typing.get_args(hint)
+    if hint is Any:
+        return True
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(_has_type(value, h) for h in arguments)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if arguments[-1] is Ellipsis:
+            return all(_has_type(v, arguments[0]) for v in value)
+        return len(value) == len(arguments) and all(map(_has_type, value, arguments))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint in (None, type(None)):
+        return value is None
+    if not isinstance(hint, type):  # an annotation that is left to the constructor
+        return True
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def check_size(settings: dict[str, Any], path: Path, *, num_tensors: int) -> None:
+    """Refuse a configuration that the weights cannot fill, before time is spent on building it.
+
+    Args:
+        settings: as :func:`checked_settings` returns them.
+        path: of the file, for errors.
+        num_tensors: in the weights.
+
+    Raises:
+        ValueError: a number or a list that no such network has, or more layers than tensors.
+    """
+    levels = settings.get("down_block_types")
+    levels = len(levels) if isinstance(levels, tuple) else 1
+    for key, value in settings.items():
+        numbers, lists = [], [value]
+        while lists:
+            item = lists.pop()
+            if isinstance(item, tuple):
+                if len(item) > _MAX_LENGTH:
+                    raise ValueError(f"{path}: {key} has {len(item)} entries, over {_MAX_LENGTH}")
+                lists += item
+            elif isinstance(item, int) and not isinstance(item, bool):
+                numbers.append(item)
+        if any(abs(number) > _MAX_INT for number in numbers):
+            raise ValueError(f"{path}: {key} is too large, over {_MAX_INT}")
+        if any(number < 0 for number in numbers):
+            raise ValueError(f"{path}: {key}={value} must not be negative")
+        layers = sum(numbers) if isinstance(value, tuple) else sum(numbers) * levels
+        if "layers" in key and layers * _TENSORS_PER_LAYER > num_tensors:
+            raise ValueError(
+                f"{path}: {key}={value} asks for more layers than the {num_tensors} tensors of the "
+                "weights can fill"
+            )

@@ -1,0 +1,328 @@
+"""``LatentDiffusion`` against PyTorch's ``StableDiffusionPipeline``, from directory to pixels."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from sharpjax import LatentDiffusion, load
+from sharpjax.detection.statistics import hessian_score_difference
+
+PROMPTS = ["a cat", "the dog, 1999"]
+
+
+@pytest.fixture(scope="module", params=["epsilon", "v_prediction"])
+def directory(request, tmp_path_factory, stable_diffusion_directory, write_stable_diffusion):
+    """One directory for each kind of prediction."""
+    if request.param == "epsilon":
+        return stable_diffusion_directory
+    folder = tmp_path_factory.mktemp("models") / request.param
+    return write_stable_diffusion(folder, prediction_type=request.param)
+
+
+@pytest.fixture(scope="module")
+def model(directory):
+    return LatentDiffusion.from_pretrained(directory)
+
+
+@pytest.fixture(scope="module")
+def plain(stable_diffusion_directory):
+    return LatentDiffusion.from_pretrained(stable_diffusion_directory)
+
+
+def pipeline(directory):
+    pipe = StableDiffusionPipeline.from_pretrained(directory, safety_checker=None)
+    return with_ddim(pipe)
+
+
+def with_ddim(pipe):
+    # without clip_sample, which only the pipeline's own schedulers are spared
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def relative_error(ours, theirs):
+    theirs = np.asarray(theirs)
+    return np.linalg.norm(np.asarray(ours) - theirs) / np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+def test_samples_equal_the_pipeline(directory, model, guidance):
+    """50 steps of DDIM from the same noise, latents and pixels."""
+    noise, theirs = draw(2, 4, 8, 8), pipeline(directory)
+    options = dict(latents=torch.tensor(noise), guidance_scale=guidance, num_inference_steps=50)
+    latents = theirs(PROMPTS, output_type="latent", **options).images.numpy()
+    images = theirs(PROMPTS, output_type="np", **options).images  # 0 to 1, channels last
+
+    found = model.sample(PROMPTS, noise=noise, guidance=guidance, num_steps=50, decode=False)
+    assert relative_error(found, latents) < 1e-3
+    pixels = model.sample(PROMPTS, noise=noise, guidance=guidance, num_steps=50)
+    ours = np.clip(pixels / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
+    assert relative_error(ours, images) < 1e-3
+    assert ours.std() > 0.02  # not one colour: the comparison can fail
+    assert relative_error(latents[0], latents[1]) > 0.1
+
+
+def test_prompts_are_encoded_as_by_the_pipeline(stable_diffusion_directory, plain):
+    theirs = pipeline(stable_diffusion_directory)
+    expected, empty = theirs.encode_prompt(PROMPTS, "cpu", 1, True)
+    assert relative_error(plain.encode(PROMPTS), expected.detach()) < 1e-5
+    assert relative_error(plain.empty, empty[0].detach()) < 1e-5
+    # the pipeline's own clip_skip looks for a name that transformers 5 has dropped
+    ids = theirs.tokenizer(PROMPTS, padding="max_length", return_tensors="pt").input_ids
+    states = theirs.text_encoder(ids, output_hidden_states=True).hidden_states
+    skipped = theirs.text_encoder.final_layer_norm(states[-2]).detach()
+    assert relative_error(plain.encode(PROMPTS, clip_skip=1), skipped) < 1e-5
+    for prompt in ("", "🐈 \x00\t é", "a" * 30):
+        with pytest.warns(match="tokens") if len(prompt) == 30 else contextlib.nullcontext():
+            ours = plain.encode([prompt])
+        expected, _ = theirs.encode_prompt([prompt], "cpu", 1, False)
+        assert relative_error(ours, expected.detach()) < 1e-5
+
+
+def test_images_are_encoded_and_decoded_as_by_the_autoencoder(stable_diffusion_directory, plain):
+    vae = pipeline(stable_diffusion_directory).vae
+    images = draw(3, 3, 16, 16)
+    with torch.no_grad():
+        posterior = vae.encode(torch.tensor(images)).latent_dist
+        latents = posterior.mean * vae.config.scaling_factor
+        decoded = vae.decode(latents / vae.config.scaling_factor).sample
+    assert relative_error(plain.encode_image(images), latents) < 1e-5
+    assert relative_error(plain.decode(latents.numpy()), decoded) < 1e-5
+    sampled = plain.encode_image(images, jax.random.key(0))
+    spread = np.asarray(sampled - plain.encode_image(images)) / vae.config.scaling_factor
+    z = spread / posterior.std.numpy()
+    assert abs(z.mean()) < 4 / z.size**0.5
+    assert abs(z.std() - 1) < 4 / (2 * z.size) ** 0.5
+
+
+def test_scores_are_those_of_the_prediction(directory, model):
+    theirs, t = pipeline(directory), 981
+    x = draw(4, 8, 8)
+    conditional, empty = theirs.encode_prompt(["a cat"], "cpu", 1, True)
+    with torch.no_grad():
+        output = theirs.unet(
+            torch.tensor(np.stack([x, x])), t, torch.cat([empty, conditional])
+        ).sample.numpy()
+    alpha_bar = theirs.scheduler.alphas_cumprod[t].item()
+    alpha, sigma = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    expected = {
+        "epsilon": -output / sigma,
+        "v_prediction": -x - alpha / sigma * output,
+    }[model.schedule.prediction_type]
+    pair = model.scores("a cat", t)
+    encoded = model.scores(model.encode(["a cat"])[0], t)
+    for found in (
+        pair.both(x),
+        encoded.both(x),
+        np.stack([pair.unconditional(x), pair.conditional(x)]),
+    ):
+        assert relative_error(found, expected) < 1e-4
+
+
+def test_statistic_is_that_of_pytorch(stable_diffusion_directory, plain):
+    """``hessian_score_difference`` on text: scores, difference and tangent by torch.func.jvp."""
+    theirs, t = pipeline(stable_diffusion_directory), 981
+    x = draw(4, 8, 8)
+    conditional, empty = theirs.encode_prompt(["a cat"], "cpu", 1, True)
+    contexts = torch.cat([empty, conditional]).detach()
+    sigma = float(plain.schedule.sigma(t))
+
+    def difference(x):
+        unconditional, conditional = theirs.unet(x.expand(2, -1, -1, -1), t, contexts).sample
+        return -(conditional - unconditional) / sigma
+
+    points = torch.tensor(x)[None]
+    direction = difference(points)[None].detach()
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        _, tangent = torch.autograd.functional.jvp(difference, points, direction)
+    value = jax.jit(hessian_score_difference)(plain.scores("a cat", t), jnp.asarray(x))
+    np.testing.assert_allclose(value, torch.linalg.norm(tangent).item(), rtol=1e-3)
+
+
+def test_another_prompt_does_not_compile_again(plain):
+    statistic, x = jax.jit(lambda pair, x: hessian_score_difference(pair, x)), draw(4, 8, 8)
+    values = [statistic(plain.scores(prompt, t), x) for prompt in PROMPTS for t in (981, 10)]
+    assert statistic._cache_size() == 1
+    assert len({float(value) for value in values}) == 4
+
+
+def test_round_trip_through_our_directory(directory, model, tmp_path):
+    """Save from sharpjax, load in PyTorch and here: the same numbers."""
+    model.save_pretrained(tmp_path / "ours")
+    theirs = pipeline(tmp_path / "ours")
+    before = pipeline(directory)
+    for part in ("unet", "vae", "text_encoder"):
+        old, new = (getattr(p, part).state_dict() for p in (before, theirs))
+        assert old.keys() == new.keys()
+        for key in old:
+            assert torch.equal(old[key], new[key]), (part, key)
+    noise = draw(1, 4, 8, 8)
+    options = dict(
+        latents=torch.tensor(noise), guidance_scale=3.0, num_inference_steps=5, output_type="np"
+    )
+    np.testing.assert_array_equal(
+        theirs(PROMPTS[:1], **options).images, before(PROMPTS[:1], **options).images
+    )
+    again = load(tmp_path / "ours")
+    assert isinstance(again, LatentDiffusion)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_half_precision_files_and_arithmetic(stable_diffusion_directory, plain, tmp_path):
+    plain.save_pretrained(tmp_path / "half", dtype=np.float16, variant="fp16")
+    names = {p.name for p in (tmp_path / "half" / "unet").iterdir()}
+    assert "diffusion_pytorch_model.fp16.safetensors" in names
+    pipe = StableDiffusionPipeline.from_pretrained(
+        tmp_path / "half", variant="fp16", safety_checker=None, torch_dtype=torch.float32
+    )
+    read = LatentDiffusion.from_pretrained(tmp_path / "half", variant="fp16")
+    noise = draw(1, 4, 8, 8)
+    theirs = with_ddim(pipe)(
+        PROMPTS[:1], latents=torch.tensor(noise), num_inference_steps=5, output_type="latent"
+    ).images
+    ours = read.sample(PROMPTS[:1], noise=noise, num_steps=5, decode=False)
+    assert relative_error(ours, theirs) < 1e-3
+
+    coarse = LatentDiffusion.from_pretrained(stable_diffusion_directory, dtype=jnp.bfloat16)
+    for module in (coarse.unet, coarse.vae, coarse.text_encoder):
+        assert {leaf.dtype for leaf in jax.tree.leaves(module)} == {jnp.dtype(jnp.bfloat16)}
+    scores = coarse.scores("a cat", 981).both(noise[0])
+    assert scores.dtype == jnp.float32
+    exact = plain.scores("a cat", 981).both(noise[0])
+    # 2^-9 a rounding, some tens of layers
+    assert relative_error(scores, exact) < 0.05
+    images = coarse.sample(PROMPTS[:1], noise=noise, num_steps=2)
+    assert images.dtype == np.float32
+
+
+def test_batches_and_numbers_of_images_do_not_change_samples(plain):
+    options = dict(num_steps=3, eta=1.0, guidance=2.0, decode=False)
+    together = plain.sample(PROMPTS, jax.random.key(0), num_images=2, batch_size=4, **options)
+    apart = plain.sample(PROMPTS, jax.random.key(0), num_images=2, batch_size=3, **options)
+    np.testing.assert_allclose(apart, together, atol=2e-4 * np.abs(together).max())
+    assert relative_error(together[0], together[1]) > 0.1
+    repeated = plain.encode(["a cat", "a cat", "the dog, 1999", "the dog, 1999"])
+    again = plain.sample(repeated, jax.random.key(0), batch_size=4, **options)
+    np.testing.assert_allclose(again, together, atol=2e-4 * np.abs(together).max())
+
+
+def test_negative_prompt_and_size(stable_diffusion_directory, plain):
+    theirs = pipeline(stable_diffusion_directory)
+    noise = draw(1, 4, 12, 4)
+    expected = theirs(
+        ["a cat"], negative_prompt=["a dog"], latents=torch.tensor(noise), height=24, width=8,
+        num_inference_steps=4, guidance_scale=4.0, output_type="latent",
+    ).images  # fmt: skip
+    options = dict(negative_prompt="a dog", num_steps=4, guidance=4.0, decode=False)
+    found = plain.sample(["a cat"], noise=noise, **options)
+    assert relative_error(found, expected) < 1e-3
+    drawn = plain.sample(["a cat"], jax.random.key(0), height=24, width=8, **options)
+    assert drawn.shape == (1, 4, 12, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.encode("a cat"), "list of prompts, got the string 'a cat'"),
+        (lambda m: m.encode([]), "at least one prompt"),
+        (
+            lambda m: m.scores(jnp.zeros((2, 12, 24)), 1),
+            r"one encoded prompt of shape \(tokens, 24",
+        ),
+        (lambda m: m.scores("a", 1000), r"t must lie in 0\.\.999, got 1000"),
+        (lambda m: m.sample(["a"]), "pass key="),
+        (lambda m: m.sample([], jax.random.key(0)), "at least one prompt"),
+        (
+            lambda m: m.sample(["a"], noise=jnp.zeros((2, 4, 8, 8))),
+            r"noise must have shape \(1, 4,",
+        ),
+        (lambda m: m.sample(["a"], jax.random.key(0), num_images=0), "num_images must be at least"),
+        (lambda m: m.sample(["a"], jax.random.key(0), batch_size=0), "batch_size must be at least"),
+        (lambda m: m.sample(["a"], jax.random.key(0), height=15), "height must be a multiple of 2"),
+        (lambda m: m.sample(["a"], jax.random.key(0), num_steps=0), "num_steps must lie in"),
+        (lambda m: m.sample(jnp.zeros((1, 3, 24)), jax.random.key(0)), "encoded prompts must have"),
+    ],
+)
+def test_wrong_calls_are_named(call, message, plain):
+    with pytest.raises(ValueError, match=message):
+        call(plain)
+
+
+def edit(path, **changes):
+    value = json.loads(path.read_text())
+    value.update(changes)
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        (
+            "model_index.json",
+            dict(unet=["diffusers", "UNet3D"]),
+            "'unet' must be .library, UNet2DC",
+        ),
+        ("model_index.json", dict(vae=None), "'vae' must be"),
+        ("model_index.json", dict(unet=["../unet", "UNet2DModel"]), "'unet' must be"),
+        ("model_index.json", dict(prior=["a", "B"]), "unknown part 'prior'"),
+        ("model_index.json", dict(text_encoder=5), "'text_encoder' must be"),
+        ("unet/config.json", dict(sample_size=None), "sample_size must be given"),
+        ("unet/config.json", dict(_class_name="UNet2DModel"), "unet"),
+        ("tokenizer/tokenizer_config.json", dict(model_max_length=13), "model_max_length"),
+        ("scheduler/scheduler_config.json", dict(beta_schedule="sigmoid"), "unknown beta schedule"),
+        ("scheduler/scheduler_config.json", dict(_class_name="Flow"), "'Flow' is not supported"),
+    ],
+)
+def test_wrong_directory_is_named(part, changes, message, stable_diffusion_directory, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(stable_diffusion_directory, folder)
+    edit(folder / part, **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        LatentDiffusion.from_pretrained(folder)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "part", ["model_index.json", "scheduler/scheduler_config.json", "vae", "tokenizer", "unet"]
+)
+def test_missing_part_is_named(part, stable_diffusion_directory, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(stable_diffusion_directory, folder)
+    path = folder / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(FileNotFoundError, match=path.name):
+        LatentDiffusion.from_pretrained(folder)
+
+
+def test_works_without_torch(stable_diffusion_directory, tmp_path):
+    """Load, encode, sample, decode, statistic and save where torch cannot be imported."""
+    (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import jax, numpy as np, sharpjax as sj
+model = sj.load({str(stable_diffusion_directory)!r})
+images = model.sample(["a cat"], jax.random.key(0), num_steps=2)
+x = model.encode_image(images)[0]
+print(images.shape, float(sj.detection.hessian_score_difference(model.scores("a cat", 981), x)) > 0)
+model.save_pretrained({str(tmp_path / "ours")!r})
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "(1, 3, 16, 16) True"

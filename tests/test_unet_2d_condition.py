@@ -1,0 +1,307 @@
+"""``UNet2DConditionModel`` against the PyTorch module: outputs, tangents, directories both ways."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel as TorchUNet2DConditionModel
+from flax import nnx
+
+from sharpjax.models import UNet2DConditionModel, from_pretrained, save_pretrained
+
+CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
+SELF = ("AttnDownBlock2D", "AttnUpBlock2D")
+RESNET = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+SIMPLE = ("SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D")
+
+
+def blocks(*kinds):
+    """Down and up block types; the up path mirrors the down path."""
+    return {
+        "down_block_types": tuple(k[0] for k in kinds),
+        "up_block_types": tuple(k[1] for k in reversed(kinds)),
+    }
+
+
+TINY = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 24,
+    "attention_head_dim": 4,
+    **blocks(CROSS, PLAIN),
+}
+CONFIGS = {
+    # the shape of SD 1.x: four levels, convolutional projections, 8 heads everywhere
+    "sd1": TINY
+    | blocks(CROSS, CROSS, CROSS, PLAIN)
+    | {"block_out_channels": (16, 32, 64, 64), "layers_per_block": 2, "attention_head_dim": 8},
+    # SD 2.x: linear projections, a number of heads for each level, upcast attention
+    "sd2": TINY
+    | blocks(CROSS, CROSS, CROSS, PLAIN)
+    | {
+        "block_out_channels": (16, 32, 64, 64),
+        "layers_per_block": 2,
+        "attention_head_dim": (2, 4, 8, 8),
+        "use_linear_projection": True,
+        "upcast_attention": True,
+    },
+    # XL: several transformer layers, sizes and pooled text as additional embedding
+    "xl": TINY
+    | blocks(PLAIN, CROSS, CROSS)
+    | {
+        "block_out_channels": (16, 32, 64),
+        "attention_head_dim": (2, 4, 8),
+        "transformer_layers_per_block": (1, 2, 3),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 20 + 6 * 8,
+    },
+    "uneven_heads": TINY | {"attention_head_dim": (3, 5), **blocks(CROSS, CROSS)},
+    "no_cross_attention_level": TINY | blocks(PLAIN, SELF) | {"mid_block_type": "UNetMidBlock2D"},
+    "no_mid_block": TINY | {"mid_block_type": None, "act_fn": "gelu"},
+    "layers_per_level": TINY
+    | blocks(CROSS, CROSS, PLAIN)
+    | {
+        "block_out_channels": (16, 16, 32),
+        "layers_per_block": (1, 3, 2),
+        "transformer_layers_per_block": ((2,), (1, 2, 1), (1, 1)),
+        "reverse_transformer_layers_per_block": ((1, 1, 1), (1, 2, 1, 1), (2, 1)),
+        "mid_block_type": "UNetMidBlock2D",
+    },
+    "classes": TINY | {"num_class_embeds": 7, "class_embeddings_concat": True},
+    "class_timestep": TINY | {"class_embed_type": "timestep", "act_fn": "mish"},
+    "class_identity": TINY | {"class_embed_type": "identity", "norm_eps": 1e-6},
+    "class_projection": TINY
+    | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 10},
+    "class_simple_projection": TINY
+    | {"class_embed_type": "simple_projection", "projection_class_embeddings_input_dim": 10},
+    "scale_shift_relu": TINY
+    | {"resnet_time_scale_shift": "scale_shift", "norm_num_groups": 8, "act_fn": "relu"},
+    "fourier": TINY
+    | {
+        "time_embedding_type": "fourier",
+        "timestep_post_act": "silu",
+        "time_embedding_act_fn": "gelu",
+        "flip_sin_to_cos": False,
+    },
+    "old_padding_and_centering": TINY
+    | {
+        "downsample_padding": 0,
+        "center_input_sample": True,
+        "freq_shift": 1,
+        "mid_block_scale_factor": 2**0.5,
+        "conv_in_kernel": 5,
+        "conv_out_kernel": 1,
+        "in_channels": 9,  # as for inpainting
+    },
+    "text_projection": TINY
+    | {"encoder_hid_dim": 10, "time_cond_proj_dim": 12, "only_cross_attention": (True, False)},
+    "resnet_blocks": TINY
+    | blocks(RESNET, CROSS, RESNET)
+    | {
+        "block_out_channels": (16, 16, 32),
+        "resnet_skip_time_act": True,
+        "resnet_out_scale_factor": 1.5,
+    },
+    "simple_cross": TINY
+    | blocks(SIMPLE, SIMPLE)
+    | {
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "resnet_skip_time_act": True,
+        "cross_attention_dim": 64,
+        "cross_attention_norm": "group_norm",
+    },
+    "simple_only_cross": TINY
+    | blocks(RESNET, SIMPLE)
+    | {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "only_cross_attention": True},
+}
+# What the others add to these is checked in the slow tier: each is a compilation of its own.
+OFTEN = ("sd1", "sd2", "xl", "classes", "simple_cross")
+often = [pytest.param(n, marks=() if n in OFTEN else pytest.mark.slow) for n in CONFIGS]
+
+
+@jax.jit
+def value_and_tangent(model, x, v, conditions):
+    return jax.jvp(lambda x: model(x, **conditions), (x,), (v,))
+
+
+def torch_model(config, seed=0):
+    """Random weights everywhere: PyTorch starts norms at one and biases of norms at zero."""
+    torch.manual_seed(seed)
+    model = TorchUNet2DConditionModel(**config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def inputs(config, seed=1, size=(16, 16)):
+    """Sample, direction and everything else that the network is called with."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    x, v = normal(2, 3, config.get("in_channels", 4), *size)
+    width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
+    conditions = {"timestep": np.array([981, 400, 3]), "encoder_hidden_states": normal(3, 5, width)}
+    kind = config.get("class_embed_type")
+    if "num_class_embeds" in config or kind == "timestep":
+        conditions["class_labels"] = np.array([0, 6, 2])
+    elif kind == "identity":
+        conditions["class_labels"] = normal(3, 4 * config["block_out_channels"][0])
+    elif kind is not None:
+        conditions["class_labels"] = normal(3, config["projection_class_embeddings_input_dim"])
+    if config.get("addition_embed_type"):
+        conditions["added_cond_kwargs"] = {
+            "text_embeds": normal(3, 20),
+            "time_ids": np.array([[512, 512, 0, 0, 512, 512], [64, 32, 1, 2, 64, 32]] * 2)[:3],
+        }
+    if "time_cond_proj_dim" in config:
+        conditions["timestep_cond"] = normal(3, config["time_cond_proj_dim"])
+    return x, v, conditions
+
+
+def tensors(tree):
+    return jax.tree.map(torch.tensor, tree)
+
+
+def relative_error(ours, theirs):
+    return np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
+
+
+def compare(ours, theirs, x, v, conditions):
+    torch_conditions = tensors(conditions)
+
+    def f(x):
+        return theirs(x, **torch_conditions).sample
+
+    # fused attention has no second derivative; the plain kernel is the same mathematics.
+    # (torch.func.jvp fails in PyTorch 2.13's group norm, so: two reverse passes.)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        value, tangent = torch.autograd.functional.jvp(f, torch.tensor(x), torch.tensor(v))
+    our_value, our_tangent = value_and_tangent(ours, x, v, conditions)
+    assert relative_error(our_value, value.detach().numpy()) < 1e-4
+    assert relative_error(our_tangent, tangent.detach().numpy()) < 1e-3
+    return f(torch.tensor(x)).detach().numpy()
+
+
+@pytest.mark.parametrize("name", often)
+def test_matches_pytorch_and_back(name, tmp_path):
+    config = CONFIGS[name]
+    theirs = torch_model(config)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = from_pretrained(tmp_path / "theirs")
+    x, v, conditions = inputs(config)
+    value = compare(ours, theirs, x, v, conditions)
+
+    save_pretrained(ours, tmp_path / "ours")
+    back = TorchUNet2DConditionModel.from_pretrained(tmp_path / "ours").eval()
+    with torch.no_grad():
+        again = back(torch.tensor(x), **tensors(conditions)).sample
+    np.testing.assert_array_equal(again.numpy(), value)
+
+
+@pytest.mark.slow
+def test_sizes_that_the_levels_cannot_halve(tmp_path):
+    """13 x 18 pixels: rounded up on the way down, cropped on the way up, as diffusers does."""
+    config = CONFIGS["sd1"]
+    theirs = torch_model(config)
+    theirs.save_pretrained(tmp_path)
+    compare(from_pretrained(tmp_path), theirs, *inputs(config, size=(13, 18)))
+    config = CONFIGS["resnet_blocks"]
+    ours = UNet2DConditionModel(**config, rngs=nnx.Rngs(0))
+    x, _, conditions = inputs(config, size=(13, 18))
+    with pytest.raises(ValueError, match="all its levels can halve"):
+        ours(x, **conditions)
+
+
+def test_batch_vmap_and_remat_agree():
+    config = CONFIGS["classes"]
+    model = UNet2DConditionModel(**config, rngs=nnx.Rngs(0))
+    x, v, conditions = inputs(config)
+    value, tangent = value_and_tangent(model, x, v, conditions)
+    one = jax.jit(
+        jax.vmap(
+            lambda x, c: model(x[None], **jax.tree.map(lambda a: a[None], c))[0], in_axes=(0, 0)
+        )
+    )
+    scale = np.abs(value).max()  # float32 sums in another order: some 1e-6 of it
+    np.testing.assert_allclose(
+        one(x, jax.tree.map(jnp.asarray, conditions)), value, atol=2e-5 * scale
+    )
+
+    model.remat = True
+    again, again_tangent = value_and_tangent(model, x, v, conditions)
+    np.testing.assert_allclose(again, value, atol=2e-5 * scale)
+    np.testing.assert_allclose(again_tangent, tangent, atol=2e-5 * np.abs(tangent).max())
+    saved = jax.eval_shape(lambda m: jax.linearize(lambda x: m(x, **conditions), x)[1], model)
+    kept = sum(leaf.size for leaf in jax.tree.leaves(saved))
+    model.remat = False
+    saved = jax.eval_shape(lambda m: jax.linearize(lambda x: m(x, **conditions), x)[1], model)
+    assert kept < 0.7 * sum(leaf.size for leaf in jax.tree.leaves(saved))
+
+
+def test_bfloat16_computes_in_bfloat16():
+    config = CONFIGS["sd2"]
+    model = UNet2DConditionModel(**config, rngs=nnx.Rngs(0))
+    x, _, conditions = inputs(config)
+    exact = jax.jit(lambda m, x, c: m(x, **c))(model, x, conditions)
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), model)
+    rounded = jax.jit(lambda m, x, c: m(x, **c))(half, x.astype(jnp.bfloat16), conditions)
+    assert rounded.dtype == jnp.bfloat16
+    # 8 bits, 2^-9 a rounding, through some hundred layers that mostly add to a residual stream
+    assert relative_error(rounded.astype(jnp.float32), np.asarray(exact)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (blocks(CROSS, ("KDownBlock2D", "UpBlock2D")), "'KDownBlock2D' is not supported"),
+        ({"up_block_types": ("UpBlock2D",)}, "equally long"),
+        ({"mid_block_type": "Mid"}, "mid_block_type: 'Mid' is not supported; choose from None, "),
+        ({"norm_num_groups": 5}, "must divide"),
+        ({"attention_head_dim": 0}, "number of heads, must lie in 1..16"),
+        ({"attention_head_dim": (4, 4, 4)}, "one value or 2, one for each level, got 3"),
+        ({"layers_per_block": (1,)}, "layers_per_block must be one value or 2"),
+        ({"transformer_layers_per_block": ((1,), (2,))}, "needs reverse_transformer_layers"),
+        ({"act_fn": "tanh"}, "unknown act_fn"),
+        ({"attention_type": "gated"}, "attention_type: 'gated' is not supported"),
+        ({"dual_cross_attention": True}, "dual_cross_attention: True is not supported"),
+        ({"addition_embed_type": "image"}, "addition_embed_type: 'image' is not supported"),
+        ({"addition_embed_type": "text_time"}, "needs addition_time_embed_dim"),
+        ({"class_embed_type": "projection"}, "needs projection_class_embeddings_input_dim"),
+        ({"encoder_hid_dim_type": "text_proj"}, "needs encoder_hid_dim"),
+        ({"resnet_time_scale_shift": "spatial"}, "scale_shift"),
+        ({"conv_in_kernel": 2}, "conv_in_kernel must be odd, got 2"),
+    ],
+)
+def test_unsupported_configuration_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        UNet2DConditionModel(**(TINY | change), rngs=nnx.Rngs(0))
+
+
+def test_wrong_calls_are_named():
+    plain = UNet2DConditionModel(**TINY, rngs=nnx.Rngs(0))
+    classes = UNet2DConditionModel(**CONFIGS["classes"], rngs=nnx.Rngs(0))
+    large = UNet2DConditionModel(**CONFIGS["xl"], rngs=nnx.Rngs(0))
+    x, text = jnp.zeros((1, 4, 16, 16)), jnp.zeros((1, 5, 24))
+    with pytest.raises(ValueError, match="takes no class_labels"):
+        plain(x, 0, text, class_labels=jnp.zeros(1, int))
+    with pytest.raises(ValueError, match="needs class_labels"):
+        classes(x, 0, text)
+    with pytest.raises(ValueError, match="batch, 4, height, width"):
+        plain(jnp.zeros((1, 3, 16, 16)), 0, text)
+    with pytest.raises(ValueError, match=r"must have shape \(1, tokens, 24\), got \(1, 5, 23\)"):
+        plain(x, 0, text[..., :-1])
+    with pytest.raises(ValueError, match="takes no timestep_cond"):
+        plain(x, 0, text, timestep_cond=jnp.zeros((1, 3)))
+    with pytest.raises(ValueError, match="needs added_cond_kwargs"):
+        large(x, 0, text)
+    with pytest.raises(ValueError, match="lacks time_ids"):
+        large(x, 0, text, added_cond_kwargs={"text_embeds": jnp.zeros((1, 20))})
