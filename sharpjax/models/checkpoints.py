@@ -299,7 +299,8 @@ def _matched(state: nnx.State, tensors: dict[str, Stored], module_class, path: P
         variable, axes = wanted[name]
         shape = _torch_shape(variable.shape, axes)
         # attention under its old name may still be the 1 x 1 convolution that it began as
-        once = (*shape, 1, 1) if name != key and axes == (1, 0) else shape
+        legacy = name != key and ".attentions." in key and axes == (1, 0)
+        once = (*shape, 1, 1) if legacy else shape
         if stored.shape not in (shape, once):
             raise ValueError(f"{where} has shape {stored.shape}, this model needs {shape}")
         places[name] = stored, variable, axes
