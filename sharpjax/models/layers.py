@@ -58,13 +58,19 @@ def _convolve_upsampled(x, kernel, strides, padding, **options):
     x[i]`` and an odd one ``(k0 + k1) x[i] + k2 x[i+1]``. Those are four 2 x 2 convolutions of
     ``x``, one for each parity, and 16 products where there were 36.
     """
-    taps = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], kernel.dtype)
-    n, height, width, c_in = x.shape
+    n, height, width, _ = x.shape
     c_out = kernel.shape[-1]
-    # axes: a, b parity of the output pixel; p, q tap of the small kernel; i, j of the given one
-    small = jnp.einsum("api,bqj,ijcd->pqcabd", taps, taps, kernel)
+
+    def halves(k: jax.Array, axis: int) -> list[jax.Array]:
+        """The kernels of two taps for even and for odd output pixels along an axis."""
+        first, middle, last = (jax.lax.index_in_dim(k, i, axis) for i in range(3))
+        return [
+            jnp.concatenate(taps, axis) for taps in ((first, middle + last), (first + middle, last))
+        ]
+
+    small = [k for rows in halves(kernel, 0) for k in halves(rows, 1)]
     windows = jax.lax.conv_general_dilated(
-        x, small.reshape(2, 2, c_in, 4 * c_out), strides, padding, **options
+        x, jnp.concatenate(small, axis=-1), strides, padding, **options
     ).reshape(n, height + 1, width + 1, 2, 2, c_out)  # window i covers pixels i-1 and i
     rows = [
         jnp.stack([windows[:, a : a + height, b : b + width, a, b] for b in (0, 1)], axis=3)
@@ -118,7 +124,7 @@ class GroupNorm(nnx.GroupNorm):
 
 def group_norm(channels: int, groups: int, *, eps: float, rngs: nnx.Rngs) -> GroupNorm:
     """A ``GroupNorm``; ``ValueError`` unless the groups divide the channels."""
-    if channels % groups:
+    if groups < 1 or channels % groups:
         raise ValueError(
             f"norm_num_groups={groups} must divide the number of channels, got {channels}"
         )
