@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -16,16 +17,25 @@ import jax
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from sharpjax import __version__, devices, plots, report, zoo
 from sharpjax import spectrum as spectra
 from sharpjax.curvature.validation import positive_integer
 from sharpjax.detection import run as detection
 from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
-from sharpjax.detection.truth import TRUTH_NAME, Truth, measure_truth, read_truths
+from sharpjax.detection.truth import (
+    TRUTH_NAME,
+    measure_truth,
+    read_truths,
+    select_truths,
+    typical,
+)
 from sharpjax.identities import verify as verify_identities
-from sharpjax.models.files import sha256
+from sharpjax.model_commands import convert, sample
+from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.load import load
+from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name
 from sharpjax.rundir import write_text
 
 app = typer.Typer(
@@ -39,14 +49,6 @@ train_app = typer.Typer(
     help="Make a bundled model from scratch: resumable, killed or not.", no_args_is_help=True
 )
 app.add_typer(train_app, name="train")
-console = Console()
-
-ModelOption = Annotated[
-    str,
-    typer.Option(help=f"A bundled model ({', '.join(zoo.bundled())}) or a diffusers directory."),
-]
-SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 _SPREAD = "Devices and processes"  # a panel of the help
 
 
@@ -138,19 +140,18 @@ def detect(
     _join(coordinator, processes, process)
     mesh = devices.local_mesh(num_devices)
     network = load(directory)
-    name = model if model in zoo.bundled() else directory.resolve().name
     known = (directory / TRAINING_SET_NAME).is_file()
     training_set = TrainingSet.load(directory) if known else None
     truths = read_truths(directory) if (directory / TRUTH_NAME).is_file() else None
     chosen = tuple(condition) if condition else network.conditions
     labels = np.asarray(network.encode(chosen))
-    folder = output or Path("runs") / f"detect-{name}"
+    folder = output or Path("runs") / f"detect-{run_name(model, directory)}"
     records = detection.detect(
         network,
         chosen,
         folder,
         settings,
-        fingerprint=_fingerprint(directory),
+        fingerprint=fingerprint(directory),
         training_set=training_set,
         labels=labels if known else None,
         batch_size=4 * (mesh.size if mesh else 1) if batch is None else batch,
@@ -160,7 +161,7 @@ def detect(
         print(f"process {process} is done; process 0 writes the tables", file=sys.stderr)
         return
     sizes = None if training_set is None else np.asarray(training_set.set_sizes)[labels]
-    chosen_truths = None if truths is None else _truths_of(truths, chosen)
+    chosen_truths = None if truths is None else select_truths(truths, chosen)
     summaries, written = report.write_detection(
         folder, records, truths=chosen_truths, set_sizes=sizes
     )
@@ -226,14 +227,13 @@ def ground_truth(
     directory = zoo.find(model)
     network = load(directory)
     training_set = TrainingSet.load(directory)
-    name = model if model in zoo.bundled() else directory.resolve().name
-    folder = output or Path("runs") / f"ground-truth-{name}"
+    folder = output or Path("runs") / f"ground-truth-{run_name(model, directory)}"
     truths = measure_truth(
         network,
         network.conditions,
         training_set,
         folder,
-        fingerprint=_fingerprint(directory),
+        fingerprint=fingerprint(directory),
         num_samples=samples,
         num_steps=steps,
         seed=seed,
@@ -284,10 +284,9 @@ def spectrum(
         raise ValueError(f"--tolerance must be a finite number >= 0, got {tolerance}")
     directory = zoo.find(model)
     network = load(directory)
-    name = model if model in zoo.bundled() else directory.resolve().name
     chosen = tuple(condition) if condition else _typical(directory, network.conditions)
     known = (directory / TRAINING_SET_NAME).is_file()
-    folder = output or Path("runs") / f"spectrum-{name}"
+    folder = output or Path("runs") / f"spectrum-{run_name(model, directory)}"
     records = spectra.spectrum(
         network,
         chosen,
@@ -300,7 +299,7 @@ def spectrum(
             score=score,
             seed=seed,
         ),
-        fingerprint=_fingerprint(directory),
+        fingerprint=fingerprint(directory),
         training_set=TrainingSet.load(directory) if known else None,
         labels=np.asarray(network.encode(chosen)) if known else None,
     )
@@ -313,6 +312,10 @@ def spectrum(
     console.print(
         f"Written to [bold]{folder}[/bold]: {spectra.RESULTS_NAME}, spectrum.csv, {picture.name}"
     )
+
+
+app.command()(sample)
+app.command()(convert)
 
 
 @app.command()
@@ -376,35 +379,13 @@ def train_mnist(
     console.print(f"Written to [bold]{target}[/bold]; try: sharpjax ground-truth --model {target}")
 
 
-def _truths_of(truths: list[Truth], names: tuple[str, ...]) -> list[Truth]:
-    by_name = {truth.condition: truth for truth in truths}
-    missing = [name for name in names if name not in by_name]
-    if missing:
-        raise ValueError(f"{TRUTH_NAME} has no row for condition {missing[0]!r}")
-    return [by_name[name] for name in names]
-
-
 def _typical(directory: Path, conditions: tuple[str, ...]) -> tuple[str, str]:
-    """The condition that is copied most and, of those copied least, that of the largest set."""
     if not (directory / TRUTH_NAME).is_file():
         raise ValueError(
             f"{directory} has no {TRUTH_NAME} to choose conditions by; name them with --condition: "
             f"{', '.join(conditions)}"
         )
-    truths = read_truths(directory)
-    memorized = max(truths, key=lambda truth: (truth.copy_rate, truth.mean_similarity))
-    kind = memorized.condition.split()[0]  # of the same digit, where the names say so
-
-    def preference(truth: Truth):
-        return truth.copy_rate, -truth.set_size, truth.condition.split()[0] != kind
-
-    general = min(truths, key=preference)
-    return memorized.condition, general.condition
-
-
-def _fingerprint(directory: Path) -> str:
-    """Digest of the weights, so that a run never goes on with another model."""
-    return sha256(directory / "unet" / "diffusion_pytorch_model.safetensors")[:16]
+    return typical(read_truths(directory))
 
 
 def _enable_compilation_cache() -> None:
@@ -430,13 +411,21 @@ def main() -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _stop)
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda text, *_: _tell("[yellow]warning:[/yellow]", text)
+            app()
     except (ValueError, OSError, ImportError) as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        _tell("[red]error:[/red]", error)
         _fail()
     except Exception:
         traceback.print_exc()
         _fail()
+
+
+def _tell(what: str, message: object) -> None:
+    """One line on standard error, above a progress bar if there is one."""
+    line = f"{what} {escape(str(message))}"
+    Console(file=sys.stderr).print(line, highlight=False, soft_wrap=True)
 
 
 def _fail() -> NoReturn:

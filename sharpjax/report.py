@@ -17,6 +17,7 @@ from sharpjax.detection.oracle import TrainingSet
 from sharpjax.detection.summary import Summary, direction, means, summarize, write_table
 from sharpjax.detection.truth import Truth, load_strip, similarity
 from sharpjax.identities import Row
+from sharpjax.models.convert import ConvertedPart
 from sharpjax.rundir import write_csv
 
 
@@ -362,3 +363,23 @@ def identities_remarks(rows: Sequence[Row]) -> list[str]:
             f"Largest |z| of {len(sampled)} means: {largest:.1f}; allowed {sampled[0].limit:.1f}."
         )
     return lines
+
+
+def conversion_table(parts: Sequence[ConvertedPart]) -> Table:
+    """What was written of each part of a model; of files beside weights, their number."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name in ("part", "class", "parameters", "bytes", "type", "files"):
+        right = name in ("parameters", "bytes")
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "files")
+    for part in parts:
+        weights = [name for name in part.files if name.endswith(".safetensors")]
+        others = len(part.files) - len(weights)
+        table.add_row(
+            part.name or "(one part)",
+            part.class_name,
+            "" if part.num_parameters is None else f"{part.num_parameters:,}",
+            f"{part.num_bytes:,}",
+            part.dtype or "",
+            escape(", ".join([*weights, f"{others} of settings"])),
+        )
+    return table

@@ -24,6 +24,7 @@ import numpy as np
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "trailing", "linspace")
+MAX_TIMESTEPS = 100_000  # the longest in use have 4,000; a configuration may claim any number
 
 
 def betas(
@@ -43,18 +44,41 @@ def betas(
     [0.01, 0.0225, 0.04]
     """
     if num_train_timesteps < 1:
-        raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps}")
+        raise ValueError(f"num_train_timesteps must be at least 1, got {num_train_timesteps!r:.40}")
+    if num_train_timesteps > MAX_TIMESTEPS:
+        raise ValueError(
+            f"num_train_timesteps must be at most {MAX_TIMESTEPS}, got {num_train_timesteps!r:.40}"
+        )
     if name == "squaredcos_cap_v2":
         edges = np.arange(num_train_timesteps + 1) / num_train_timesteps
         alpha_bar = np.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
         return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
     if not 0 < start <= end < 1:
-        raise ValueError(f"betas need 0 < start <= end < 1, got start={start}, end={end}")
+        raise ValueError(
+            "betas need 0 < start <= end < 1, got start (beta_start) "
+            f"{start!r:.40}, end (beta_end) {end!r:.40}"
+        )
     if name == "linear":
         return np.linspace(start, end, num_train_timesteps)
     if name == "scaled_linear":
         return np.linspace(start**0.5, end**0.5, num_train_timesteps) ** 2
-    raise ValueError(f"unknown beta schedule {name!r}; choose one of {', '.join(BETA_SCHEDULES)}")
+    raise ValueError(
+        f"unknown beta schedule {name!r:.80}; choose one of {', '.join(BETA_SCHEDULES)}"
+    )
+
+
+def _checked_betas(values: Any) -> np.ndarray:
+    """``trained_betas``: numbers, not what NumPy can make into numbers."""
+    values = values.tolist() if isinstance(values, np.ndarray) else values
+    if (
+        not isinstance(values, list | tuple)
+        or not 0 < len(values) <= MAX_TIMESTEPS
+        or not all(isinstance(v, int | float | np.floating) and 0 < v < 1 for v in values)
+    ):
+        raise ValueError(
+            f"trained_betas must be a list of 1 to {MAX_TIMESTEPS} numbers between 0 and 1"
+        )
+    return np.asarray(values, np.float64)
 
 
 def rescale_zero_terminal_snr(beta: np.ndarray) -> np.ndarray:
@@ -124,16 +148,27 @@ class Schedule:
             (timestep_spacing, SPACINGS, "timestep_spacing"),
         ):
             if value not in allowed:
-                raise ValueError(f"unknown {what} {value!r}; choose one of {', '.join(allowed)}")
+                raise ValueError(
+                    f"unknown {what} {value!r:.80}; choose one of {', '.join(allowed)}"
+                )
         if steps_offset < 0:
             raise ValueError(f"steps_offset must be at least 0, got {steps_offset}")
         if trained_betas is None:
             beta = betas(beta_schedule, num_train_timesteps, start=beta_start, end=beta_end)
         else:
-            beta = np.asarray(trained_betas, np.float64)
-            if beta.ndim != 1 or beta.size == 0 or not (beta.min() > 0 and beta.max() < 1):
-                raise ValueError("trained_betas must be a list of numbers between 0 and 1")
+            beta = _checked_betas(trained_betas)
+        if np.any(1 - beta == 1):
+            raise ValueError(
+                f"beta {beta.min():.3g} adds no noise: beta_start and trained_betas must be larger "
+                "than 1.2e-16"
+            )
         if rescale_betas_zero_snr:
+            signal = np.sqrt(np.cumprod(1 - beta))
+            if len(beta) < 2 or signal[-2] == signal[-1]:  # 0 / 0 otherwise
+                raise ValueError(
+                    "rescale_betas_zero_snr needs num_train_timesteps of at least 2, and betas "
+                    "that leave a signal until the last step"
+                )
             beta = rescale_zero_terminal_snr(beta)
         alpha_bar = np.cumprod(1 - beta)
         kept: dict[str, Any] = {
@@ -187,18 +222,27 @@ class Schedule:
         name = config.get("_class_name", "DDIMScheduler")
         if not isinstance(name, str) or name not in _SCHEDULER_DEFAULTS:
             raise ValueError(
-                f"{where}: scheduler class {name!r} is not supported; "
+                f"{where}: scheduler class {name!r:.80} is not supported (_class_name); "
                 f"choose one of {', '.join(_SCHEDULER_DEFAULTS)}"
             )
         given = {key: config[key] for key in _SETTINGS if config.get(key) is not None}
         for key, value in given.items():
-            if not isinstance(value, _SETTINGS[key]):
-                raise ValueError(f"{where}: {key} has the wrong type, got {value!r}")
+            # True is an int to Python
+            wanted = _SETTINGS[key]
+            if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+                raise ValueError(f"{where}: {key} has the wrong type, got {value!r:.80}")
         fields = {**_SCHEDULER_DEFAULTS[name], **given}
         try:
-            return cls.create(fields.pop("beta_schedule"), **fields)
+            schedule = cls.create(fields.pop("beta_schedule"), **fields)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+        total = given.get("num_train_timesteps", schedule.num_train_timesteps)
+        if total != schedule.num_train_timesteps:
+            raise ValueError(
+                f"{where}: trained_betas has {schedule.num_train_timesteps} entries, but "
+                f"num_train_timesteps is {total}"
+            )
+        return schedule
 
     def to_config(self) -> dict[str, Any]:
         """The settings as a diffusers ``DDIMScheduler`` configuration."""

@@ -14,17 +14,18 @@ ROOT = Path(sharpjax.__file__).parent
 # From the lowest to the highest.  A unit is a top-level module or package; it may import itself
 # and everything on a lower line, and nothing on its own line or above.
 LAYERS = (
-    ("_types", "progress", "rundir", "zoo"),
+    ("_types", "progress", "prompts", "rundir", "zoo"),
     ("schedules", "densities"),
     ("score",),
     ("conditional",),
     ("curvature", "sampling"),
     ("identities", "models", "devices"),
     ("datasets",),
-    ("training", "score_matching", "detection", "mitigation"),
+    ("training", "score_matching", "detection", "generation", "mitigation"),
     ("recipes", "spectrum"),
     ("plots",),
-    ("report",),
+    ("report", "options"),
+    ("model_commands",),
     ("cli",),
     ("__main__",),
 )

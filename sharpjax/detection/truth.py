@@ -15,6 +15,7 @@ Conditions in between are kept apart: detection is not judged on them.
 
 import csv
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -231,3 +232,27 @@ def read_truths(directory: str | Path) -> list[Truth]:
         return [Truth(**{f.name: f.type(row[f.name]) for f in fields}) for row in rows]
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
+
+
+def select_truths(truths: Sequence[Truth], names: Sequence[str]) -> list[Truth]:
+    """The rows of these conditions, in their order.
+
+    Raises:
+        ValueError: there is none for one of them.
+    """
+    by_name = {truth.condition: truth for truth in truths}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(f"{TRUTH_NAME} has no row for condition {missing[0]!r}")
+    return [by_name[name] for name in names]
+
+
+def typical(truths: Sequence[Truth]) -> tuple[str, str]:
+    """The condition that is copied most and, of those copied least, that of the largest set."""
+    memorized = max(truths, key=lambda truth: (truth.copy_rate, truth.mean_similarity))
+    kind = memorized.condition.split()[0]  # of the same digit, where the names say so
+
+    def preference(truth: Truth):
+        return truth.copy_rate, -truth.set_size, truth.condition.split()[0] != kind
+
+    return memorized.condition, min(truths, key=preference).condition

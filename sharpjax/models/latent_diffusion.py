@@ -38,6 +38,13 @@ PARTS = {
     "vae": ("AutoencoderKL",),
     "scheduler": None,
 }
+_LIBRARIES = {
+    "tokenizer": "transformers",
+    "text_encoder": "transformers",
+    "unet": "diffusers",
+    "vae": "diffusers",
+    "scheduler": "diffusers",
+}
 # parts that judge or describe finished images, and what says whether one should be there
 IGNORED_PARTS = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")
 
@@ -84,7 +91,7 @@ class LatentDiffusion:
         Raises:
             ValueError: parts that do not fit each other.
         """
-        _check_fit(unet, vae, text_encoder, tokenizer)
+        check_fit(unet, vae, text_encoder, tokenizer)
         empty = _encode(text_encoder, tokenizer([""]), clip_skip=0)[0]
         return cls(unet, vae, text_encoder, schedule, empty, tokenizer)
 
@@ -124,10 +131,10 @@ class LatentDiffusion:
             revision=revision,
             local_files_only=local_files_only,
         )
-        check_index(read_json(checked_file(root, root / "model_index.json")), root)
-        path = checked_file(root, checked_subfolder(root, "scheduler") / _SCHEDULER)
-        schedule = Schedule.from_config(read_json(path) | {"steps_offset": 1}, where=path)
-        tokenizer = Tokenizer.from_pretrained(checked_subfolder(root, "tokenizer"))
+        index = read_json(checked_file(root, root / "model_index.json"))
+        check_index(index, root)
+        schedule = read_schedule(root, index["scheduler"][1])
+        tokenizer = Tokenizer.from_pretrained(root, "tokenizer")
         options = {"dtype": dtype, "variant": variant}
         parts = {
             part: from_pretrained(root, part, **options) for part in ("text_encoder", "vae", "unet")
@@ -352,6 +359,7 @@ class LatentDiffusion:
 
 
 _SCHEDULER = "scheduler_config.json"
+_MAX_SIDE = 4096  # of a latent: Stable Diffusion's has 64 or 96
 
 
 def check_index(index: dict[str, Any], root: Path) -> None:
@@ -364,24 +372,43 @@ def check_index(index: dict[str, Any], root: Path) -> None:
             or len(entry) != 2
             or not all(isinstance(word, str) for word in entry)
             or (classes is not None and entry[1] not in classes)
+            or entry[0] != _LIBRARIES[part]
         ):
             wanted = "a scheduler" if classes is None else " or ".join(classes)
-            raise ValueError(f"{where}: {part!r} must be [library, {wanted}], got {entry!r}")
+            raise ValueError(
+                f"{where}: {part!r} must be [library, {wanted}], the library "
+                f"{_LIBRARIES[part]!r}, got {entry!r:.80}"
+            )
     for part, entry in index.items():
         if part.startswith("_") or part in PARTS or part in IGNORED_PARTS:
             continue
         if entry not in (None, [None, None]):
             raise ValueError(
-                f"{where}: unknown part {part!r}, {entry!r}; known: "
+                f"{where}: unknown part {part!r:.80}, {entry!r:.80}; known: "
                 f"{', '.join((*PARTS, *IGNORED_PARTS))}"
             )
 
 
-def _check_fit(unet, vae, text_encoder, tokenizer) -> None:
+def read_schedule(root: Path, class_name: str) -> Schedule:
+    """The schedule of a pipeline whose ``model_index.json`` calls its scheduler ``class_name``.
+
+    As in diffusers that class, not the one that wrote the configuration, decides what a key means
+    that is left out.
+    """
+    path = checked_file(root, checked_subfolder(root, "scheduler") / _SCHEDULER)
+    config = read_json(path)
+    if "_class_name" in config:  # must be one that is known, too
+        Schedule.from_config(config, where=path)
+    where = f"{path} ({class_name!r:.80} in {root / 'model_index.json'})"
+    schedule = Schedule.from_config(config | {"_class_name": class_name}, where=where)
+    return dataclasses.replace(schedule, steps_offset=1)
+
+
+def check_fit(unet, vae, text_encoder, tokenizer) -> None:
     """Refuse parts that do not fit each other, before anything is computed."""
     text, width = text_encoder.config, unet.config["cross_attention_dim"]
     widths = {unet.config["encoder_hid_dim"] or width} if isinstance(width, int) else set(width)
-    latent = vae.config["latent_channels"]
+    latent, sides = vae.config["latent_channels"], unet.config["sample_size"]
     for holds, message in (
         (
             widths == {text["hidden_size"]},
@@ -390,22 +417,28 @@ def _check_fit(unet, vae, text_encoder, tokenizer) -> None:
         ),
         (
             unet.config["in_channels"] == unet.config["out_channels"] == latent,
-            f"unet maps {unet.config['in_channels']} to {unet.config['out_channels']} channels, "
-            f"vae makes latents of {latent} (networks with further inputs, as for inpainting, are "
-            "not supported)",
+            f"unet maps {unet.config['in_channels']} (in_channels) to "
+            f"{unet.config['out_channels']} channels (out_channels), vae makes latents of {latent} "
+            "(latent_channels); networks with further inputs, as for inpainting, are not supported",
         ),
-        (unet.config["sample_size"] is not None, "unet: sample_size must be given"),
+        (sides is not None, "unet: sample_size must be given"),
+        (
+            sides is None or all(1 <= n <= _MAX_SIDE for n in np.atleast_1d(sides)),
+            f"unet: sample_size must be from 1 to {_MAX_SIDE}, got {sides}",
+        ),
         (
             unet.config["class_embed_type"] is None and unet.config["num_class_embeds"] is None,
-            "unet wants class labels beside the prompt, which is not supported",
+            "unet wants class labels (class_embed_type, num_class_embeds) beside the prompt, which "
+            "is not supported",
         ),
         (
             unet.config["addition_embed_type"] is None,
-            "unet wants further embeddings beside the prompt, which is not supported",
+            "unet wants further embeddings (addition_embed_type) beside the prompt, which is not "
+            "supported",
         ),
         (
             unet.config["time_cond_proj_dim"] is None,
-            "unet wants the guidance as an input, which is not supported",
+            "unet wants the guidance as an input (time_cond_proj_dim), which is not supported",
         ),
         (
             tokenizer.vocab_size <= text["vocab_size"],

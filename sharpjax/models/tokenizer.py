@@ -246,6 +246,11 @@ def _content(token: str | dict[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
+def _has_utf8(text: str) -> bool:
+    """Half of a surrogate pair has none."""
+    return text.encode(errors="replace").decode() == text
+
+
 def _checked_token(token: Any, path: Path, key: str) -> str | dict[str, Any]:
     """A token as the configuration writes it: its text, or a dictionary of text and flags."""
     valid = isinstance(token, str) or (
@@ -255,7 +260,7 @@ def _checked_token(token: Any, path: Path, key: str) -> str | dict[str, Any]:
         and token.get("__type", "AddedToken") == "AddedToken"
         and all(isinstance(token[flag], bool) for flag in _FLAGS if flag in token)
     )
-    if not valid or not _content(token):
+    if not valid or not _content(token) or not _has_utf8(_content(token)):
         raise ValueError(
             f"{path}: {key} must be a token (a string, or an object with content and true or "
             f"false for {', '.join(_FLAGS)}), got {_shortened(repr(token))}"
@@ -272,7 +277,7 @@ def _settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
                 continue
             kept[key] = _checked_token(value, path, key)
         elif key in _LIST_KEYS:
-            if value and not isinstance(value, list):
+            if not isinstance(value, list | None) and value != {}:
                 raise ValueError(
                     f"{path}: {key} must be a list of tokens, got {_shortened(repr(value))}"
                 )
@@ -345,7 +350,9 @@ def _read_merges(path: Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text: {error}") from error
     # not splitlines: tokens may hold characters that it takes for the end of a line
-    lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
+    # nor are blank lines passed over: transformers refuses them too
+    lines = text.removesuffix("\n").split("\n") if text else []
+    lines = [line for line in lines if not line.startswith("#version")]
     return _checked_merges([line.split(" ") for line in lines], vocab, path)
 
 

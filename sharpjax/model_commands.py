@@ -1,0 +1,189 @@
+"""``sharpjax sample`` and ``sharpjax convert``: what is done with a model's directory alone."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from sharpjax import report, zoo
+from sharpjax.generation import GRID_NAME, RESULTS_NAME, GenerationSettings, generate
+from sharpjax.models.convert import convert as convert_model
+from sharpjax.models.convert import parse_size
+from sharpjax.models.fingerprint import fingerprint
+from sharpjax.models.load import find, load
+from sharpjax.options import JsonOption, SeedOption, console, run_name
+from sharpjax.prompts import read_prompts
+
+# panels of the help
+_SAMPLER, _FILES = "How images are drawn", "Model files"
+
+_ANY_MODEL = (
+    f"A bundled model ({', '.join(zoo.bundled())}), a diffusers directory, or a Hugging Face hub "
+    "id such as CompVis/stable-diffusion-v1-4."
+)
+VariantOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Weight files to read: fp16 for names like model.fp16.safetensors.",
+        rich_help_panel=_FILES,
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=_FILES),
+]
+
+
+def sample(
+    model: Annotated[str, typer.Option(help=_ANY_MODEL)] = "mnist",
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="A prompt, or a condition of a pixel model; repeat for more."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help='A file of prompts: text, one a line; .jsonl with "prompt" in each object; .csv '
+            "with a column prompt."
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(help="Images a prompt.")] = 1,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Run directory; the same command resumes it. Default: runs/sample-NAME."),
+    ] = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    steps: Annotated[int, typer.Option(help="Sampler steps.", rich_help_panel=_SAMPLER)] = 50,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Classifier-free guidance; 1 is none, and half the work. Default: 7.5; pixel "
+            "models 1.",
+            rich_help_panel=_SAMPLER,
+        ),
+    ] = None,
+    eta: Annotated[
+        float,
+        typer.Option(
+            help="Noise added on the way: 0 DDIM, 1 ancestral. Above 0, images are drawn one at a "
+            "time.",
+            rich_help_panel=_SAMPLER,
+        ),
+    ] = 0.0,
+    negative: Annotated[
+        str, typer.Option(help="What guidance leads away from.", rich_help_panel=_SAMPLER)
+    ] = "",
+    clip_skip: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Last layers of the text encoder to leave out.", rich_help_panel=_SAMPLER
+        ),
+    ] = 0,
+    height: Annotated[
+        int | None,
+        typer.Option(help="Pixels. Default: the model's own.", rich_help_panel=_SAMPLER),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(help="Pixels. Default: the model's own.", rich_help_panel=_SAMPLER),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Images at a time; changes speed only. Default: 4; pixel models 64.",
+            rich_help_panel=_SAMPLER,
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(
+            help="Of weights and arithmetic; bfloat16 takes half the memory.",
+            rich_help_panel=_FILES,
+        ),
+    ] = "float32",
+    variant: VariantOption = None,
+    revision: RevisionOption = None,
+) -> None:
+    """Draw images of prompts, or of a pixel model's conditions (default: all of them).
+
+    One PNG file each, and a line about it, in the run directory.  An image depends on the seed, the
+    prompt, its number in the list and the image's number: prompts added at the end, and more images
+    of each, leave the others as they are, and a run that was stopped goes on.
+    """
+    chosen = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    directory = find(model, variant=variant, revision=revision)
+    options = {"variant": variant, "dtype": None if dtype == "float32" else getattr(jnp, dtype)}
+    network = load(directory, **{k: v for k, v in options.items() if v is not None})
+    if not chosen and not hasattr(network, "conditions"):
+        raise ValueError("no prompts: give --prompt TEXT, repeated for more, or --prompts FILE")
+    folder = output or Path("runs") / f"sample-{run_name(model, directory)}"
+    records = generate(
+        network,
+        chosen or network.conditions,
+        folder,
+        GenerationSettings(
+            num_steps=steps,
+            guidance=guidance,
+            eta=eta,
+            negative_prompt=negative,
+            height=height,
+            width=width,
+            clip_skip=clip_skip,
+            seed=seed,
+        ),
+        fingerprint=fingerprint(directory, variant=variant),
+        num_images=images,
+        batch_size=batch,
+    )
+    if as_json:
+        print(json.dumps({"directory": str(folder), "images": records}))
+        return
+    console.print(
+        f"Written to [bold]{escape(str(folder))}[/bold]: {len(records)} files in images/, "
+        f"{RESULTS_NAME}, {GRID_NAME}"
+    )
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help=f"{_ANY_MODEL} Or the directory of a single part.")],
+    destination: Annotated[Path, typer.Argument(help="Directory to make.")],
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(help="Type of the written weights, whatever that of the source."),
+    ] = "float32",
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(help="Split parts that are larger, such as 2GB, into several files."),
+    ] = None,
+    as_json: JsonOption = False,
+    variant: VariantOption = None,
+    revision: RevisionOption = None,
+) -> None:
+    """Check a model directory and write it anew: safetensors of one type, with digests.
+
+    PyTorch's libraries read the result.  What was written is read again and compared bit by bit.
+    The directory appears when all of it is there; memory is needed for one part at a time.
+    """
+    done = convert_model(
+        source,
+        destination,
+        dtype=getattr(jnp, dtype),
+        variant=variant,
+        revision=revision,
+        max_shard_size=None if max_shard_size is None else parse_size(max_shard_size),
+    )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(done) | {"directory": str(done.directory)}))
+        return
+    # Rich takes a file or a pipe for 80 columns wide, too few for the table.
+    wide = console if console.is_terminal else Console(width=max(console.width, 120))
+    wide.print(report.conversion_table(done.parts))
+    if done.left_out:
+        wide.print(f"Left out, not part of the model: {escape(', '.join(done.left_out))}")
+    wide.print(f"Written to [bold]{escape(str(done.directory))}[/bold], read again, the same")

@@ -1,0 +1,25 @@
+"""Options and output that commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from sharpjax import zoo
+
+console = Console()
+
+ModelOption = Annotated[
+    str,
+    typer.Option(help=f"A bundled model ({', '.join(zoo.bundled())}) or a diffusers directory."),
+]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def run_name(model: str, directory: Path) -> str:
+    """Of a model in names of run directories: a hub id's last word, not its snapshot's number."""
+    if model in zoo.bundled() or not Path(model).is_dir():
+        return model.rpartition("/")[2]
+    return directory.resolve().name
