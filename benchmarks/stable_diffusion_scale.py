@@ -6,8 +6,8 @@
 The architectures of SD 1.4 (859.5 M parameters) and 2.0 (865.9 M), by their published
 configurations, with random weights: written once as a diffusers directory, which both sides load.
 Latents are 4 x 64 x 64, texts 77 tokens. The paired forward is both scores of a prompt; the
-statistic is `hessian_score_difference` at t = 981. PyTorch's way to it is that of the paper's public
-code, a pass of the pair and torch.func.jvp of it in direction (s_D, s_D).
+statistic is `hessian_score_difference` at t = 981. PyTorch's way to it is that of the paper's
+public code, a pass of the pair and torch.func.jvp of it in direction (s_D, s_D).
 
 Three processes hold the weights and take turns, round after round: PyTorch with as many threads as
 there are cores, one prompt at a time; ours on one device, likewise; ours with one device a core,

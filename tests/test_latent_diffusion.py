@@ -195,7 +195,7 @@ def test_half_precision_files_and_arithmetic(stable_diffusion_directory, plain, 
     names = {p.name for p in (tmp_path / "half" / "unet").iterdir()}
     assert "diffusion_pytorch_model.fp16.safetensors" in names
     pipe = StableDiffusionPipeline.from_pretrained(
-        tmp_path / "half", variant="fp16", safety_checker=None
+        tmp_path / "half", variant="fp16", safety_checker=None, dtype=torch.float32
     )
     read = LatentDiffusion.from_pretrained(tmp_path / "half", variant="fp16")
     noise = draw(1, 4, 8, 8)

@@ -279,13 +279,13 @@ def _rest(root: Path, staging: Path, configs: dict[str, dict[str, Any]]) -> set[
     path = checked_file(root, checked_subfolder(root, "scheduler") / Path(_SCHEDULER).name)
     config = read_json(path)
     is_latent = len(configs) > 1
-    class_name = "DDIMScheduler"
     if is_latent:
         class_name = read_json(root / _INDEX)["scheduler"][1]
         read_schedule(root, class_name)
+        config |= {"_class_name": class_name}  # the index decides
     else:
         Schedule.from_config(config, where=path)
-    config = {"_class_name": class_name} | config
+        config = {"_class_name": "DDIMScheduler"} | config
     index: dict[str, Any] = {
         "_class_name": "DDIMPipeline",
         "scheduler": ["diffusers", config["_class_name"]],
