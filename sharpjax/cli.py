@@ -35,6 +35,7 @@ from sharpjax.identities import verify as verify_identities
 from sharpjax.model_commands import convert, sample
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.load import load
+from sharpjax.models.pixel_diffusion import PixelDiffusion
 from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name
 from sharpjax.rundir import write_text
 
@@ -139,7 +140,7 @@ def detect(
     devices.split_cpu(num_devices)
     _join(coordinator, processes, process)
     mesh = devices.local_mesh(num_devices)
-    network = load(directory)
+    network = _with_conditions(directory)
     known = (directory / TRAINING_SET_NAME).is_file()
     training_set = TrainingSet.load(directory) if known else None
     truths = read_truths(directory) if (directory / TRUTH_NAME).is_file() else None
@@ -225,7 +226,7 @@ def ground_truth(
     beforehand; see sharpjax/detection/truth.py.
     """
     directory = zoo.find(model)
-    network = load(directory)
+    network = _with_conditions(directory)
     training_set = TrainingSet.load(directory)
     folder = output or Path("runs") / f"ground-truth-{run_name(model, directory)}"
     truths = measure_truth(
@@ -283,7 +284,7 @@ def spectrum(
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"--tolerance must be a finite number >= 0, got {tolerance}")
     directory = zoo.find(model)
-    network = load(directory)
+    network = _with_conditions(directory)
     chosen = tuple(condition) if condition else _typical(directory, network.conditions)
     known = (directory / TRAINING_SET_NAME).is_file()
     folder = output or Path("runs") / f"spectrum-{run_name(model, directory)}"
@@ -377,6 +378,17 @@ def train_mnist(
     unet, digits = recipes.train_mnist(output, settings, checkpoint_every=checkpoint_every)
     target = recipes.save_mnist(unet, digits, output / "model")
     console.print(f"Written to [bold]{target}[/bold]; try: sharpjax ground-truth --model {target}")
+
+
+def _with_conditions(directory: Path) -> PixelDiffusion:
+    """A model that knows its conditions; prompts are open-ended."""
+    network = load(directory)
+    if not isinstance(network, PixelDiffusion):
+        raise ValueError(
+            f"{directory} takes prompts, and this command works on models with a list of "
+            "conditions. Use sharpjax.detection and sharpjax.curvature on model.scores(prompt, t)"
+        )
+    return network
 
 
 def _typical(directory: Path, conditions: tuple[str, ...]) -> tuple[str, str]:

@@ -154,6 +154,17 @@ def test_mistakes_are_one_clear_line(arguments, message, monkeypatch, capsys, tm
     assert not list(tmp_path.iterdir()), "a mistake must not leave a directory behind"
 
 
+@pytest.mark.parametrize("command", ["detect", "spectrum"])
+def test_a_model_of_prompts_is_told_apart(
+    command, stable_diffusion_directory, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    told = failure(monkeypatch, capsys, command, "--model", stable_diffusion_directory)
+    assert told.startswith("error: ")
+    assert "takes prompts, and this command works on models with a list of conditions" in told
+    assert not list(tmp_path.iterdir())
+
+
 def test_train_mistake_is_one_clear_line(tmp_path):
     run = sharpjax("train", "mnist", "--steps", 0, cwd=tmp_path)  # a process: it sets up devices
     assert run.returncode == 1
