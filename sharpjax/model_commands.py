@@ -52,14 +52,16 @@ def sample(
             "with a column prompt."
         ),
     ] = None,
-    images: Annotated[int, typer.Option(help="Images a prompt.")] = 1,
+    images: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 1,
     output: Annotated[
         Path | None,
         typer.Option(help="Run directory; the same command resumes it. Default: runs/sample-NAME."),
     ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
-    steps: Annotated[int, typer.Option(help="Sampler steps.", rich_help_panel=_SAMPLER)] = 50,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Sampler steps.", rich_help_panel=_SAMPLER)
+    ] = 50,
     guidance: Annotated[
         float | None,
         typer.Option(

@@ -288,7 +288,7 @@ class Schedule:
             ValueError: ``num_steps`` outside ``1..T``, or a grid that leaves the training grid.
         """
         total = self.num_train_timesteps
-        if not 1 <= num_steps <= total:
+        if num_steps != int(num_steps) or not 1 <= num_steps <= total:
             raise ValueError(f"num_steps must lie in 1..{total}, got {num_steps}")
         if self.timestep_spacing == "leading":
             grid = np.arange(num_steps) * (total // num_steps) + self.steps_offset

@@ -145,9 +145,16 @@ def test_the_bundled_model(tmp_path):
     assert ours.conditions == theirs.conditions
     assert "training_set.safetensors" in done.left_out
     assert names(done.directory) == [
-        "conditions.json", "model_index.json", "scheduler/scheduler_config.json",
+        "LICENSE", "conditions.json", "model_index.json", "scheduler/scheduler_config.json",
         "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "unet/manifest.sha256.json",
     ]  # fmt: skip
+
+
+def test_a_destination_inside_the_source_is_refused(source):
+    before = names(source)
+    with pytest.raises(ValueError, match="lies inside the source"):
+        convert(source, source / "unet" / "inner")
+    assert names(source) == before
 
 
 def test_a_hub_id_of_a_single_component(source, tmp_path, monkeypatch):

@@ -246,6 +246,10 @@ def test_negative_prompt_and_size(stable_diffusion_directory, plain):
     [
         (lambda m: m.encode("a cat"), "list of prompts, got the string 'a cat'"),
         (lambda m: m.encode([]), "at least one prompt"),
+        (lambda m: m.sample("a cat", jax.random.key(0)), "list of prompts, got the string 'a cat'"),
+        (lambda m: m.scores(["a cat"], 981), "scores takes one prompt, .* got list"),
+        (lambda m: m.sample(["a"], jax.random.key(0), guidance=float("nan")), "finite number"),
+        (lambda m: m.sample(["a"], jax.random.key(0), num_steps=2.5), "num_steps must lie in"),
         (
             lambda m: m.scores(jnp.zeros((2, 12, 24)), 1),
             r"one encoded prompt of shape \(tokens, 24",
@@ -267,6 +271,11 @@ def test_negative_prompt_and_size(stable_diffusion_directory, plain):
 def test_wrong_calls_are_named(call, message, plain):
     with pytest.raises(ValueError, match=message):
         call(plain)
+
+
+def test_float16_is_for_files_only(stable_diffusion_directory):
+    with pytest.raises(ValueError, match="dtype must be float32 or bfloat16, got float16"):
+        LatentDiffusion.from_pretrained(stable_diffusion_directory, dtype=jnp.float16)
 
 
 def edit(path, **changes):

@@ -132,10 +132,12 @@ def convert(
         raise FileNotFoundError(
             f"{root} holds neither {_INDEX} (of a pipeline) nor {CONFIG_NAME} (of a component)"
         )
+    if root.resolve() in target.resolve().parents:
+        raise ValueError(f"{target} lies inside the source {root}: choose a place outside")
     names = _networks(root)
     used: set[str] = set()
     parts, configs = [], {}
-    left_out = _contents(root)  # now: the destination may lie inside the source
+    left_out = _contents(root)
     with _staged(target) as staging:
         with progress("converting", total=len(names)) as bar:
             for name in names:

@@ -8,6 +8,7 @@ written.
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,11 @@ class LatentDiffusion:
             FileNotFoundError: no such directory or hub id, or a part is missing.
             ValueError: a part is damaged, not supported, or does not fit the others.
         """
+        if np.dtype(dtype) not in (np.float32, jnp.bfloat16):
+            raise ValueError(
+                f"dtype must be float32 or bfloat16, got {np.dtype(dtype).name}: float16 does not "
+                "hold what these networks compute (files in float16 are read into either)"
+            )
         root = resolve(
             name,
             folders=tuple(PARTS),
@@ -159,6 +165,9 @@ class LatentDiffusion:
         max_shard_size: int | None = None,
     ) -> Path:
         """Write a directory that PyTorch's ``StableDiffusionPipeline`` and this class both load.
+
+        The scheduler that it names is DDIM, with the noise levels of this model's, whatever solver
+        was named where the model came from.
 
         Args:
             directory: made if missing; files of the same names are replaced.
@@ -226,6 +235,11 @@ class LatentDiffusion:
             ValueError: an encoded prompt of the wrong shape, or ``t`` outside the training grid.
         """
         context = self.encode([condition])[0] if isinstance(condition, str) else condition
+        if not isinstance(context, jax.Array | np.ndarray):
+            raise ValueError(
+                "scores takes one prompt, a string or encoded, got "
+                f"{type(condition).__name__} {condition!r:.40}"
+            )
         if context.ndim != 2 or context.shape[-1] != self.empty.shape[-1]:
             raise ValueError(
                 f"scores takes one encoded prompt of shape (tokens, {self.empty.shape[-1]}), "
@@ -285,7 +299,7 @@ class LatentDiffusion:
                 outside their range.
         """
         if not isinstance(conditions, jax.Array | np.ndarray):
-            conditions = self.encode(list(conditions))
+            conditions = self.encode(conditions)
         for name, value in (
             ("the number of prompts", len(conditions)),
             ("num_images", num_images),
@@ -299,6 +313,8 @@ class LatentDiffusion:
                 f"encoded prompts must have shape (n, {self.empty.shape[0]}, "
                 f"{self.empty.shape[1]}), got {np.shape(conditions)}"
             )
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, got {guidance}")
         if key is None and (noise is None or eta > 0):
             raise ValueError("pass key=jax.random.key(seed) to draw the noise")
         key = jax.random.key(0) if key is None else key
@@ -306,6 +322,7 @@ class LatentDiffusion:
         if noise is None:
             keys = jax.random.split(jax.random.fold_in(key, 0), n)
             noise = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+        noise = jnp.asarray(noise, jnp.float32)
         if noise.ndim != 4 or noise.shape[:2] != (n, shape[0]):
             raise ValueError(
                 f"noise must have shape ({n}, {shape[0]}, height, width), got {noise.shape}"

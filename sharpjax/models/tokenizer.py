@@ -6,6 +6,7 @@ copy of what was checked, with the configuration reduced to the keys that change
 """
 
 import json
+import os
 import re
 import tempfile
 import warnings
@@ -196,8 +197,15 @@ class _Files:
 
 
 def _load(files: _Files) -> "CLIPTokenizer":
-    from transformers import CLIPTokenizer  # a second, which most uses of sharpjax do not need
-
+    quiet = "TRANSFORMERS_NO_ADVISORY_WARNINGS"  # that there is no PyTorch is as it should be
+    before = os.environ.get(quiet)
+    os.environ[quiet] = "1"
+    try:
+        from transformers import CLIPTokenizer  # a second, which most uses do not need
+    finally:
+        del os.environ[quiet]
+        if before is not None:
+            os.environ[quiet] = before
     try:
         with tempfile.TemporaryDirectory() as copy:
             files.copy_to(Path(copy))
