@@ -133,6 +133,7 @@ def test_matches_pytorch_and_back(name, tmp_path):
     np.testing.assert_array_equal(again.numpy(), f(torch.tensor(x)).detach().numpy())
 
 
+@pytest.mark.slow
 def test_vmap_over_examples_equals_batch():
     from flax import nnx
 

@@ -253,6 +253,7 @@ def test_batch_vmap_and_remat_agree():
     assert kept < 0.7 * sum(leaf.size for leaf in jax.tree.leaves(saved))
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16():
     config = CONFIGS["sd2"]
     model = UNet2DConditionModel(**config, rngs=nnx.Rngs(0))
