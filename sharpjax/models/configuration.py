@@ -32,7 +32,7 @@ def checked_settings(
     """
     hints = typing.get_type_hints(module_class.__init__)
     allowed = inspect.signature(module_class.__init__).parameters.keys() - {"self", "rngs"}
-    settings = {k: _tuples(v) for k, v in config.items() if k not in ignored}
+    settings = {k: tuples(v) for k, v in config.items() if k not in ignored}
     unknown = sorted(settings.keys() - allowed)
     if unknown:
         raise ValueError(
@@ -48,8 +48,15 @@ def checked_settings(
     return settings
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def tuples(value: Any) -> Any:
+    """``value`` with tuples for its lists: hashable, as static attributes of modules must be."""
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def check(condition: bool, message: str) -> None:
+    """``ValueError(message)`` unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
 
 
 def _has_type(value: Any, hint: Any) -> bool:

@@ -79,8 +79,7 @@ class FeedForward(nnx.Module):
 class BasicTransformerBlock(nnx.Module):
     """Self-attention, cross-attention, feed-forward; each normalized before and added.
 
-    ``only_cross_attention`` makes the first attend to the context too.  Without
-    ``context_channels`` there is no second attention.
+    ``only_cross_attention`` makes the first attend to the context too.
     """
 
     def __init__(
@@ -89,7 +88,7 @@ class BasicTransformerBlock(nnx.Module):
         *,
         num_heads: int,
         head_dim: int,
-        context_channels: int | None,
+        context_channels: int,
         only_cross_attention: bool,
         rngs: nnx.Rngs,
     ):
@@ -126,7 +125,7 @@ class Transformer2DModel(nnx.Module):
         *,
         num_heads: int,
         num_layers: int,
-        context_channels: int | None,
+        context_channels: int,
         groups: int,
         linear_projection: bool,
         only_cross_attention: bool,

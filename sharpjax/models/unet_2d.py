@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sharpjax.models.blocks import AttentionFactory, DownBlock, MidBlock, UpBlock
+from sharpjax.models.configuration import check, tuples
 from sharpjax.models.layers import (
     Attention,
     GaussianFourierProjection,
@@ -102,10 +103,10 @@ class UNet2DModel(nnx.Module):
         keys = [k for k in inspect.signature(UNet2DModel.__init__).parameters if k in given]
         # a tuple, because static attributes must be hashable for modules to be jit arguments
         self.settings = nnx.static(
-            tuple((k, _frozen(given[k])) for k in keys if k not in ("self", "rngs"))
+            tuple((k, tuples(given[k])) for k in keys if k not in ("self", "rngs"))
         )
         channels = tuple(block_out_channels)
-        _check(
+        check(
             len(channels) == len(down_block_types) == len(up_block_types),
             "down_block_types, up_block_types and block_out_channels must be equally long, "
             f"got {len(down_block_types)}, {len(up_block_types)} and {len(channels)}",
@@ -120,7 +121,7 @@ class UNet2DModel(nnx.Module):
             (upsample_type, ("conv", "resnet"), "upsample_type"),
         ):
             choices = ", ".join(map(str, allowed))
-            _check(kind in allowed, f"{key}: {kind!r} is not supported; choose from {choices}")
+            check(kind in allowed, f"{key}: {kind!r} is not supported; choose from {choices}")
 
         self.center_input_sample = center_input_sample
         self.time_embedding_type = time_embedding_type
@@ -141,7 +142,7 @@ class UNet2DModel(nnx.Module):
             self.time_proj = GaussianFourierProjection(first, rngs=rngs)
             time_features = 2 * first
         elif time_embedding_type == "learned":
-            _check(num_train_timesteps is not None,
+            check(num_train_timesteps is not None,
                    "time_embedding_type='learned' needs num_train_timesteps")  # fmt: skip
             self.time_proj = embedding_table(num_train_timesteps, first, rngs=rngs)
         self.time_embedding = TimestepEmbedding(time_features, temb, rngs=rngs)
@@ -270,12 +271,3 @@ class UNet2DModel(nnx.Module):
         if self.class_embed_type == "timestep":
             labels = self._features(jnp.asarray(labels))
         return self.class_embedding(labels)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sharpjax.models.blocks import AttentionFactory, DownBlock, MidBlock, UpBlock
+from sharpjax.models.configuration import check, tuples
 from sharpjax.models.layers import (
     Attention,
     GaussianFourierProjection,
@@ -141,12 +142,12 @@ class UNet2DConditionModel(nnx.Module):
         keys = list(inspect.signature(UNet2DConditionModel.__init__).parameters)
         # a tuple, because static attributes must be hashable for modules to be jit arguments
         self.settings = nnx.static(
-            tuple((k, _frozen(given[k])) for k in keys if k not in ("self", "rngs"))
+            tuple((k, tuples(given[k])) for k in keys if k not in ("self", "rngs"))
         )
         self.remat = False
         channels = tuple(block_out_channels)
         levels = len(channels)
-        _check(
+        check(
             levels == len(down_block_types) == len(up_block_types) > 0,
             "down_block_types, up_block_types and block_out_channels must be equally long and not "
             f"empty, got {len(down_block_types)}, {len(up_block_types)} and {levels}",
@@ -165,17 +166,17 @@ class UNet2DConditionModel(nnx.Module):
             (num_attention_heads, (None,), "num_attention_heads"),
         ):
             choices = ", ".join(map(str, allowed))
-            _check(kind in allowed, f"{key}: {kind!r} is not supported; choose from {choices}")
+            check(kind in allowed, f"{key}: {kind!r} is not supported; choose from {choices}")
         for name, size in (
             ("conv_in_kernel", conv_in_kernel),
             ("conv_out_kernel", conv_out_kernel),
         ):
-            _check(size % 2 == 1, f"{name} must be odd, got {size}")
+            check(size % 2 == 1, f"{name} must be odd, got {size}")
 
         def per_level(key: str, reverse: bool = False) -> tuple:
             value = given[key]
             values = tuple(value) if isinstance(value, list | tuple) else (value,) * levels
-            _check(
+            check(
                 len(values) == levels,
                 f"{key} must be one value or {levels}, one for each level, got {len(values)}",
             )
@@ -190,7 +191,7 @@ class UNet2DConditionModel(nnx.Module):
             up_depths = per_level("reverse_transformer_layers_per_block")
         else:
             up_depths = depths[::-1]
-            _check(
+            check(
                 all(isinstance(depth, int) for depth in depths),
                 "transformer_layers_per_block with a list for a level needs "
                 "reverse_transformer_layers_per_block for the way up",
@@ -216,23 +217,23 @@ class UNet2DConditionModel(nnx.Module):
             rngs=rngs,
         )
         if encoder_hid_dim is not None:
-            _check(isinstance(cross_attention_dim, int),
+            check(isinstance(cross_attention_dim, int),
                    "encoder_hid_dim needs one cross_attention_dim for all levels")  # fmt: skip
             self.encoder_hid_proj = nnx.Linear(encoder_hid_dim, cross_attention_dim, rngs=rngs)
         else:
-            _check(encoder_hid_dim_type is None, "encoder_hid_dim_type needs encoder_hid_dim")
+            check(encoder_hid_dim_type is None, "encoder_hid_dim_type needs encoder_hid_dim")
         projected = projection_class_embeddings_input_dim
         if class_embed_type == "timestep":
             self.class_embedding = TimestepEmbedding(features, temb, act_fn=act_fn, rngs=rngs)
         elif class_embed_type in ("projection", "simple_projection"):
-            _check(projected is not None, f"class_embed_type={class_embed_type!r} needs "
+            check(projected is not None, f"class_embed_type={class_embed_type!r} needs "
                    "projection_class_embeddings_input_dim")  # fmt: skip
             layer = TimestepEmbedding if class_embed_type == "projection" else nnx.Linear
             self.class_embedding = layer(projected, temb, rngs=rngs)
         elif class_embed_type is None and num_class_embeds is not None:
             self.class_embedding = embedding_table(num_class_embeds, temb, rngs=rngs)
         if addition_embed_type == "text_time":
-            _check(None not in (projected, addition_time_embed_dim),
+            check(None not in (projected, addition_time_embed_dim),
                    "addition_embed_type='text_time' needs addition_time_embed_dim and "
                    "projection_class_embeddings_input_dim")  # fmt: skip
             self.add_embedding = TimestepEmbedding(projected, temb, rngs=rngs)
@@ -262,7 +263,7 @@ class UNet2DConditionModel(nnx.Module):
 
         def attention(kind, level, depth, only) -> AttentionFactory | None:
             def transformer(layer, channels, rngs):
-                _check(
+                check(
                     0 < heads[level] <= channels,
                     "attention_head_dim, the number of heads, must lie in "
                     f"1..{channels} at level {level}, got {heads[level]}",
@@ -474,12 +475,3 @@ class UNet2DConditionModel(nnx.Module):
 
 
 CLASS_EMBED_TYPES = (None, "timestep", "identity", "projection", "simple_projection")
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
