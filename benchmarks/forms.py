@@ -48,7 +48,7 @@ PLAIN = {
         (unet_2d, "group_norm", plain_group_norm),
     ],
     "SiLU": [(layers, "silu", jax.nn.silu), (unet_2d, "silu", jax.nn.silu)],
-    "upsampled convolution": [(layers, "_convolve_upsampled", plain_convolution_of_upsampled)],
+    "upsampled convolution": [(layers, "convolve_upsampled", plain_convolution_of_upsampled)],
 }
 VERSIONS = {
     "as it is": [],

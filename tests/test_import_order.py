@@ -25,7 +25,7 @@ LAYERS = (
     ("recipes", "spectrum"),
     ("plots",),
     ("report", "options"),
-    ("model_commands",),
+    ("model_commands", "train_commands"),
     ("cli",),
     ("__main__",),
 )

@@ -21,7 +21,8 @@ from flax import nnx
 from sharpjax.datasets.mnist import planted_digits
 from sharpjax.models.unet_2d import UNet2DModel
 from sharpjax.schedules import Schedule
-from sharpjax.training import Data, Settings, _draw, train
+from sharpjax.training import ClassDenoising, Data, Settings, averaged, kept_steps, train
+from sharpjax.training.class_denoising import draw
 
 GROUPS = ("single", "sixteen", "sixteen")
 SETTINGS = Settings(steps=60, batch_size=16, learning_rate=3e-3, warmup=10, ema=0.9)
@@ -35,6 +36,10 @@ def tiny_data():
     pieces = [digits.of(digits.names.index(name)) for name in ("0 x1a", "0 x16", "1 x16")]
     images = np.concatenate(pieces)[:, :, 2:26, 2:26].reshape(-1, 1, 8, 3, 8, 3).mean((3, 5))
     return Data.create(images, np.repeat(range(3), [len(p) for p in pieces]), GROUPS)
+
+
+def tiny_task(data=None, **schedule):
+    return ClassDenoising(data or tiny_data(), Schedule.create(**schedule))
 
 
 @functools.cache
@@ -56,16 +61,15 @@ def tiny_model(**changes):
 
 
 def run(directory, settings=SETTINGS, **options):
-    return train(
-        tiny_model(), tiny_data(), Schedule.create(), directory, settings,
-        **(dict(checkpoint_every=EVERY) | options),
-    )  # fmt: skip
+    options = dict(checkpoint_every=EVERY) | options
+    return train(tiny_model(), tiny_task(), directory, settings, **options)
 
 
 def losses(directory):
-    """``losses.jsonl`` without what the clock says."""
+    """``losses.jsonl`` without what the clock and the memory say."""
     lines = (Path(directory) / "losses.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(x).items() if k != "seconds_per_step"} for x in lines]
+    measured = ("seconds_per_step", "peak_memory_mb")
+    return [{k: v for k, v in json.loads(x).items() if k not in measured} for x in lines]
 
 
 def final_state(directory, steps):
@@ -225,15 +229,38 @@ class Constant(nnx.Module):
 def test_what_is_predicted(kind, tmp_path):
     r"""The best constant is the mean of the target: 0, :math:`-E[\sigma] x_0` or :math:`x_0`."""
     x0 = np.array([[[0.9, -0.6], [0.3, -0.9]]], np.float32)
-    data, schedule = (
-        Data.create(x0[None], np.zeros(1, int), ("all",)),
-        Schedule.create(prediction_type=kind),
-    )
+    task = tiny_task(Data.create(x0[None], np.zeros(1, int), ("all",)), prediction_type=kind)
     settings = Settings(steps=400, batch_size=64, learning_rate=0.03, warmup=1, ema=0.9)
-    model = train(Constant(), data, schedule, tmp_path / "run", settings, checkpoint_every=400)
-    mean = {"epsilon": 0.0, "v_prediction": -float(schedule.sigmas.mean()), "sample": 1.0}[kind]
+    model = train(Constant(), task, tmp_path / "run", settings, checkpoint_every=400)
+    mean = {"epsilon": 0.0, "v_prediction": -float(task.schedule.sigmas.mean()), "sample": 1.0}[
+        kind
+    ]
     # Noise of a batch, 1/8, averaged over the last some 100 steps by the falling learning rate.
     np.testing.assert_allclose(model.image[...], mean * x0, atol=0.06)
+
+
+def test_kept_checkpoints(trained, tmp_path):
+    """Every ``keep_every`` steps a model stays, and is that of the run with so many steps."""
+    directory = tmp_path / "run"
+    run(directory, keep_every=EVERY)
+    assert kept_steps(directory) == [20, 40, 60]
+    assert kept_steps(trained[0]) == [40, 60]
+    for step in (20, 60):
+        state = nnx.state(averaged(tiny_model(), directory, step), nnx.Param)
+        with ocp.CheckpointManager(directory.absolute() / "checkpoints") as manager:
+            expected = manager.restore(step, args=ocp.args.StandardRestore())["ema"]
+        for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 30, but of \[20, 40, 60\]"):
+        averaged(tiny_model(), directory, 30)
+    with pytest.raises(ValueError, match="keep_every must be a multiple of checkpoint_every=20"):
+        run(tmp_path / "other", keep_every=30)
+
+
+def test_diverged_run_is_told(tmp_path):
+    settings = dataclasses.replace(SETTINGS, learning_rate=1e30, warmup=0)
+    with pytest.raises(FloatingPointError, match=r"the loss is .* at step .* of 60; train with le"):
+        run(tmp_path / "run", settings)
 
 
 # --- what is refused ---------------------------------------------------------------------------
@@ -256,14 +283,16 @@ def test_other_settings_are_refused(changes, message, trained):
 
 
 def test_other_model_data_and_schedule_are_refused(trained):
-    data, schedule = tiny_data(), Schedule.create()
     with pytest.raises(ValueError, match="model: "):
-        train(tiny_model(norm_num_groups=2), data, schedule, trained[0], SETTINGS)
-    fewer = dataclasses.replace(data, images=data.images[:-1])
+        train(tiny_model(norm_num_groups=2), tiny_task(), trained[0], SETTINGS)
+    fewer = dataclasses.replace(tiny_data(), images=tiny_data().images[:-1])
     with pytest.raises(ValueError, match=r"images: \[33, .* there, \[32, .* now"):
-        train(tiny_model(), fewer, schedule, trained[0], SETTINGS)
+        train(tiny_model(), tiny_task(fewer), trained[0], SETTINGS)
     with pytest.raises(ValueError, match=r"schedule: .*there.*now"):
-        train(tiny_model(), data, Schedule.create(beta_end=0.02), trained[0], SETTINGS)
+        train(tiny_model(), tiny_task(beta_end=0.02), trained[0], SETTINGS)
+    other = ClassDenoising(tiny_data(), Schedule.create(), condition_dropout=0.5)
+    with pytest.raises(ValueError, match=r"condition_dropout: 0\.2 there, 0\.5 now"):
+        train(tiny_model(), other, trained[0], SETTINGS)
 
 
 def test_foreign_directory_is_refused(tmp_path):
@@ -287,13 +316,34 @@ def test_damaged_settings_file_is_named(trained, tmp_path):
     ("name", "value"),
     [
         ("steps", 0), ("batch_size", 0), ("batch_size", -1), ("ema", 1.0), ("ema", -0.1),
-        ("condition_dropout", 1.0), ("condition_dropout", float("nan")), ("learning_rate", 0.0),
+        ("decay", 0.0), ("decay", 1.1), ("decay", float("nan")), ("learning_rate", 0.0),
         ("learning_rate", float("nan")), ("clip", 0.0), ("warmup", -1), ("weight_decay", -0.1),
     ],
 )  # fmt: skip
 def test_settings_out_of_range(name, value):
     with pytest.raises(ValueError, match=rf"{name} must .*, got {value}"):
         Settings(**{name: value})
+
+
+@pytest.mark.parametrize("value", [1.0, -0.1, float("nan")])
+def test_condition_dropout_out_of_range(value):
+    with pytest.raises(ValueError, match=r"condition_dropout must lie in \[0, 1\)"):
+        ClassDenoising(tiny_data(), Schedule.create(), condition_dropout=value)
+
+
+def test_learning_rate():
+    """Up in the warm-up, flat, and down to nothing in the last part, as a half cosine."""
+    update = Settings(steps=100, warmup=10, decay=0.5, learning_rate=0.1).optimizer()
+    params = {"w": jnp.ones(3)}
+    state = update.init(params)
+    moved = []
+    for _ in range(100):  # Adam's step for a constant gradient is the rate itself
+        change, state = update.update({"w": jnp.ones(3)}, state, params)
+        moved.append(-float(change["w"][0]))
+    np.testing.assert_allclose(moved[:10], 0.1 * np.arange(10) / 10, atol=1e-4)
+    np.testing.assert_allclose(moved[10:55], 0.1, atol=1e-4)
+    falling = 0.05 * (1 + np.cos(np.pi * np.arange(45) / 45))
+    np.testing.assert_allclose(moved[55:], falling, atol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10])
@@ -333,9 +383,9 @@ def test_batches():
     owner = np.repeat(range(3), sizes)
     images = np.arange(20.0, dtype=np.float32)[:, None, None, None]  # an image names itself
     data = Data.create(images, owner, GROUPS)
-    settings = Settings(batch_size=50, condition_dropout=0.25)
+    task = ClassDenoising(data, Schedule.create(), condition_dropout=0.25)
     keys = jax.random.split(jax.random.key(0), 400)
-    x0, labels, t, noise, condition = jax.vmap(lambda key: _draw(data, key, settings, 1000))(keys)
+    x0, labels, t, noise, condition = jax.vmap(lambda key: draw(task, key, 50))(keys)
 
     image = np.asarray(x0).astype(int).ravel()
     condition, labels = np.asarray(condition).ravel(), np.asarray(labels).ravel()

@@ -50,7 +50,9 @@ def _convolve(x, kernel, strides, padding, **options):
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-def _convolve_upsampled(x, kernel, strides, padding, **options):
+def convolve_upsampled(
+    x, kernel, strides, padding, convolve=jax.lax.conv_general_dilated, **options
+):
     """The 3 x 3 convolution of ``upsample_nearest(x)``, without making that.
 
     Neighbouring pixels of the upsampled image are equal, so that two of the three taps fall on the
@@ -69,9 +71,9 @@ def _convolve_upsampled(x, kernel, strides, padding, **options):
         ]
 
     small = [k for rows in halves(kernel, 0) for k in halves(rows, 1)]
-    windows = jax.lax.conv_general_dilated(
-        x, jnp.concatenate(small, axis=-1), strides, padding, **options
-    ).reshape(n, height + 1, width + 1, 2, 2, c_out)  # window i covers pixels i-1 and i
+    windows = convolve(x, jnp.concatenate(small, axis=-1), strides, padding, **options).reshape(
+        n, height + 1, width + 1, 2, 2, c_out
+    )  # window i covers pixels i-1 and i
     rows = [
         jnp.stack([windows[:, a : a + height, b : b + width, a, b] for b in (0, 1)], axis=3)
         for a in (0, 1)
@@ -96,7 +98,7 @@ def conv(
         (size, size),
         strides=(stride, stride),
         padding=((padding, padding), (padding, padding)),
-        conv_general_dilated=_convolve_upsampled if upsample else _convolve,
+        conv_general_dilated=convolve_upsampled if upsample else _convolve,
         rngs=rngs,
     )
 

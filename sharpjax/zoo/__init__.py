@@ -5,11 +5,12 @@ Every folder has a model card, ``README.md``, with its data, licence and the com
 
 from pathlib import Path
 
+ROOT = Path(__file__).parent
+
 
 def bundled() -> tuple[str, ...]:
     """Names of the bundled models."""
-    root = Path(__file__).parent
-    return tuple(sorted(path.parent.name for path in root.glob("*/model_index.json")))
+    return tuple(sorted(path.parent.name for path in ROOT.glob("*/model_index.json")))
 
 
 def find(name_or_directory: str | Path) -> Path:
@@ -20,7 +21,7 @@ def find(name_or_directory: str | Path) -> Path:
     """
     text = str(name_or_directory)
     if text in bundled():
-        return Path(__file__).parent / text
+        return ROOT / text
     if Path(text).is_dir():
         return Path(text)
     raise FileNotFoundError(
