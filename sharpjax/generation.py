@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from PIL import Image, ImageDraw, ImageFont
 from rich.markup import escape
 
@@ -75,6 +76,7 @@ def generate(
     fingerprint: str,
     num_images: int = 1,
     batch_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> list[dict[str, Any]]:
     """Images of ``prompts``, or the rest of a run that was stopped, and ``grid.png`` of them all.
 
@@ -89,6 +91,7 @@ def generate(
         batch_size: images at a time, 4 when left out (64 of a pixel model); changes the images by
             rounding errors at most. Ancestral sampling (``eta > 0``) goes image by image, because
             the noise of its steps is that image's own.
+        mesh: devices that share a batch; of a model of latents.
 
     Returns:
         One record per image: ``prompt``, its ``index``, number of the ``image``, ``noise`` (the
@@ -133,6 +136,7 @@ def generate(
     images = [(i, j) for i in range(len(prompts)) for j in range(num_images)]
     done = {key for key in images if key in records and _file(folder, *key).is_file()}
     key = jax.random.key(settings.seed)
+    options = {"negative_prompt": settings.negative_prompt, "mesh": mesh} if is_latent else {}
     contexts: dict[int, Array] = {}
     _make_folder(folder / "images")
     with progress("sampling", total=len(images), done=len(done)) as bar:
@@ -157,7 +161,7 @@ def generate(
                 guidance=settings.guidance,
                 eta=settings.eta,
                 batch_size=size,
-                **({"negative_prompt": settings.negative_prompt} if is_latent else {}),
+                **options,
             )
             for i, j in missing:
                 picture = _picture(pixels[batch.index((i, j))], f"image {j} of {prompts[i]!r}")

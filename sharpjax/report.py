@@ -15,10 +15,11 @@ from sharpjax import plots
 from sharpjax.detection.evaluation import roc
 from sharpjax.detection.oracle import TrainingSet
 from sharpjax.detection.summary import Summary, direction, means, summarize, write_table
-from sharpjax.detection.truth import Truth, load_strip, similarity
+from sharpjax.detection.truth import Truth, load_strip
 from sharpjax.identities import Row
 from sharpjax.models.convert import ConvertedPart
 from sharpjax.rundir import write_csv
+from sharpjax.similarity import pixel_correlation
 
 
 def write_detection(
@@ -214,7 +215,7 @@ def write_sample_grid(
     for index in shown:
         truth, references = truths[index], training_set.of(index)
         samples = load_strip(folder / "samples" / f"{index:03d}.png")[:count]
-        between = similarity(samples, references)
+        between = pixel_correlation(samples, references)
         rows.append(
             (
                 f"{truth.condition}\n{truth.copy_rate:.0%} copies",

@@ -137,3 +137,38 @@ def train_openmoji(
             model.save_pretrained(output / "models" / f"{step:06d}", dtype=jnp.float16)
     target = trained.save_pretrained(output / "model", dtype=jnp.float16)
     console.print(f"Written to [bold]{target}[/bold]; try: sharpjax sample --model {target}")
+
+
+@train_app.command("openmoji-classifier")
+def train_openmoji_classifier(
+    output: Annotated[Path, typer.Option(help=_RESUMES)] = Path("runs/train-openmoji-classifier"),
+    vae: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the autoencoder. Default: that of the bundled model."),
+    ] = None,
+    steps: StepsOption = 3000,
+    batch: BatchOption = 128,
+    learning_rate: RateOption = 2e-3,
+    checkpoint_every: CheckpointOption = 100,
+    seed: SeedOption = 0,
+) -> None:
+    """Train the judge that says which pictogram an image shows.
+
+    Prints its accuracy on renderings that it has not seen.  Needs the pictograms: pip install
+    "sharpjax[datasets]".
+    """
+    _one_device_a_core(batch)
+    from sharpjax.models.checkpoints import from_pretrained, save_pretrained
+    from sharpjax.recipes import openmoji_classifier as recipe
+
+    autoencoder = from_pretrained(vae or zoo.ROOT / "openmoji" / "vae")
+    settings = _changed(
+        recipe.CLASSIFIER_SETTINGS, steps=steps, batch=batch, learning_rate=learning_rate, seed=seed
+    )
+    classifier, pictograms = recipe.train_openmoji_classifier(
+        output, autoencoder, settings, checkpoint_every=checkpoint_every
+    )
+    target = save_pretrained(classifier, output / "classifier", dtype=jnp.float16)
+    for name, value in recipe.accuracy(classifier, autoencoder, pictograms).items():
+        console.print(f"Accuracy on fresh renderings, {name}: {value:.3f}")
+    console.print(f"Written to [bold]{target}[/bold]")

@@ -20,10 +20,10 @@ from sharpjax.detection.truth import (
     load_strip,
     read_truths,
     save_strip,
-    similarity,
     thresholds,
     write_truths,
 )
+from sharpjax.similarity import pixel_correlation
 
 ALPHA, SIGMA, DIM = 0.6, 0.8, 6
 
@@ -206,9 +206,9 @@ def test_small_statistics():
 def test_similarity_ignores_brightness_and_contrast_but_not_shape():
     rng = np.random.default_rng(0)
     images = rng.standard_normal((5, 1, 8, 8))
-    np.testing.assert_allclose(np.diag(similarity(images, 0.3 * images - 0.5)), 1.0)
+    np.testing.assert_allclose(np.diag(pixel_correlation(images, 0.3 * images - 0.5)), 1.0)
     expected = np.corrcoef(images.reshape(5, -1))
-    np.testing.assert_allclose(similarity(images, images), expected, atol=1e-12)
+    np.testing.assert_allclose(pixel_correlation(images, images), expected, atol=1e-12)
 
 
 def test_copies_are_counted(tiny_training_set):

@@ -14,7 +14,7 @@ ROOT = Path(sharpjax.__file__).parent
 # From the lowest to the highest.  A unit is a top-level module or package; it may import itself
 # and everything on a lower line, and nothing on its own line or above.
 LAYERS = (
-    ("_types", "progress", "prompts", "rundir", "zoo"),
+    ("_types", "progress", "prompts", "rundir", "similarity", "zoo"),
     ("schedules", "densities"),
     ("score",),
     ("conditional",),
@@ -22,7 +22,7 @@ LAYERS = (
     ("identities", "models", "devices"),
     ("datasets",),
     ("training", "score_matching", "detection", "generation", "mitigation"),
-    ("recipes", "spectrum"),
+    ("recipes", "replication", "spectrum"),
     ("plots",),
     ("report", "options"),
     ("model_commands", "train_commands"),

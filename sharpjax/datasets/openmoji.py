@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sharpjax.datasets.augmentation import Augmentation, render
+from sharpjax.similarity import outlines
 
 SPLIT_PATH = Path(__file__).with_name("openmoji_captions.csv")
 FONT_SHA256 = "8376fee074649ece235faba0d157d851f3d93632f0540ad1165feba1aba9ba37"
@@ -208,19 +209,3 @@ def _without_twins(pictures: np.ndarray) -> list[int]:
         if not kept or alike[i, kept].max() < _TWINS:
             kept.append(i)
     return kept
-
-
-def outlines(images: np.ndarray) -> np.ndarray:
-    """Standardised maps of smoothed edge strength, ``(n, 3, h, w) -> (n, h w)`` of unit norm.
-
-    The magnitude of the luminance's gradient, smoothed by a Gaussian of one pixel, centred and
-    scaled: the product of two rows is their correlation, which neither a plain background nor a
-    change of colour moves much.
-    """
-    from scipy.ndimage import gaussian_filter
-
-    luminance = np.tensordot(np.asarray(images, np.float64), [0.299, 0.587, 0.114], (1, 0))
-    down, right = np.gradient(luminance, axis=(1, 2))
-    strength = gaussian_filter(np.hypot(down, right), (0, 1, 1)).reshape(len(luminance), -1)
-    strength -= strength.mean(axis=1, keepdims=True)
-    return strength / np.maximum(np.linalg.norm(strength, axis=1, keepdims=True), 1e-12)

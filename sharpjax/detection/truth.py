@@ -27,6 +27,7 @@ from sharpjax.detection.evaluation import wilson
 from sharpjax.detection.oracle import TrainingSet
 from sharpjax.progress import progress
 from sharpjax.rundir import append_lines, claim, read_lines
+from sharpjax.similarity import pixel_correlation
 
 TRUTH_NAME = "ground_truth.csv"
 QUANTILE = 0.99
@@ -71,22 +72,6 @@ class Truth:
         return "clean" if self.copy_rate <= CLEAN_RATE else "between"
 
 
-def similarity(samples: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Pearson correlation of pixels, ``(n, *shape)`` and ``(m, *shape)`` -> ``(n, m)``.
-
-    >>> image = np.array([[0.0, 1.0], [1.0, 0.0]])[None]
-    >>> similarity(image, np.concatenate([3 * image + 1, -image])).round(6).tolist()
-    [[1.0, -1.0]]
-    """
-
-    def standardised(images: np.ndarray) -> np.ndarray:
-        flat = np.asarray(images, np.float64).reshape(len(images), -1)
-        flat = flat - flat.mean(axis=1, keepdims=True)
-        return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
-
-    return standardised(samples) @ standardised(references).T
-
-
 def copy_threshold(references: np.ndarray) -> float:
     """The ``QUANTILE`` of the similarity of an image to its nearest other, over a set.
 
@@ -95,7 +80,7 @@ def copy_threshold(references: np.ndarray) -> float:
     """
     if len(references) < 2:
         raise ValueError("a threshold needs a set of at least two images")
-    between = similarity(references, references)
+    between = pixel_correlation(references, references)
     np.fill_diagonal(between, -np.inf)
     return float(np.quantile(between.max(axis=1), QUANTILE))
 
@@ -104,7 +89,7 @@ def judge(
     samples: np.ndarray, name: str, references: np.ndarray, threshold: float
 ) -> tuple[Truth, np.ndarray]:
     """The truth of one condition, and the index of each sample's nearest training image."""
-    between = similarity(samples, references)
+    between = pixel_correlation(samples, references)
     nearest = between.max(axis=1)
     copies = int(np.sum(nearest > threshold))
     low, high = wilson(copies, len(samples))

@@ -45,6 +45,7 @@ MODEL_CLASSES = {
     "AutoencoderKL": "sharpjax.models.autoencoder_kl",
     "CLIPTextModel": "sharpjax.models.clip_text",
     "CLIPTextModelWithProjection": "sharpjax.models.clip_text",
+    "ConceptClassifier": "sharpjax.models.concept_classifier",  # ours alone
 }
 # transformers' classes -> model_type in their configuration
 TRANSFORMERS = {

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from sharpjax._types import Array
@@ -272,6 +273,7 @@ class LatentDiffusion:
         width: int | None = None,
         batch_size: int = 4,
         decode: bool = True,
+        mesh: Mesh | None = None,
     ) -> np.ndarray:
         """Images of prompts.
 
@@ -289,6 +291,7 @@ class LatentDiffusion:
             width: likewise.
             batch_size: images at a time; does not change the result.
             decode: give images; otherwise latents.
+            mesh: devices that share a batch, which is rounded up to a multiple of their number.
 
         Returns:
             ``(n * num_images, 3, height, width)`` from -1 to 1, not clipped, or latents ``(n *
@@ -329,14 +332,20 @@ class LatentDiffusion:
             )
         step_keys = jax.random.split(jax.random.fold_in(key, 1), n)
         negative = self.encode([negative_prompt])[0] if negative_prompt else self.empty
+        fixed, size = (self.unet, self.schedule, negative), min(batch_size, n)
+        if mesh is not None:
+            size = -(-size // mesh.size) * mesh.size
+            fixed = jax.device_put(fixed, NamedSharding(mesh, PartitionSpec()))
         results = []
-        for start in range(0, n, batch_size):
+        for start in range(0, n, size):
             # pad the last batch by repetition: one compilation serves all
-            rows = np.arange(start, start + min(batch_size, n)) % n
+            rows = np.arange(start, start + size) % n
+            batch = (contexts[rows], noise[rows], step_keys[rows])
+            if mesh is not None:
+                batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
             latents = _sample(
-                self.unet, self.schedule, negative, contexts[rows], noise[rows], step_keys[rows],
-                guidance, num_steps=num_steps, eta=eta, guided=guidance != 1.0,
-            )  # fmt: skip
+                *fixed, *batch, guidance, num_steps=num_steps, eta=eta, guided=guidance != 1.0
+            )
             latents = latents[: n - start]
             results.append(self.decode(latents) if decode else np.asarray(latents))
         return np.concatenate(results)

@@ -2,6 +2,7 @@
 
 from sharpjax.training.caption_denoising import CaptionDenoising, CaptionedUNet
 from sharpjax.training.class_denoising import ClassDenoising, Data
+from sharpjax.training.classification import Classification
 from sharpjax.training.loop import Settings, Task, averaged, kept_steps, train
 from sharpjax.training.reconstruction import Reconstruction
 from sharpjax.training.vocabulary import train_tokenizer
@@ -10,6 +11,7 @@ __all__ = [
     "CaptionDenoising",
     "CaptionedUNet",
     "ClassDenoising",
+    "Classification",
     "Data",
     "Reconstruction",
     "Settings",

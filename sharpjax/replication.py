@@ -1,0 +1,258 @@
+r"""Ground truth of a text-to-image model by generation: whose samples copy their training image?
+
+**Measure.** The similarity of two images is the correlation of their outlines
+(:func:`sharpjax.similarity.outlines`).  Not of their pixels: the background of a sample follows its
+initial noise, because Stable Diffusion's schedule leaves some of the image at the last step, and
+plain backgrounds are most of a pictogram's pixels.
+
+**Threshold.** Fixed on the control captions, which no model is trained on, before any sample is
+drawn: the 99% quantile of the similarity of a fresh rendering, seen through the model's
+autoencoder, to the fixed rendering of the same caption.  Two renderings of one concept are that
+alike one time in a hundred; a sample that is more alike to the image that was repeated is called a
+copy of it.
+
+**Verdict.** Memorized: at least half of the samples are copies.  Clean: at most a tenth.  Captions
+in between are kept apart: detection is not judged on them.  A hot or general caption is measured
+against a fixed rendering of its own, which the model has never seen.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+from scipy import stats
+
+from sharpjax.datasets.openmoji import Concept, PlantedPictograms
+from sharpjax.detection.evaluation import wilson
+from sharpjax.detection.truth import CLEAN_RATE, MEMORIZED_RATE, QUANTILE, TRUTH_NAME
+from sharpjax.generation import GenerationSettings, generate
+from sharpjax.models.latent_diffusion import LatentDiffusion
+from sharpjax.similarity import outline_correlation
+
+GUIDANCE = 3.0
+NUM_NEGATIVES = 200  # general captions that are measured; all others of that group are not
+_OTHERS = 8  # fresh renderings that a sample is compared with
+_SEED = 2022  # of renderings for comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """What the control captions say of the measure.
+
+    Attributes:
+        threshold: similarity above which an image is a copy.
+        others: similarities of fresh to fixed renderings, ``(m,)``.
+        copies: similarities of fixed renderings, seen through the autoencoder, to themselves.
+    """
+
+    threshold: float
+    others: np.ndarray
+    copies: np.ndarray
+
+    @property
+    def found(self) -> float:
+        """Fraction of these perfect copies that the threshold finds."""
+        return float(np.mean(self.copies > self.threshold))
+
+
+def control(model: LatentDiffusion, pictograms: PlantedPictograms, *, repeats: int = 8) -> Control:
+    """The threshold, from ``repeats`` fresh renderings of every control caption."""
+    index = pictograms.of("control")
+    fixed = pictograms.fixed_images(index)
+    key = jax.random.key(_SEED)
+    others = np.stack(
+        [
+            _own(_seen(model, pictograms.fresh_images(jax.random.fold_in(key, r), index)), fixed)
+            for r in range(repeats)
+        ]
+    )
+    copies = _own(_seen(model, fixed), fixed)
+    return Control(float(np.quantile(others, QUANTILE)), others.ravel(), copies)
+
+
+def _seen(model: LatentDiffusion, images: np.ndarray) -> np.ndarray:
+    """Images after the autoencoder."""
+    return model.decode(model.encode_image(images))
+
+
+def _own(images: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Similarity of each image to the reference in the same place."""
+    return np.diag(outline_correlation(images, references))
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionTruth:
+    """What generation says of one caption.
+
+    Attributes:
+        caption: the prompt.
+        group: memorized (as planned), hot, general or held-out.
+        level: how often it, or its one image, was repeated; 0 where that has no meaning.
+        num_samples: samples drawn.
+        num_copies: copies among them.
+        low: lower end of the 95% (Wilson) interval of the copy rate.
+        high: upper end.
+        similarity: of samples to the fixed image, mean.
+        similarity_low: lower end of its 95% (t) interval.
+        similarity_high: upper end.
+        other_similarity: of samples to other renderings of the concept, mean.
+    """
+
+    caption: str
+    group: str
+    level: int
+    num_samples: int
+    num_copies: int
+    low: float
+    high: float
+    similarity: float
+    similarity_low: float
+    similarity_high: float
+    other_similarity: float
+
+    @property
+    def copy_rate(self) -> float:
+        """Fraction of samples that are copies."""
+        return self.num_copies / self.num_samples
+
+    @property
+    def verdict(self) -> str:
+        """``memorized``, ``clean`` or ``between``."""
+        if self.copy_rate >= MEMORIZED_RATE:
+            return "memorized"
+        return "clean" if self.copy_rate <= CLEAN_RATE else "between"
+
+
+def judge(
+    samples: np.ndarray, concept: Concept, fixed: np.ndarray, others: np.ndarray, threshold: float
+) -> CaptionTruth:
+    """The truth of one caption.
+
+    Args:
+        samples: ``(n, 3, h, w)``, at least 2.
+        concept: what they should show.
+        fixed: its fixed rendering ``(3, h, w)``.
+        others: other renderings ``(m, 3, h, w)``.
+        threshold: of a copy.
+    """
+    own = outline_correlation(samples, fixed[None])[:, 0]
+    copies = int(np.sum(own > threshold))
+    mean, error = own.mean(), stats.sem(own)
+    margin = stats.t.ppf(0.975, len(own) - 1) * error
+    return CaptionTruth(
+        concept.caption, concept.group, concept.level, len(own), copies,
+        *wilson(copies, len(own)), float(mean), float(mean - margin), float(mean + margin),
+        float(outline_correlation(samples, others).mean()),
+    )  # fmt: skip
+
+
+def measured_concepts(pictograms: PlantedPictograms) -> np.ndarray:
+    """Indices of the captions that are measured: all but some of the general and the control."""
+    return np.concatenate(
+        [
+            pictograms.of("memorized", "hot"),
+            pictograms.of("general")[:NUM_NEGATIVES],
+            pictograms.of("held-out"),
+        ]
+    )
+
+
+def measure(
+    model: LatentDiffusion,
+    pictograms: PlantedPictograms,
+    directory: str | Path,
+    *,
+    fingerprint: str,
+    index: np.ndarray | None = None,
+    num_samples: int = 16,
+    num_steps: int = 50,
+    guidance: float = GUIDANCE,
+    seed: int = 0,
+    batch_size: int = 32,
+    mesh: Mesh | None = None,
+) -> tuple[list[CaptionTruth], Control]:
+    """Sample captions and count copies, or finish a measurement that was stopped.
+
+    Writes the samples (one PNG each) and ``ground_truth.csv``.
+
+    Raises:
+        ValueError: another measurement is in ``directory``, or fewer than 2 samples.
+        FileExistsError: something else is in it.
+    """
+    if num_samples < 2:
+        raise ValueError(f"num_samples must be at least 2, got {num_samples}")
+    index = measured_concepts(pictograms) if index is None else np.asarray(index)
+    limits = control(model, pictograms)
+    records = generate(
+        model,
+        [pictograms.captions[i] for i in index],
+        directory,
+        GenerationSettings(num_steps=num_steps, guidance=guidance, seed=seed),
+        fingerprint=fingerprint,
+        num_images=num_samples,
+        batch_size=batch_size,
+        mesh=mesh,
+    )
+    fixed = pictograms.fixed_images(index)
+    key = jax.random.fold_in(jax.random.key(_SEED), 1)
+    others = np.stack(
+        [
+            pictograms.fresh_images(jax.random.fold_in(key, repetition), index)
+            for repetition in range(_OTHERS)
+        ],
+        axis=1,
+    )
+    truths = []
+    for place, i in enumerate(index):
+        files = [record["file"] for record in records if record["index"] == place]
+        samples = load_images([Path(directory) / file for file in files])
+        truths.append(
+            judge(samples, pictograms.concepts[i], fixed[place], others[place], limits.threshold)
+        )
+    write_truths(Path(directory), truths)
+    return truths, limits
+
+
+def load_images(paths: Sequence[Path]) -> np.ndarray:
+    """Colour PNGs of one size, ``(n, 3, h, w)`` float32 in [-1, 1]."""
+    pixels = np.stack([np.asarray(Image.open(path).convert("RGB"), np.float32) for path in paths])
+    return (pixels / 127.5 - 1).transpose(0, 3, 1, 2)
+
+
+_COLUMNS = [field.name for field in dataclasses.fields(CaptionTruth)] + ["copy_rate", "verdict"]
+
+
+def write_truths(directory: Path, truths: Sequence[CaptionTruth]) -> Path:
+    """Write ``ground_truth.csv``."""
+    path = directory / TRUTH_NAME
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_COLUMNS)
+        for truth in truths:
+            row = [getattr(truth, column) for column in _COLUMNS]
+            writer.writerow([round(v, 4) if isinstance(v, float) else v for v in row])
+    return path
+
+
+def read_truths(directory: str | Path) -> list[CaptionTruth]:
+    """Read ``ground_truth.csv`` of a model of captions.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a column is missing or not a number.
+    """
+    path = Path(directory) / TRUTH_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"no {TRUTH_NAME} in {directory}")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    fields = dataclasses.fields(CaptionTruth)
+    try:
+        return [CaptionTruth(**{f.name: f.type(row[f.name]) for f in fields}) for row in rows]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
