@@ -24,13 +24,8 @@ from sharpjax import spectrum as spectra
 from sharpjax.curvature.validation import positive_integer
 from sharpjax.detection import run as detection
 from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
-from sharpjax.detection.truth import (
-    TRUTH_NAME,
-    measure_truth,
-    read_truths,
-    select_truths,
-    typical,
-)
+from sharpjax.detection.truth import TRUTH_NAME, read_truths, select_truths, typical
+from sharpjax.ground_truth_command import ground_truth
 from sharpjax.identities import verify as verify_identities
 from sharpjax.model_commands import convert, sample
 from sharpjax.models.fingerprint import fingerprint
@@ -206,46 +201,6 @@ def _join(coordinator: str | None, processes: int | None, process: int | None) -
     devices.join(coordinator, processes, process)
 
 
-@app.command("ground-truth")
-def ground_truth(
-    model: ModelOption = "mnist",
-    output: Annotated[
-        Path | None, typer.Option(help="Run directory. Default: runs/ground-truth-NAME.")
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Samples a condition.")] = 32,
-    steps: Annotated[int, typer.Option(help="DDIM steps a sample.")] = 50,
-    seed: SeedOption = 0,
-    as_json: JsonOption = False,
-) -> None:
-    """Find out by generation which conditions are memorized.
-
-    Draws samples of every condition and counts those that copy a training image.  The measure
-    (pixel correlation) and its threshold (from the largest training sets alone) are fixed
-    beforehand; see sharpjax/detection/truth.py.
-    """
-    directory = zoo.find(model)
-    network = _with_conditions(directory)
-    training_set = TrainingSet.load(directory)
-    folder = output or Path("runs") / f"ground-truth-{run_name(model, directory)}"
-    truths = measure_truth(
-        network,
-        network.conditions,
-        training_set,
-        folder,
-        fingerprint=fingerprint(directory),
-        num_samples=samples,
-        num_steps=steps,
-        seed=seed,
-    )
-    report.write_sample_grid(folder, truths, training_set)
-    if as_json:
-        rows = [dataclasses.asdict(t) | {"verdict": t.verdict} for t in truths]
-        print(json.dumps({"directory": str(folder), "truths": rows}))
-        return
-    console.print(report.truth_table(truths))
-    console.print(f"Written to [bold]{folder}[/bold]: {TRUTH_NAME}, samples.png, samples/")
-
-
 @app.command()
 def spectrum(
     model: ModelOption = "mnist",
@@ -313,6 +268,7 @@ def spectrum(
     )
 
 
+app.command("ground-truth")(ground_truth)
 app.command()(sample)
 app.command()(convert)
 

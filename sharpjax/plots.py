@@ -145,6 +145,34 @@ def sample_grid(
     return _save(figure, path)
 
 
+def caption_grid(
+    rows: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]], path: Path, *, title: str = ""
+) -> Path:
+    """A reference image and the samples beside it, a caption a row; copies have a red frame.
+
+    Each row is ``(label, reference (3, h, w), samples (k, 3, h, w), copied (k,))`` in ``[-1, 1]``.
+    """
+    frame, gap = 2, 3
+    height, width = rows[0][1].shape[1:]
+    cell_h, cell_w = height + 2 * frame, width + 2 * frame
+    count = 1 + max(len(samples) for _, _, samples, _ in rows)
+    mosaic = np.ones((len(rows) * (cell_h + gap), count * (cell_w + gap) + 2 * gap, 3))
+    for r, (_, reference, samples, copied) in enumerate(rows):
+        top = r * (cell_h + gap)
+        for c, image in enumerate([reference, *samples]):
+            left = c * (cell_w + gap) + (2 * gap if c else 0)  # the reference stands apart
+            cell = mosaic[top : top + cell_h, left : left + cell_w]
+            cell[:] = 0.8 if c == 0 else _COPY if copied[c - 1] else 1.0
+            cell[frame:-frame, frame:-frame] = (np.clip(image, -1, 1).transpose(1, 2, 0) + 1) / 2
+    figure, axes = plt.subplots(figsize=(mosaic.shape[1] / 80 + 2.4, mosaic.shape[0] / 80 + 0.5))
+    axes.imshow(mosaic, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=9)
+    for r, (label, *_) in enumerate(rows):
+        axes.text(-6, (r + 0.47) * (cell_h + gap), label, ha="right", va="center", fontsize=7)
+    return _save(figure, path)
+
+
 def spectra(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Sorted eigenvalues of ``sigma^2 H``: a row per step of the path, a column per condition.
 

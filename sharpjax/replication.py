@@ -31,6 +31,7 @@ from sharpjax.datasets.openmoji import Concept, PlantedPictograms
 from sharpjax.detection.evaluation import wilson
 from sharpjax.detection.truth import CLEAN_RATE, MEMORIZED_RATE, QUANTILE, TRUTH_NAME
 from sharpjax.generation import GenerationSettings, generate
+from sharpjax.models.concept_classifier import ConceptClassifier, probabilities
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.similarity import outline_correlation
 
@@ -101,6 +102,8 @@ class CaptionTruth:
         similarity_low: lower end of its 95% (t) interval.
         similarity_high: upper end.
         other_similarity: of samples to other renderings of the concept, mean.
+        concept_rate: fraction of samples that show the concept, as the classifier sees them; NaN
+            without a classifier.
     """
 
     caption: str
@@ -114,6 +117,7 @@ class CaptionTruth:
     similarity_low: float
     similarity_high: float
     other_similarity: float
+    concept_rate: float
 
     @property
     def copy_rate(self) -> float:
@@ -129,7 +133,13 @@ class CaptionTruth:
 
 
 def judge(
-    samples: np.ndarray, concept: Concept, fixed: np.ndarray, others: np.ndarray, threshold: float
+    samples: np.ndarray,
+    concept: Concept,
+    fixed: np.ndarray,
+    others: np.ndarray,
+    threshold: float,
+    *,
+    classifier: ConceptClassifier | None = None,
 ) -> CaptionTruth:
     """The truth of one caption.
 
@@ -139,6 +149,7 @@ def judge(
         fixed: its fixed rendering ``(3, h, w)``.
         others: other renderings ``(m, 3, h, w)``.
         threshold: of a copy.
+        classifier: says which concept a sample shows.
     """
     own = outline_correlation(samples, fixed[None])[:, 0]
     copies = int(np.sum(own > threshold))
@@ -148,7 +159,14 @@ def judge(
         concept.caption, concept.group, concept.level, len(own), copies,
         *wilson(copies, len(own)), float(mean), float(mean - margin), float(mean + margin),
         float(outline_correlation(samples, others).mean()),
+        float("nan") if classifier is None else concept_rate(classifier, samples, concept.caption),
     )  # fmt: skip
+
+
+def concept_rate(classifier: ConceptClassifier, samples: np.ndarray, caption: str) -> float:
+    """Fraction of samples whose most likely label is the caption."""
+    answers = np.asarray(probabilities(classifier, samples)).argmax(axis=1)
+    return float(np.mean(answers == classifier.labels.index(caption)))
 
 
 def measured_concepts(pictograms: PlantedPictograms) -> np.ndarray:
@@ -174,6 +192,7 @@ def measure(
     guidance: float = GUIDANCE,
     seed: int = 0,
     batch_size: int = 32,
+    classifier: ConceptClassifier | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[list[CaptionTruth], Control]:
     """Sample captions and count copies, or finish a measurement that was stopped.
@@ -212,7 +231,14 @@ def measure(
         files = [record["file"] for record in records if record["index"] == place]
         samples = load_images([Path(directory) / file for file in files])
         truths.append(
-            judge(samples, pictograms.concepts[i], fixed[place], others[place], limits.threshold)
+            judge(
+                samples,
+                pictograms.concepts[i],
+                fixed[place],
+                others[place],
+                limits.threshold,
+                classifier=classifier,
+            )
         )
     write_truths(Path(directory), truths)
     return truths, limits

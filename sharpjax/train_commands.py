@@ -134,9 +134,9 @@ def train_openmoji(
     for step in kept_steps(output):
         if step % keep_every == 0:
             model = recipe.openmoji_at(output, autoencoder, step)
-            model.save_pretrained(output / "models" / f"{step:06d}", dtype=jnp.float16)
-    target = trained.save_pretrained(output / "model", dtype=jnp.float16)
-    console.print(f"Written to [bold]{target}[/bold]; try: sharpjax sample --model {target}")
+            recipe.save_openmoji(model, output / "models" / f"{step:06d}")
+    target = recipe.save_openmoji(trained, output / "model")
+    console.print(f"Written to [bold]{target}[/bold]; try: sharpjax ground-truth --model {target}")
 
 
 @train_app.command("openmoji-classifier")

@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 IMAGE_SIZE = 64
 
@@ -26,7 +27,7 @@ SATURATION = 0.25  # of the background, at most
 VALUE = (0.8, 1.0)  # of the background
 
 # RGB -> luminance and two chrominance axes (the Y, I and Q of television), in which hue is an angle
-_YIQ = jnp.array(
+_YIQ = np.array(
     [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
 )
 
@@ -100,9 +101,8 @@ def render(picture: jax.Array, how: Augmentation) -> jax.Array:
 def _tint(colour: jax.Array, how: Augmentation) -> jax.Array:
     """Hue turned and brightness scaled; greys stay grey."""
     cos, sin = jnp.cos(how.hue), jnp.sin(how.hue)
-    turn = jnp.array([[1.0, 0, 0], [0, 0, 0], [0, 0, 0]])
-    turn = turn.at[1:, 1:].set(jnp.array([[cos, -sin], [sin, cos]]))
-    matrix = jnp.linalg.inv(_YIQ) @ turn @ _YIQ
+    turn = jnp.zeros((3, 3)).at[0, 0].set(1).at[1:, 1:].set(jnp.array([[cos, -sin], [sin, cos]]))
+    matrix = np.linalg.inv(_YIQ) @ turn @ _YIQ
     return jnp.clip(how.brightness * colour @ matrix.T, 0, 1)
 
 

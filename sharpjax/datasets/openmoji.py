@@ -28,6 +28,7 @@ from PIL import Image, ImageDraw, ImageFont
 from sharpjax.datasets.augmentation import Augmentation, render
 from sharpjax.similarity import outlines
 
+CAPTIONS_NAME = "captions.csv"  # of the concepts, in the directory of a model
 SPLIT_PATH = Path(__file__).with_name("openmoji_captions.csv")
 FONT_SHA256 = "8376fee074649ece235faba0d157d851f3d93632f0540ad1165feba1aba9ba37"
 PICTURE_SIZE = 80  # pixels a side of a pictogram, margins included

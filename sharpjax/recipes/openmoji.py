@@ -1,10 +1,17 @@
 """How the pictograms' text-to-image model is made: tokenizer, networks, schedule and settings."""
 
+import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 from flax import nnx
 
-from sharpjax.datasets.openmoji import PlantedPictograms, planted_pictograms
+from sharpjax.datasets.openmoji import (
+    CAPTIONS_NAME,
+    SPLIT_PATH,
+    PlantedPictograms,
+    planted_pictograms,
+)
 from sharpjax.models.autoencoder_kl import AutoencoderKL
 from sharpjax.models.clip_text import CLIPTextModel
 from sharpjax.models.latent_diffusion import LatentDiffusion
@@ -93,6 +100,13 @@ def openmoji_at(directory: str | Path, vae: AutoencoderKL, step: int) -> LatentD
     """The model as it was at a step whose checkpoint was kept."""
     tokenizer = openmoji_tokenizer(planted_pictograms())
     return joined(averaged(openmoji_networks(tokenizer), directory, step), vae, tokenizer)
+
+
+def save_openmoji(model: LatentDiffusion, directory: str | Path) -> Path:
+    """A Stable Diffusion directory in half precision, the captions beside the parts."""
+    folder = model.save_pretrained(directory, dtype=jnp.float16)
+    shutil.copy(SPLIT_PATH, folder / CAPTIONS_NAME)
+    return folder
 
 
 def joined(networks: CaptionedUNet, vae: AutoencoderKL, tokenizer: Tokenizer) -> LatentDiffusion:
