@@ -103,25 +103,29 @@ class CaptionDenoising:
             caption_dropout=caption_dropout,
         )
 
-    def batch(self, key: jax.Array, n: int) -> tuple[Any, jax.Array]:
-        """Noised latents, timesteps, token ids and targets; the group of each."""
-        keys = jax.random.split(key, 8)
+    def examples(self, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+        """Captions' indices ``(n,)`` and images of them ``(n, 3, h, w)``."""
+        keys = jax.random.split(key)
         # one draw from each n-th of the captions' probability, so that a batch is a fair sample
         quantile = (jnp.arange(n) + jax.random.uniform(keys[0], (n,))) / n
         concept = jnp.searchsorted(self.below, quantile, side="right") - 1
         fresh = jax.vmap(Augmentation.draw)(jax.random.split(keys[1], n))
-        how = jax.tree.map(
-            lambda one, new: jnp.where(
-                self.repeats[concept].reshape((n,) + (1,) * (new.ndim - 1)), one[concept], new
-            ),
-            self.fixed,
-            fresh,
-        )
-        images = jax.vmap(render)(self.pictures[concept], how)
-        x0 = self.vae.config["scaling_factor"] * self.vae.encode(images).sample(keys[2])
-        noise = jax.random.normal(keys[3], x0.shape)
-        t = stratified_timesteps(keys[4], keys[5], n, self.schedule.num_train_timesteps)
-        dropped = jax.random.bernoulli(keys[6], self.caption_dropout, (n,))
+
+        def chosen(fixed: jax.Array, new: jax.Array) -> jax.Array:
+            repeats = self.repeats[concept].reshape((n,) + (1,) * (new.ndim - 1))
+            return jnp.where(repeats, fixed[concept], new)
+
+        how = jax.tree.map(chosen, self.fixed, fresh)
+        return concept, jax.vmap(render)(self.pictures[concept], how)
+
+    def batch(self, key: jax.Array, n: int) -> tuple[Any, jax.Array]:
+        """Noised latents, timesteps, token ids and targets; the group of each."""
+        keys = jax.random.split(key, 6)
+        concept, images = self.examples(keys[0], n)
+        x0 = self.vae.config["scaling_factor"] * self.vae.encode(images).sample(keys[1])
+        noise = jax.random.normal(keys[2], x0.shape)
+        t = stratified_timesteps(keys[3], keys[4], n, self.schedule.num_train_timesteps)
+        dropped = jax.random.bernoulli(keys[5], self.caption_dropout, (n,))
         input_ids = jnp.where(dropped[:, None], self.empty_ids, self.input_ids[concept])
         x = jax.vmap(self.schedule.add_noise)(x0, noise, t)
         target = jax.vmap(self.schedule.target)(x0, noise, t)
