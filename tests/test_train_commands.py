@@ -1,0 +1,103 @@
+"""``sharpjax train``: killed, out of disk, or asked for something else, nothing is lost."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+STEPS, EVERY = 8, 2
+COMMAND = [
+    sys.executable, "-m", "sharpjax", "train", "openmoji-vae", "--steps", str(STEPS), "--batch",
+    "2", "--checkpoint-every", str(EVERY), "--output", "run",
+]  # fmt: skip
+
+
+def start(cwd, **options):
+    cwd.mkdir(exist_ok=True)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(COMMAND, cwd=cwd, **pipes, **options)
+
+
+def finish(cwd, **options):
+    process = start(cwd, **options)
+    out, err = process.communicate(timeout=400)
+    return process.returncode, out, err
+
+
+def result(cwd):
+    """The weights' bytes and the losses without what the clock and the memory say."""
+    lines = (cwd / "run/losses.jsonl").read_text().splitlines()
+    losses = [{k: json.loads(x)[k] for k in ("step", "loss", "groups")} for x in lines]
+    return (cwd / "run/vae/diffusion_pytorch_model.safetensors").read_bytes(), losses
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    cwd = tmp_path_factory.mktemp("whole")
+    code, out, err = finish(cwd)
+    assert code == 0, err
+    assert "PSNR" in out
+    assert "Scaling factor" in out
+    return cwd
+
+
+@pytest.mark.slow
+def test_killed_run_ends_the_same(uninterrupted, tmp_path):
+    log = tmp_path / "run/losses.jsonl"
+    for written in (1, 3):  # it is killed twice
+        process = start(tmp_path)
+        while not (log.is_file() and len(log.read_text().splitlines()) >= written):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process.communicate()
+    code, _, err = finish(tmp_path)
+    assert code == 0, err
+    assert result(tmp_path) == result(uninterrupted)
+
+
+@pytest.mark.slow
+def test_full_disk(uninterrupted, tmp_path):
+    """A limit on the size of files stops a checkpoint as a full disk does."""
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    code, _, err = finish(tmp_path, preexec_fn=limited)
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: cannot write a checkpoint to run/checkpoints")
+    assert "the same command goes on" in last
+    code, _, err = finish(tmp_path)
+    assert code == 0, err
+    assert result(tmp_path) == result(uninterrupted)
+
+
+@pytest.mark.slow
+def test_other_settings(uninterrupted):
+    before = result(uninterrupted)
+    run = subprocess.run(
+        [*COMMAND, "--learning-rate", "0.001"], cwd=uninterrupted, capture_output=True, text=True
+    )
+    assert run.returncode == 1
+    assert "learning_rate: 0.002 there, 0.001 now" in run.stderr
+    assert result(uninterrupted) == before
+
+
+def test_vae_that_is_not_there(tmp_path):
+    for command in ("openmoji", "openmoji-classifier"):
+        run = subprocess.run(
+            [sys.executable, "-m", "sharpjax", "train", command, "--vae", "nowhere"],
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+        assert run.returncode == 1
+        assert "nowhere" in run.stderr
+        assert len(run.stderr.strip().splitlines()) == 1
+        assert not list(Path(tmp_path).iterdir())
