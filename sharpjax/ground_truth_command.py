@@ -26,7 +26,7 @@ def ground_truth(
         Path | None, typer.Option(help="Run directory. Default: runs/ground-truth-NAME.")
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(help="Samples a condition. Default: 32, of a caption 16.")
+        int | None, typer.Option(help="Samples a condition. Default: 32, of a caption 8.")
     ] = None,
     steps: Annotated[int, typer.Option(help="DDIM steps a sample.")] = 50,
     guidance: Annotated[
@@ -56,7 +56,7 @@ def ground_truth(
     if isinstance(network, LatentDiffusion):
         _captions(
             network, directory, folder, as_json=as_json, captions=captions, num_steps=steps,
-            num_samples=16 if samples is None else samples, seed=seed,
+            num_samples=8 if samples is None else samples, seed=seed,
             guidance=replication.GUIDANCE if guidance is None else guidance,
         )  # fmt: skip
         return

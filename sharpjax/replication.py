@@ -187,7 +187,7 @@ def measure(
     *,
     fingerprint: str,
     index: np.ndarray | None = None,
-    num_samples: int = 16,
+    num_samples: int = 8,
     num_steps: int = 50,
     guidance: float = GUIDANCE,
     seed: int = 0,

@@ -31,7 +31,7 @@ def tiny_classifier():
 
 
 def test_learns_four_pictograms(tmp_path):
-    """A chance hit is one in four."""
+    """Of 40 answers a quarter would be right by chance; a half is 3.7 standard errors above."""
     index = PICTOGRAMS.of("general")[:4]
     task = Classification(jnp.asarray(PICTOGRAMS.pictures[index]), tiny_vae())
     settings = Settings(steps=60, batch_size=16, learning_rate=1e-2, warmup=5, ema=0.8)
@@ -41,7 +41,7 @@ def test_learns_four_pictograms(tmp_path):
         for k in range(100, 110)
     ]
     right = np.mean([answer.argmax(axis=1) == np.arange(4) for answer in answers])
-    assert right > 0.7
+    assert right > 0.5
     np.testing.assert_allclose(np.sum(answers, axis=2), 1, atol=1e-5)
 
 

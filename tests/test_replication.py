@@ -1,0 +1,202 @@
+"""Copies of captions: the measure on images whose answer is known, the verdict, the table."""
+
+import dataclasses
+import io
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy.ndimage import gaussian_filter
+
+from sharpjax import caption_report
+from sharpjax.datasets.openmoji import planted_pictograms
+from sharpjax.replication import (
+    NUM_NEGATIVES,
+    CaptionTruth,
+    Control,
+    judge,
+    load_images,
+    measured_concepts,
+    read_truths,
+    write_truths,
+)
+from sharpjax.similarity import outline_correlation, outlines, pixel_correlation
+
+PICTOGRAMS = planted_pictograms()
+INDEX = PICTOGRAMS.of("memorized")[:12]
+FIXED = PICTOGRAMS.fixed_images(INDEX)
+
+
+# --- similarity --------------------------------------------------------------------------------
+
+
+def test_outline_correlation_against_a_naive_twin():
+    """Pixel by pixel, for two images: luminance, central differences, Gaussian, Pearson."""
+
+    def naive(image):
+        light = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+        h, w = light.shape
+        strength = np.zeros((h, w))
+        for i in range(h):
+            for j in range(w):
+                up, down, left, right = (
+                    max(i - 1, 0),
+                    min(i + 1, h - 1),
+                    max(j - 1, 0),
+                    min(j + 1, w - 1),
+                )
+                dy = (light[down, j] - light[up, j]) / (down - up)
+                dx = (light[i, right] - light[i, left]) / (right - left)
+                strength[i, j] = np.hypot(dx, dy)
+        return gaussian_filter(strength, 1).ravel()
+
+    a, b = FIXED[0].astype(float), FIXED[1].astype(float)
+    expected = np.corrcoef(naive(a), naive(b))[0, 1]
+    np.testing.assert_allclose(outline_correlation(a[None], b[None])[0, 0], expected, atol=1e-12)
+
+
+def test_background_and_colour_hardly_count_for_outlines_but_do_for_pixels():
+    """The reason for the measure: the same pictogram, in the same place, on another background."""
+    how = jax.tree.map(lambda field: field[INDEX], PICTOGRAMS.fixed)
+    shifted = dataclasses.replace(how, background=how.background[::-1], hue=how.hue + 0.3)
+    other = dataclasses.replace(PICTOGRAMS, fixed=_at(shifted)).fixed_images(INDEX)
+    own = np.diag(outline_correlation(other, FIXED))
+    assert own.min() > 0.9
+    assert np.diag(pixel_correlation(other, FIXED)).min() < own.min()
+
+
+def _at(how):
+    """Renderings of all concepts, those of ``INDEX`` replaced."""
+    return jax.tree.map(lambda a, b: a.at[INDEX].set(b), PICTOGRAMS.fixed, how)
+
+
+def test_a_flat_image_is_like_nothing():
+    flat = np.zeros((1, 3, 64, 64))
+    np.testing.assert_array_equal(outlines(flat), 0)
+    np.testing.assert_array_equal(outline_correlation(flat, FIXED), 0)
+
+
+# --- verdicts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("copies", "verdict"),
+    [(8, "memorized"), (4, "memorized"), (3, "between"), (1, "between"), (0, "clean")],
+)
+def test_verdict(copies, verdict):
+    """Eight samples, so many of them noisy copies and the others fresh renderings."""
+    rng = np.random.default_rng(copies)
+    fresh = np.concatenate(
+        [PICTOGRAMS.fresh_images(jax.random.key(k), INDEX[:1]) for k in range(8)]
+    )
+    noisy = FIXED[0] + 0.1 * rng.normal(size=(8, *FIXED[0].shape))
+    samples = np.concatenate([noisy[:copies], fresh[copies:]])
+    concept = PICTOGRAMS.concepts[INDEX[0]]
+    truth = judge(samples, concept, FIXED[0], fresh[:3], 0.75)
+    assert (truth.num_copies, truth.num_samples) == (copies, 8)
+    assert truth.verdict == verdict
+    assert (truth.caption, truth.group, truth.level) == (concept.caption, "memorized", 1)
+    assert truth.low <= truth.copy_rate <= truth.high
+    own = outline_correlation(samples, FIXED[:1])[:, 0]
+    assert truth.similarity == pytest.approx(own.mean())
+    # the t interval of eight values
+    half = 2.364624 * own.std(ddof=1) / np.sqrt(8)
+    assert truth.similarity_high - truth.similarity == pytest.approx(half, rel=1e-5)
+    assert np.isnan(truth.concept_rate)
+
+
+def test_who_is_measured():
+    index = measured_concepts(PICTOGRAMS)
+    groups = [PICTOGRAMS.concepts[i].group for i in index]
+    assert {g: groups.count(g) for g in groups} == {
+        "memorized": 144, "hot": 100, "general": NUM_NEGATIVES, "held-out": 60,
+    }  # fmt: skip
+    assert len(set(index.tolist())) == len(index)
+
+
+# --- files and tables --------------------------------------------------------------------------
+
+
+def truths():
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in measured_concepts(PICTOGRAMS)[::7]:
+        concept = PICTOGRAMS.concepts[i]
+        copies = int(rng.integers(0, 9))
+        rows.append(
+            CaptionTruth(
+                concept.caption,
+                concept.group,
+                concept.level,
+                8,
+                copies,
+                0.1,
+                0.9,
+                *rng.random(4).round(4).tolist(),
+                0.5,
+            )
+        )
+    return rows
+
+
+def test_written_and_read(tmp_path):
+    rows = truths()
+    write_truths(tmp_path, rows)
+    assert read_truths(tmp_path) == rows
+    with pytest.raises(FileNotFoundError, match=r"no ground_truth.csv in"):
+        read_truths(tmp_path / "none")
+    text = (tmp_path / "ground_truth.csv").read_text()
+    (tmp_path / "ground_truth.csv").write_text(text.replace("similarity_low", "low_similarity"))
+    with pytest.raises(ValueError, match=r"is damaged: KeyError\('similarity_low'\)"):
+        read_truths(tmp_path)
+
+
+def test_table_counts_verdicts_by_level():
+    rows = truths()
+    console = Console(file=io.StringIO(), width=160)
+    console.print(caption_report.level_table(rows))
+    text = console.file.getvalue()
+    for name, members in caption_report.by_level(rows):
+        verified = sum(t.copy_rate >= 0.5 for t in members)
+        line = next(x for x in text.splitlines() if x.strip(" │|").startswith(name + " "))
+        cells = [cell.strip() for cell in line.strip(" │").split("│")]
+        assert cells[1] == str(len(members))
+        assert cells[2].startswith(f"{verified} (")
+        assert sum(int(cells[k].split()[0]) for k in (2, 3, 4)) == len(members)
+
+
+def test_control_line_says_what_the_threshold_does():
+    limits = Control(0.7, np.linspace(0, 0.8, 101), np.array([0.6, 0.9, 0.9, 0.95]))
+    assert limits.found == 0.75
+    line = caption_report.control_line(limits)
+    assert "above 0.700" in line
+    assert "75.0% are above" in line
+
+
+def test_images_are_read_as_they_were_written(tmp_path):
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    image = load_images([tmp_path / "a.png"])
+    assert image.shape == (1, 3, 64, 64)
+    np.testing.assert_allclose((image[0].transpose(1, 2, 0) + 1) * 127.5, pixels, atol=1e-4)
+
+
+def test_grid(tmp_path):
+    from PIL import Image
+
+    rows = [t for t in truths() if t.group == "memorized"][:3]
+    (tmp_path / "images").mkdir()
+    for i, truth in enumerate(rows):
+        index = np.array([PICTOGRAMS.captions.index(truth.caption)])
+        for j in range(4):
+            image = PICTOGRAMS.fixed_images(index)[0] if j == 0 else np.zeros((3, 64, 64))
+            levels = np.round((image.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
+            Image.fromarray(levels).save(tmp_path / "images" / f"{i:05d}-{j}.png")
+    path = caption_report.write_grid(tmp_path, rows, PICTOGRAMS, 0.7)
+    with Image.open(path) as picture:
+        red = np.asarray(picture.convert("RGB")).astype(int)
+    # the copy, and nothing else, has a frame in the colour of copies
+    assert ((red[..., 0] > 180) & (red[..., 1] < 80) & (red[..., 2] < 80)).any()
