@@ -327,6 +327,17 @@ class Schedule:
         """Whether ``alpha_t = 0``: the last step, if ``rescale_betas_zero_snr``."""
         return bool(dict(self.config).get("rescale_betas_zero_snr")) and t == len(self.alphas) - 1
 
+    def stratified_timesteps(self, key: jax.Array, n: int) -> jax.Array:
+        """Draws of the training grid for a batch, ``(n,)``, ascending.
+
+        One from each ``n``-th of the range, so that together they cover it evenly; each, at a
+        random place of the batch, is uniform.
+        """
+        total = self.num_train_timesteps
+        strata = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
+        # (n - 1 + u) / n rounds to one in float32 when u is within a few units of one
+        return jnp.minimum((strata * total).astype(jnp.int32), total - 1)
+
     def add_noise(self, x0: jax.Array, noise: jax.Array, t: jax.Array | int) -> jax.Array:
         """``x_t = alpha_t x0 + sigma_t noise`` for one example (``t`` a scalar)."""
         return self.alpha(t) * x0 + self.sigma(t) * noise

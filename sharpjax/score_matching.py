@@ -199,11 +199,7 @@ def _draw(points: Array, schedule: Schedule, key: Array, n: int):
     """`n` points, their noises and their levels."""
     keys = jax.random.split(key, 3)
     x0 = points[jax.random.randint(keys[0], (n,), 0, len(points))]
-    total = schedule.num_train_timesteps
-    # stratified: each timestep is uniform, together they cover the range evenly
-    strata = (jnp.arange(n) + jax.random.uniform(keys[1], (n,))) / n
-    # (n - 1 + u) / n rounds to one in float32 when u is within a few units of one
-    t = jnp.minimum((strata * total).astype(jnp.int32), total - 1)
+    t = schedule.stratified_timesteps(keys[1], n)
     noise = jax.random.normal(keys[2], x0.shape, x0.dtype)
     return x0, noise, schedule.alpha(t).astype(x0.dtype), schedule.sigma(t).astype(x0.dtype)
 

@@ -224,3 +224,16 @@ def test_the_point_that_fails_is_named_on_a_mesh_too(mixture, points):
     points[3, 2] = np.nan
     with pytest.raises(ValueError, match="Point 3 of 5"):
         at_points(curvature.trace, mixture.score, points, key=KEY, mesh=mesh_of(points=8))
+
+
+@on_eight
+def test_images_of_prompts(stable_diffusion_directory):
+    """Three prompts on two devices: the batch is filled up to four."""
+    from sharpjax import LatentDiffusion
+
+    model = LatentDiffusion.from_pretrained(stable_diffusion_directory)
+    prompts = ["a cat", "a dog", ""]
+    one = model.sample(prompts, KEY, num_steps=3, batch_size=3)
+    two = model.sample(prompts, KEY, num_steps=3, batch_size=3, mesh=mesh_of(points=2))
+    assert one.shape == two.shape
+    np.testing.assert_allclose(two, one, atol=1e-4 * np.abs(one).max())

@@ -10,6 +10,7 @@ from flax import nnx
 from sharpjax.datasets.openmoji import PlantedPictograms, planted_pictograms
 from sharpjax.models.autoencoder_kl import AutoencoderKL
 from sharpjax.models.concept_classifier import ConceptClassifier, probabilities
+from sharpjax.recipes.openmoji_vae import reconstruct
 from sharpjax.training import Classification, Settings, train
 
 CLASSIFIER_SETTINGS = Settings(
@@ -52,12 +53,7 @@ def accuracy(
         images = pictograms.fresh_images(key, everything)
         for start in range(0, len(images), 100):
             batch, label = images[start : start + 100], everything[start : start + 100]
-            for name, shown in (("rendered", batch), ("reconstructed", _reconstruct(vae, batch))):
+            for name, shown in (("rendered", batch), ("reconstructed", reconstruct(vae, batch))):
                 answer = np.asarray(probabilities(classifier, shown)).argmax(axis=1)
                 right[name].append(answer == label)
     return {name: float(np.concatenate(values).mean()) for name, values in right.items()}
-
-
-@nnx.jit
-def _reconstruct(vae: AutoencoderKL, images: jax.Array) -> jax.Array:
-    return vae.decode(vae.encode(images).mode)

@@ -104,7 +104,7 @@ def psnr(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
 
     ``10 log10(2^2 / mean square error)`` for pixels in [-1, 1], which decoding is clipped to.
     """
-    decoded = np.concatenate([np.asarray(_reconstruct(vae, batch)) for batch in _batches(images)])
+    decoded = np.concatenate([np.asarray(reconstruct(vae, batch)) for batch in _batches(images)])
     error = np.mean((np.clip(decoded, -1, 1) - images) ** 2, axis=(1, 2, 3))
     return 10 * np.log10(4 / error)
 
@@ -119,5 +119,6 @@ def _encode(vae: AutoencoderKL, images: jax.Array) -> jax.Array:
 
 
 @nnx.jit
-def _reconstruct(vae: AutoencoderKL, images: jax.Array) -> jax.Array:
+def reconstruct(vae: AutoencoderKL, images: jax.Array) -> jax.Array:
+    """Decoded from the latents' mean, not clipped."""
     return vae.decode(vae.encode(images).mode)

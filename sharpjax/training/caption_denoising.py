@@ -21,7 +21,6 @@ from sharpjax.models.clip_text import CLIPTextModel
 from sharpjax.models.tokenizer import Tokenizer
 from sharpjax.models.unet_2d_condition import UNet2DConditionModel
 from sharpjax.schedules import Schedule
-from sharpjax.training.class_denoising import stratified_timesteps
 
 
 class CaptionedUNet(nnx.Module):
@@ -124,7 +123,7 @@ class CaptionDenoising:
         concept, images = self.examples(keys[0], n)
         x0 = self.vae.config["scaling_factor"] * self.vae.encode(images).sample(keys[1])
         noise = jax.random.normal(keys[2], x0.shape)
-        t = stratified_timesteps(keys[3], keys[4], n, self.schedule.num_train_timesteps)
+        t = jax.random.permutation(keys[4], self.schedule.stratified_timesteps(keys[3], n))
         dropped = jax.random.bernoulli(keys[5], self.caption_dropout, (n,))
         input_ids = jnp.where(dropped[:, None], self.empty_ids, self.input_ids[concept])
         x = jax.vmap(self.schedule.add_noise)(x0, noise, t)

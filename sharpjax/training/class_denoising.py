@@ -115,14 +115,6 @@ def draw(task: ClassDenoising, key: jax.Array, n: int):
     member = jax.random.randint(keys[1], (n,), 0, data.sizes[condition])
     x0 = data.images[data.members[condition, member]]
     dropped = jax.random.bernoulli(keys[2], task.condition_dropout, (n,))
-    t = stratified_timesteps(keys[3], keys[4], n, task.schedule.num_train_timesteps)
+    t = jax.random.permutation(keys[4], task.schedule.stratified_timesteps(keys[3], n))
     labels = jnp.where(dropped, null, condition)
     return x0, labels, t, jax.random.normal(keys[5], x0.shape), condition
-
-
-def stratified_timesteps(key: jax.Array, order: jax.Array, n: int, total: int) -> jax.Array:
-    """Each uniform on ``0..total - 1``, together covering the range evenly, in random order."""
-    strata = (jnp.arange(n) + jax.random.uniform(key, (n,))) / n
-    # (n - 1 + u) / n rounds to one in float32 when u is within a few units of one
-    t = jnp.minimum((strata * total).astype(jnp.int32), total - 1)
-    return jax.random.permutation(order, t)
