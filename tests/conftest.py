@@ -80,6 +80,31 @@ def tiny_directory(tiny_model, tiny_training_set, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def pytorch_unet():
+    """Makes diffusers' own tiny UNet of three classes and none, the same each time."""
+
+    def make():
+        import diffusers
+        import torch
+
+        torch.manual_seed(0)
+        return diffusers.UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=8,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            num_class_embeds=4,
+        ).eval()
+
+    return make
+
+
 def _write_stable_diffusion(folder, *, prediction_type="epsilon", scheduler="PNDMScheduler"):
     """A complete Stable Diffusion directory by PyTorch: every part tiny, weights random.
 
