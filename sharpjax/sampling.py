@@ -12,6 +12,7 @@ arXiv:2010.02502, equations 12 and 16).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from sharpjax.score import clean_and_noise
 
 
 def sample(
-    predict_at: Callable[[Array, Array], Array],
+    predict_at: Callable[[Array, Array], Any],
     x_T: Array,
     schedule: Schedule,
     *,
@@ -33,7 +34,8 @@ def sample(
     key: Array | None = None,
     trajectory: bool = False,
     prediction_type: str = "score",
-) -> Array:
+    has_aux: bool = False,
+) -> Any:
     """Follow the scores from noise ``x_T`` to an example.
 
     Args:
@@ -48,9 +50,11 @@ def sample(
         trajectory: also return the state at every step.
         prediction_type: what ``predict_at`` gives: the ``score``, or ``epsilon``, ``v_prediction``
             or ``sample`` as a network does; the last two can start from pure noise, ``alpha = 0``.
+        has_aux: ``predict_at`` gives a pair, of which the second is only kept.
 
     Returns:
-        The example, shaped as ``x_T``; with ``trajectory=True`` all states, noise first.
+        The example, shaped as ``x_T``; with ``trajectory=True`` all states, noise first. With
+        ``has_aux=True`` a pair of that and what was kept, stacked over the steps.
 
     Raises:
         ValueError: ``eta`` outside ``[0, 1]``, ``eta > 0`` without a key, or a start at
@@ -74,8 +78,9 @@ def sample(
 
     def step(x: Array, level):
         t, alpha, sigma, next_alpha, next_sigma, key = level
+        prediction, aux = predict_at(x, t) if has_aux else (predict_at(x, t), None)
         x0, eps = clean_and_noise(
-            predict_at(x, t), x, alpha=alpha, sigma=sigma, prediction_type=prediction_type
+            prediction, x, alpha=alpha, sigma=sigma, prediction_type=prediction_type
         )
         fresh = 0.0
         if eta > 0:
@@ -85,8 +90,9 @@ def sample(
         x = next_alpha * x0 + kept * eps
         if eta > 0:
             x = x + fresh * jax.random.normal(key, x.shape, x.dtype)
-        return x, (x if trajectory else None)
+        return x, (x if trajectory else None, aux)
 
     levels = (jnp.asarray(grid), alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:], keys)
-    x, states = jax.lax.scan(step, x_T, levels)
-    return jnp.concatenate([x_T[None], states]) if trajectory else x
+    x, (states, aux) = jax.lax.scan(step, x_T, levels)
+    result = jnp.concatenate([x_T[None], states]) if trajectory else x
+    return (result, aux) if has_aux else result

@@ -32,8 +32,8 @@ from sharpjax.rundir import append_lines, claim, read_lines
 from sharpjax.sampling import sample
 
 RESULTS_NAME = "results.jsonl"
-FIRST_STEP = tuple(name for name, entry in STATISTICS.items() if not entry.needs_probes)
-TRACES = tuple(name for name, entry in STATISTICS.items() if entry.needs_probes)
+FIRST_STEP = tuple(name for name, entry in STATISTICS.items() if entry.where == "first")
+TRACES = tuple(name for name, entry in STATISTICS.items() if entry.where == "level")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,20 +5,36 @@ pulls every noise towards that image, so its score differs much from the uncondi
 landscape around it is as sharp as the noise allows, so nothing of :math:`K_c = I + \sigma^2 H_c`
 is left open.
 
-Each function takes ``(pair, x)``, is jittable and returns a scalar.  Those without probes take the
-pair's linearization at ``x`` too, so that several of them share it.  Under ``jax.vmap`` over the
-conditions at one and the same noise, the unconditional score is linearized once for all of them.
-:data:`STATISTICS` says of each which direction means *memorized*.
+Each function is jittable and returns a scalar (:func:`guidance_alignment` its two terms).  What it
+is computed from is said by ``where`` in :data:`STATISTICS`:
+
+============  =====================================================================================
+first         ``(pair, x)`` at the first timestep of sampling, at pure noise; given the pair's
+              linearization at ``x`` too, several of them share it.  Under ``jax.vmap`` over the
+              conditions at one and the same noise, the unconditional score is linearized once for
+              all of them
+level         ``(pair, x, key, num_probes)`` at a state of any level, by random probes
+end           the same at the end of sampling
+noise         pairs of two levels, both at pure noise: no denoising
+path          a :class:`~sharpjax.detection.trajectory.Trajectory`
+images        the finished images of one prompt
+latent        the unconditional score close to a finished example: no prompt
+============  =====================================================================================
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 
 from sharpjax import curvature
 from sharpjax._types import Array
+from sharpjax.detection.trajectory import Trajectory
 from sharpjax.score import LinearizedPair, ScorePair
+
+Where = Literal["first", "level", "end", "noise", "path", "images", "latent"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,16 +42,16 @@ class Statistic:
     """An entry of the registry.
 
     Attributes:
-        function: ``(pair, x) -> scalar``; with ``needs_probes`` also ``key`` and ``num_probes``.
+        function: what it is computed by.
         direction: ``+1`` if larger means memorized, ``-1`` if smaller does.
-        needs_probes: whether it is estimated with random probes.
-        cost: network evaluations a noise; F forward, T tangent.
+        where: what it is computed from.
+        cost: network evaluations a noise; F forward, T tangent, beside the sampling itself.
         source: where it was published.
     """
 
     function: Callable[..., Array]
     direction: int
-    needs_probes: bool
+    where: Where
     cost: str
     source: str
 
@@ -43,15 +59,15 @@ class Statistic:
 STATISTICS: dict[str, Statistic] = {}
 
 
-def _register(*, direction: int, cost: str, source: str, needs_probes: bool = False):
+def _register(*, direction: int, where: Where, cost: str, source: str):
     def add(function):
-        STATISTICS[function.__name__] = Statistic(function, direction, needs_probes, cost, source)
+        STATISTICS[function.__name__] = Statistic(function, direction, where, cost, source)
         return function
 
     return add
 
 
-@_register(direction=+1, cost="2F", source="Wen et al. 2024")
+@_register(direction=+1, where="first", cost="2F", source="Wen et al. 2024")
 def score_difference(
     pair: ScorePair, x: Array, *, linearized: LinearizedPair | None = None
 ) -> Array:
@@ -63,7 +79,7 @@ def score_difference(
     return jnp.linalg.norm(pair.difference(x) if linearized is None else linearized.difference)
 
 
-@_register(direction=+1, cost="2F + 2T", source="Jeon et al. 2025")
+@_register(direction=+1, where="first", cost="2F + 2T", source="Jeon et al. 2025")
 def hessian_score_difference(
     pair: ScorePair,
     x: Array,
@@ -81,7 +97,7 @@ def hessian_score_difference(
     return norm_squared if squared else jnp.sqrt(norm_squared)
 
 
-@_register(direction=+1, cost="2F + 2T", source="Jeon et al. 2025, first version")
+@_register(direction=+1, where="first", cost="2F + 2T", source="Jeon et al. 2025, first version")
 def hessian_score(pair: ScorePair, x: Array, *, linearized: LinearizedPair | None = None) -> Array:
     r""":math:`\|H_c s_c - H_u s_u\|`, units 1/sigma^3.  Larger means memorized.  Cost 2F + 2T.
 
@@ -92,7 +108,7 @@ def hessian_score(pair: ScorePair, x: Array, *, linearized: LinearizedPair | Non
     return jnp.linalg.norm(conditional - here.unconditional_tangent(here.unconditional))
 
 
-@_register(direction=-1, cost="2F + 2 probes T", source="sharpjax", needs_probes=True)
+@_register(direction=-1, where="level", cost="2F + 2 probes T", source="sharpjax")
 def trace_difference(pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4) -> Array:
     r""":math:`\operatorname{tr} H_c - \operatorname{tr} H_u`, units 1/sigma^2.
 
@@ -106,7 +122,7 @@ def trace_difference(pair: ScorePair, x: Array, *, key: Array, num_probes: int =
     return (ours - theirs.value) / pair.sigma**2
 
 
-@_register(direction=-1, cost="F + probes T", source="sharpjax", needs_probes=True)
+@_register(direction=-1, where="level", cost="F + probes T", source="sharpjax")
 def effective_dimension(pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4) -> Array:
     r""":math:`\operatorname{tr} K_c`, :math:`K = I + \sigma^2 H`; dimensionless.
 
@@ -116,3 +132,161 @@ def effective_dimension(pair: ScorePair, x: Array, *, key: Array, num_probes: in
         pair.conditional, x, sigma=pair.sigma, key=key, num_matvecs=num_probes
     )
     return estimate.value
+
+
+@_register(direction=+1, where="end", cost="2F + 2 probes T", source="Kim & Lee 2026")
+def diagonal_curvature_difference(
+    pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4
+) -> Array:
+    r""":math:`\|\mathrm{diag}(-H_c) - \mathrm{diag}(-H_u)\|_1 / d`, units 1/sigma^2.
+
+    Larger means memorized.  The diagonal of the difference is Hutchinson's,
+    :math:`\frac1k \sum_i v_i \circ H_D v_i` with signs :math:`v_i`; its noise adds to the absolute
+    values, by about :math:`\sqrt{2/\pi}` standard deviations of an entry where that is 0, and falls
+    as :math:`1/\sqrt k`.  Cost 2F + 2 probes T.
+
+    Kim & Lee 2026; how they reduce the diagonal to a number is not known to us.
+    """
+    here = pair.linearize(x)
+
+    def one(k: Array) -> Array:
+        v = jax.random.rademacher(jax.random.fold_in(key, k), x.shape, x.dtype)
+        return v * here.difference_tangent(v)
+
+    return jnp.mean(jnp.abs(jax.lax.map(one, jnp.arange(num_probes)).mean(axis=0)))
+
+
+@_register(direction=+1, where="noise", cost="4F", source="Asthana & Belagiannis 2026")
+def guidance_alignment(first: ScorePair, later: ScorePair, x: Array) -> Array:
+    r"""Two terms, ``(2,)``: how guidance lies to the score, and how strong it is.  Cost 4F.
+
+    The mean over pixels of the cosine over channels between :math:`s_D` and :math:`s_u` at a late
+    level, and :math:`\|s_D\|` at the first, both at the same pure noise ``x``: nothing is denoised.
+    The statistic is their weighted sum after each is standardised on prompts known to be clean
+    (:func:`combined_alignment`).  Larger means memorized.
+
+    Args:
+        first: the pair at the first timestep of sampling.
+        later: at the third-last timestep.
+        x: pure noise, ``(channels, *space)``.
+
+    Asthana & Belagiannis 2026.
+    """
+    unconditional, conditional = later.both(x)
+    difference = conditional - unconditional
+    lengths = jnp.linalg.norm(difference, axis=0) * jnp.linalg.norm(unconditional, axis=0)
+    # a pixel where either is 0 has no direction: it counts as neither along nor against
+    cosine = jnp.sum(difference * unconditional, axis=0) / jnp.where(lengths > 0, lengths, 1)
+    return jnp.stack([cosine.mean(), jnp.linalg.norm(first.difference(x))])
+
+
+def combined_alignment(
+    terms: Array, calibration: Array, *, weights: tuple[float, float] = (1.0, 1.0)
+) -> Array:
+    """The weighted sum of :func:`guidance_alignment`'s terms, standardised on ``calibration``.
+
+    ``(..., 2)`` and ``(m, 2)``, terms of prompts known to be clean, at least 2, to ``(...)``.
+    """
+    spread = calibration.std(axis=0, ddof=1)
+    return ((terms - calibration.mean(axis=0)) / jnp.where(spread > 0, spread, 1)) @ jnp.array(
+        weights
+    )
+
+
+@_register(direction=+1, where="path", cost="0", source="Wen et al. 2024")
+def path_score_difference(path: Trajectory, *, num_steps: int | None = None) -> Array:
+    r"""Mean over steps of :math:`\sigma_t \|s_D\|`, the length of the noises' difference.
+
+    Dimensionless.  Larger means memorized.  ``num_steps`` takes only the first steps.  Cost 0
+    beyond sampling.
+
+    Wen et al., ICLR 2024.
+    """
+    difference = path.difference.reshape(len(path.sigmas), -1)
+    return jnp.mean((path.sigmas * jnp.linalg.norm(difference, axis=1))[:num_steps])
+
+
+@_register(direction=+1, where="path", cost="0", source="Kim & Lee 2026")
+def last_step_difference(path: Trajectory) -> Array:
+    r"""Mean over entries of :math:`(s_c - s_u)^2` at the last step, units 1/sigma^2.
+
+    Larger means memorized.  Cost 0 beyond sampling.
+
+    Kim & Lee 2026.
+    """
+    return jnp.mean(path.difference[-1] ** 2)
+
+
+@_register(direction=+1, where="path", cost="0", source="Broken memories, 2026")
+def step_displacement(path: Trajectory, *, mean: Array, std: Array) -> Array:
+    r"""Largest z-score over steps of :math:`\|z_t - z_{t+1}\|`; dimensionless.
+
+    Larger means memorized.  ``mean`` and ``std``, ``(num_steps,)``, are those of the length of each
+    step over prompts known to be clean.  Cost 0 beyond sampling.
+
+    "Broken memories" 2026.
+    """
+    return jnp.max((path.displacements - mean) / std)
+
+
+@_register(direction=-1, where="images", cost="0", source="Carlini et al. 2023")
+def tiled_l2(images: Array) -> Array:
+    """Smallest distance of two of the images, the distance being that of their worst tile.
+
+    ``(n, channels, height, width)`` with ``n >= 2``; each is cut into 4 x 4 tiles, and two images
+    are as far apart as the tiles in one place that differ most (l2 norm over a tile's entries).
+    Smaller means memorized: a memorized prompt gives the same image again.  Cost 0 beyond sampling.
+
+    Carlini et al., Extracting training data from diffusion models, USENIX Security 2023,
+    arXiv:2301.13188.
+
+    >>> a, b = jnp.zeros((1, 8, 8)), jnp.zeros((1, 8, 8)).at[0, 7, 7].set(3.0)
+    >>> float(tiled_l2(jnp.stack([a, b]))), float(tiled_l2(jnp.stack([a, b, b])))
+    (3.0, 0.0)
+    """
+    n, channels, height, width = images.shape
+    if n < 2:
+        raise ValueError(f"tiled_l2 compares images of one prompt, at least 2, got {n}")
+    rows, columns = height // 4, width // 4
+    tiles = images[:, :, : 4 * rows, : 4 * columns].reshape(n, channels, 4, rows, 4, columns)
+    first, second = jnp.triu_indices(n, 1)
+    squares = (tiles[first] - tiles[second]) ** 2
+    return jnp.sqrt(squares.sum(axis=(1, 3, 5)).max(axis=(1, 2)).min())
+
+
+@_register(direction=-1, where="latent", cost="directions F", source="Brokman et al. 2025")
+def p_laplacian(
+    pair: ScorePair,
+    z: Array,
+    *,
+    key: Array,
+    p: float = 1.0,
+    num_directions: int = 128,
+    method: str = "flux",
+) -> Array:
+    r""":math:`\Delta_p \log p_t` of the unconditional score about a finished example ``z``.
+
+    By default the flux through the sphere of radius :math:`\sigma\sqrt d` about
+    :math:`\alpha z`, which is where noising ``z`` leads to; ``method="exact"`` at its middle.
+    Units sigma^-p.  Smaller (more negative) means memorized.  Needs no prompt.  Cost:
+    ``num_directions`` F; exact: F + (d + 1) T.
+
+    Args:
+        pair: at a small noise level (t = 10 of 1,000).
+        z: the example: an image, or its latent.
+        key: draws the directions.
+        p: exponent, at least 1.
+        num_directions: of the flux.
+        method: ``flux`` or ``exact``.
+
+    Brokman et al., SSVM 2025, arXiv:2505.08246.
+    """
+    options = {}
+    if method == "flux":
+        options = {
+            "radius": pair.sigma * jnp.sqrt(z.size),
+            "key": key,
+            "num_directions": num_directions,
+        }
+    centre = pair.alpha * z
+    return curvature.p_laplacian(pair.unconditional, centre, p=p, method=method, **options).value

@@ -1,0 +1,200 @@
+"""Statistics of memorization beyond the first step, each against a closed form or a naive twin."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from sharpjax import Gaussian, ScorePair
+from sharpjax.detection import statistics
+from sharpjax.detection.statistics import STATISTICS
+from sharpjax.detection.trajectory import Trajectory, follow
+
+RNG = np.random.default_rng(0)
+ALPHA, SIGMA = 0.6, 0.8
+SHAPE = (3, 2, 2)
+
+
+def linear_pair(dtype=jnp.float64, shape=SHAPE):
+    """Scores that are Gaussians', as functions of an image; and their matrices."""
+    d = int(np.prod(shape))
+    a, b = RNG.standard_normal((2, d, d))
+    u = Gaussian(
+        jnp.asarray(RNG.standard_normal(d), dtype), jnp.asarray(a @ a.T / d + np.eye(d), dtype)
+    )
+    c = Gaussian(
+        jnp.asarray(RNG.standard_normal(d), dtype),
+        jnp.asarray(b @ b.T / d + 0.1 * np.eye(d), dtype),
+    )
+    u, c = u.noised(ALPHA, SIGMA), c.noised(ALPHA, SIGMA)
+    pair = ScorePair(Partial(_as_image, u), Partial(_as_image, c), ALPHA, SIGMA)
+    return u, c, pair, jnp.asarray(RNG.standard_normal(shape), dtype)
+
+
+def _as_image(density, x):
+    return density.score(x.ravel()).reshape(x.shape)
+
+
+def a_path(steps=5, shape=SHAPE):
+    states = RNG.standard_normal((steps + 1, *shape))
+    u, c = RNG.standard_normal((2, steps, *shape))
+    return Trajectory(*map(jnp.asarray, (states, u, c, np.arange(steps)[::-1], RNG.random(steps))))
+
+
+@pytest.mark.usefixtures("x64")
+class TestClosedForms:
+    def test_diagonal_curvature_difference(self):
+        u, c, pair, x = linear_pair()
+        exact = np.diag(np.asarray(c.hessian(x.ravel()) - u.hessian(x.ravel())))
+        found = jax.jit(
+            lambda key: statistics.diagonal_curvature_difference(
+                pair, x, key=key, num_probes=20_000
+            )
+        )(jax.random.key(0))
+        off = np.array(c.hessian(x.ravel()) - u.hessian(x.ravel()))
+        np.fill_diagonal(off, 0)
+        # entry i has the standard error ||row i without its diagonal|| / sqrt(probes)
+        error = np.linalg.norm(off, axis=1).mean() / np.sqrt(20_000)
+        assert found == pytest.approx(np.abs(exact).mean(), abs=4 * error)
+
+    def test_diagonal_of_diagonal_matrices_needs_one_probe(self):
+        a, b = RNG.random((2, 12)) + 0.5
+        u, c = (Partial(jnp.multiply, -jnp.asarray(diagonal)) for diagonal in (a, b))
+        pair = ScorePair(u, c, ALPHA, SIGMA)
+        found = statistics.diagonal_curvature_difference(
+            pair, jnp.ones(12), key=jax.random.key(0), num_probes=1
+        )
+        assert found == pytest.approx(np.abs(a - b).mean(), rel=1e-12)
+
+    def test_guidance_alignment(self):
+        _, _, first, x = linear_pair()
+        _, _, later, _ = linear_pair()
+        terms = jax.jit(statistics.guidance_alignment)(first, later, x)
+        s_u, s_c = np.asarray(later.unconditional(x)), np.asarray(later.conditional(x))
+        cosines = [
+            np.dot((s_c - s_u)[:, i, j], s_u[:, i, j])
+            / (np.linalg.norm((s_c - s_u)[:, i, j]) * np.linalg.norm(s_u[:, i, j]))
+            for i, j in itertools.product(range(2), range(2))
+        ]
+        assert terms[0] == pytest.approx(np.mean(cosines), rel=1e-10)
+        assert terms[1] == pytest.approx(np.linalg.norm(first.difference(x)), rel=1e-10)
+
+    def test_p_laplacian(self):
+        """Of an isotropic Gaussian at distance r: -(d-1)/r, P3 of the identities."""
+        d = int(np.prod(SHAPE))
+        u = Gaussian(jnp.zeros(d), jnp.eye(d))
+        pair = ScorePair(Partial(_as_image, u), Partial(_as_image, u), 0.99, 0.14)
+        z = jnp.asarray(RNG.standard_normal(SHAPE))
+        exact = statistics.p_laplacian(pair, z, key=jax.random.key(0), method="exact")
+        assert exact == pytest.approx(-(d - 1) / (0.99 * np.linalg.norm(z)), rel=1e-10)
+        # the flux is the mean over the ball: E (d-1)/|y|, by Monte Carlo in the ball
+        flux = statistics.p_laplacian(pair, z, key=jax.random.key(0), num_directions=100_000)
+        radius = 0.14 * np.sqrt(d)
+        y = RNG.standard_normal((200_000, d))
+        y *= (radius * RNG.random(200_000) ** (1 / d) / np.linalg.norm(y, axis=1))[:, None]
+        samples = -(d - 1) / np.linalg.norm(0.99 * np.asarray(z).ravel() + y, axis=1)
+        # standard error of the flux: d/R times that of a cosine, at most 1/sqrt(d) each
+        error = np.sqrt(d) / radius / np.sqrt(100_000)
+        assert flux == pytest.approx(samples.mean(), abs=4 * error)
+
+
+@pytest.mark.usefixtures("x64")
+class TestPaths:
+    def test_score_difference(self):
+        path = a_path()
+        norms = [
+            s * np.linalg.norm(c - u)
+            for s, u, c in zip(path.sigmas, path.unconditional, path.conditional, strict=True)
+        ]
+        assert statistics.path_score_difference(path) == pytest.approx(np.mean(norms), rel=1e-12)
+        found = statistics.path_score_difference(path, num_steps=2)
+        assert found == pytest.approx(np.mean(norms[:2]), rel=1e-12)
+
+    def test_last_step_difference(self):
+        path = a_path()
+        expected = np.mean((np.asarray(path.conditional[-1]) - path.unconditional[-1]) ** 2)
+        assert statistics.last_step_difference(path) == pytest.approx(float(expected), rel=1e-12)
+
+    def test_step_displacement(self):
+        path = a_path()
+        lengths = [np.linalg.norm(b - a) for a, b in itertools.pairwise(np.asarray(path.states))]
+        np.testing.assert_allclose(path.displacements, lengths, rtol=1e-12)
+        mean, std = RNG.random((2, 5)) + 0.5
+        expected = max((length - m) / s for length, m, s in zip(lengths, mean, std, strict=True))
+        found = statistics.step_displacement(path, mean=jnp.asarray(mean), std=jnp.asarray(std))
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_combined_alignment_standardises_each_term():
+    calibration = RNG.standard_normal((500, 2)) * [0.1, 30] + [0.5, 100]
+    terms = np.array([[0.6, 130.0], [0.5, 100.0]])
+    found = statistics.combined_alignment(jnp.asarray(terms), jnp.asarray(calibration))
+    z = (terms - calibration.mean(0)) / calibration.std(0, ddof=1)
+    np.testing.assert_allclose(found, z.sum(axis=1), atol=1e-4)
+    weighted = statistics.combined_alignment(
+        jnp.asarray(terms), jnp.asarray(calibration), weights=(2.0, 0.5)
+    )
+    np.testing.assert_allclose(weighted, z @ [2, 0.5], atol=1e-4)
+
+
+def test_tiled_l2_against_a_naive_twin():
+    images = RNG.standard_normal((5, 3, 17, 22)).astype(np.float32)  # a rest is cut off
+
+    def distance(a, b):
+        return max(
+            np.linalg.norm((a - b)[:, 4 * i : 4 * i + 4, 5 * j : 5 * j + 5])
+            for i, j in itertools.product(range(4), range(4))
+        )
+
+    expected = min(distance(a, b) for a, b in itertools.combinations(images, 2))
+    assert statistics.tiled_l2(jnp.asarray(images)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        statistics.tiled_l2(jnp.asarray(images[:1]))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_path_is_the_samplers(tiny_model, guidance):
+    """Same states as sampling itself, and the scores of the model at these states."""
+    noise = jax.random.normal(jax.random.key(0), tiny_model.shape)
+    path = jax.jit(lambda m, c, x: follow(m, c, x, num_steps=4, guidance=guidance))(
+        tiny_model, 2, noise
+    )
+    image = tiny_model.sample(
+        np.array([2]), noise=np.asarray(noise)[None], num_steps=4, guidance=guidance
+    )[0]
+    np.testing.assert_allclose(path.states[-1], image, atol=1e-4 * np.abs(image).max())
+    np.testing.assert_array_equal(path.states[0], noise)
+    np.testing.assert_array_equal(path.timesteps, tiny_model.schedule.timesteps(4))
+    for k, t in enumerate(path.timesteps):
+        pair = tiny_model.scores(2, int(t))
+        u, c = pair.both(path.states[k])
+        scale = float(jnp.abs(u).max())
+        np.testing.assert_allclose(path.unconditional[k], u, atol=1e-4 * scale)
+        np.testing.assert_allclose(path.conditional[k], c, atol=1e-4 * scale)
+        assert path.sigmas[k] == pytest.approx(float(pair.sigma), rel=1e-6)
+
+
+def test_registry_says_what_each_is_computed_from():
+    assert {name: entry.where for name, entry in STATISTICS.items()} == {
+        "score_difference": "first",
+        "hessian_score_difference": "first",
+        "hessian_score": "first",
+        "trace_difference": "level",
+        "effective_dimension": "level",
+        "diagonal_curvature_difference": "end",
+        "guidance_alignment": "noise",
+        "path_score_difference": "path",
+        "last_step_difference": "path",
+        "step_displacement": "path",
+        "tiled_l2": "images",
+        "p_laplacian": "latent",
+    }
+    for name, entry in STATISTICS.items():
+        assert entry.direction in (-1, 1)
+        text = entry.function.__doc__
+        assert "memorized" in text, name
+        assert entry.cost, name
+        assert entry.source, name
