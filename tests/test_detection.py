@@ -6,10 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sharpjax import Gaussian, GaussianMixture, ScorePair, detection
-from sharpjax.detection.evaluation import evaluate, roc, spearman, tpr_at_fpr, wilson
+from sharpjax.detection.evaluation import (
+    compare,
+    evaluate,
+    nearest_tpr,
+    roc,
+    spearman,
+    tpr_at_fpr,
+    wilson,
+)
 from sharpjax.detection.run import DetectSettings, _first_step, detect
 from sharpjax.detection.statistics import STATISTICS
 from sharpjax.detection.summary import mean_and_half_width, summarize
@@ -167,6 +175,61 @@ def test_tpr_never_lets_more_than_one_percent_pass(num_negative):
         np.mean(positive >= t) for t in thresholds_ if np.sum(negative >= t) <= 0.01 * num_negative
     ]
     assert tpr_at_fpr(positive, negative) == pytest.approx(max(rates))
+
+
+@pytest.mark.parametrize("num_negative", [30, 99, 100, 250])
+def test_nearest_point_may_let_more_pass(num_negative):
+    """The papers' way, against a loop over all thresholds."""
+    rng = np.random.default_rng(num_negative)
+    positive, negative = rng.normal(1.5, 1.0, 80), rng.normal(0.0, 1.0, num_negative)
+    points = [(0.0, 0.0)] + [
+        (np.mean(negative >= t), np.mean(positive >= t))
+        for t in np.concatenate([positive, negative])
+    ]
+    nearest = min(abs(fpr - 0.01) for fpr, _ in points)
+    expected = max(tpr for fpr, tpr in points if abs(fpr - 0.01) <= nearest + 1e-12)
+    assert nearest_tpr(positive, negative) == pytest.approx(expected)
+    assert nearest_tpr(positive, negative) >= tpr_at_fpr(positive, negative)
+
+
+def test_average_precision_and_auc_are_sklearns():
+    rng = np.random.default_rng(3)
+    memorized = rng.random(80) < 0.3
+    for scores in (rng.normal(memorized, 1.0), rng.integers(0, 4, 80) + memorized):  # with ties
+        figures = evaluate(scores, memorized, num_bootstrap=50)
+        expected = average_precision_score(memorized, scores)
+        assert figures.average_precision.value == pytest.approx(expected)
+        assert figures.auc.value == pytest.approx(roc_auc_score(memorized, scores))
+        assert figures.average_precision.low <= expected <= figures.average_precision.high
+
+
+def test_paired_comparison():
+    """Of a statistic and its noisy copy, a pair differs surely that two intervals leave open."""
+    rng = np.random.default_rng(0)
+    memorized = np.arange(300) < 150
+    good = rng.normal(1.6 * memorized, 1.0)
+    worse = good + rng.normal(0, 0.9, 300)
+    result = compare(good, worse, memorized, num_bootstrap=400)
+    aucs = [evaluate(scores, memorized, num_bootstrap=400).auc for scores in (good, worse)]
+    assert result.auc.value == pytest.approx(aucs[0].value - aucs[1].value)
+    assert result.auc.low > 0
+    assert result.p_value < 0.05
+    assert aucs[0].low < aucs[1].high  # apart, nothing could be said
+    back = compare(worse, good, memorized, num_bootstrap=400)
+    assert back.auc.low == pytest.approx(-result.auc.high)
+    same = compare(good, good, memorized, num_bootstrap=100)
+    assert (same.auc.value, same.auc.low, same.auc.high, same.p_value) == (0, 0, 0, 1)
+
+
+def test_paired_comparison_of_equals_is_fair():
+    """Equally good, independent: p below 0.1 in about a tenth of the cases."""
+    rng = np.random.default_rng(1)
+    memorized = np.arange(100) < 50
+    found = [
+        compare(*rng.normal(memorized, 1.0, (2, 100)), memorized, num_bootstrap=200).p_value
+        for _ in range(100)
+    ]
+    assert 2 <= np.sum(np.array(found) < 0.1) <= 21  # standard deviation 3
 
 
 def test_bootstrap_interval_covers():
