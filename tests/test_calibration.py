@@ -1,0 +1,67 @@
+"""Thresholds from clean prompts: the quantile, and how often its interval holds the true one."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sharpjax.detection.calibration import threshold
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize(("n", "quantile"), [(500, 0.99), (100, 0.9), (60, 0.5)])
+def test_interval_covers_the_true_quantile(n, quantile, direction):
+    """Of exponential values: whatever the distribution, at least 95% of the time."""
+    rng = np.random.default_rng(n)
+    truth = stats.expon.ppf(quantile)
+    hits, runs = 0, 1000
+    for _ in range(runs):
+        found = threshold(
+            direction * rng.exponential(size=n), direction=direction, quantile=quantile
+        )
+        assert found.low <= found.value <= found.high
+        hits += found.low <= direction * truth <= found.high
+    # at least 950 are expected, standard deviation 7; ranks are whole, so somewhat more
+    assert 950 - 3 * 7 <= hits <= 990
+
+
+def test_false_positive_rate_is_what_was_asked():
+    rng = np.random.default_rng(0)
+    rates = []
+    for _ in range(200):
+        found = threshold(rng.normal(size=400), direction=1, quantile=0.95)
+        rates.append(stats.norm.sf(found.value))
+    assert np.mean(rates) == pytest.approx(0.05, abs=0.003)
+
+
+def test_margin_is_positive_where_memorized():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=200)
+    for direction in (1, -1):
+        found = threshold(direction * values, direction=direction)
+        assert found.margin(direction * 10.0) > 0 > found.margin(0.0)
+        beyond = [found.margin(v) > 0 for v in direction * values]
+        assert np.mean(beyond) == pytest.approx(0.01)
+
+
+def test_too_few_prompts_leave_the_end_open():
+    found = threshold(np.arange(100.0), direction=1)
+    assert found.high == np.inf
+    assert found.low > 90
+    mirrored = threshold(-np.arange(100.0), direction=-1)
+    assert mirrored.low == -np.inf
+    assert mirrored.high == -found.low
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ([1.0], {}, "at least two clean prompts"),
+        ([[1.0, 2.0]], {}, "at least two"),
+        ([1.0, np.nan], {}, "NaN"),
+        ([1.0, 2.0], {"quantile": 1.0}, r"quantile must lie in \(0, 1\), got 1.0"),
+        ([1.0, 2.0], {"quantile": float("nan")}, "quantile must lie"),
+    ],
+)
+def test_refused(values, options, message):
+    with pytest.raises(ValueError, match=message):
+        threshold(np.array(values), direction=1, **options)
