@@ -19,6 +19,7 @@ from sharpjax._types import Array
 from sharpjax.models.checkpoints import from_pretrained, save_pretrained
 from sharpjax.models.files import checked_file, checked_subfolder, read_json
 from sharpjax.models.unet_2d import UNet2DModel
+from sharpjax.rundir import write_text
 from sharpjax.sampling import sample
 from sharpjax.schedules import Schedule
 from sharpjax.score import ScorePair, score_from_prediction
@@ -51,8 +52,8 @@ class PixelDiffusion:
         """
         root = Path(directory)
         unet = from_pretrained(root, "unet")
-        scheduler = checked_subfolder(root, "scheduler") / "scheduler_config.json"
-        schedule = Schedule.from_config(checked_file(root, scheduler))
+        path = checked_file(root, checked_subfolder(root, "scheduler") / "scheduler_config.json")
+        schedule = Schedule.from_config(read_json(path), where=path)
         names = read_json(checked_file(root, root / CONDITIONS_NAME)).get("conditions")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{root / CONDITIONS_NAME}: 'conditions' must be a list of names")
@@ -80,7 +81,7 @@ class PixelDiffusion:
             },
             CONDITIONS_NAME: {"conditions": list(self.conditions)},
         }.items():
-            (root / name).write_text(json.dumps(value, indent=2) + "\n")
+            write_text(root / name, json.dumps(value, indent=2) + "\n")
         return root
 
     @property
