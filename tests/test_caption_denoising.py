@@ -10,7 +10,7 @@ from sharpjax.models.autoencoder_kl import AutoencoderKL
 from sharpjax.schedules import Schedule
 from sharpjax.training import CaptionDenoising, train_tokenizer
 
-N, BATCHES = 64, 150
+N, BATCHES = 64, 80
 PICTOGRAMS = planted_pictograms()
 DRAWN = [c for c in PICTOGRAMS.concepts if c.frequency]
 
@@ -46,12 +46,13 @@ def test_captions_are_drawn_by_frequency(drawn):
     frequency = np.array([c.frequency for c in DRAWN], float)
     expected = N * BATCHES * frequency / frequency.sum()
     count = np.bincount(drawn[0], minlength=len(DRAWN))
-    # stratified draws vary less than Poisson's; 544 scores, P(any > 4.5) = 0.004
-    assert np.abs((count - expected) / np.sqrt(expected)).max() < 4.5
+    # stratified draws vary less than Poisson's, but the rarest are expected once or twice
+    assert np.abs((count - expected) / np.sqrt(expected)).max() < 5
     for level in (1, 16):
         for group in ("memorized", "hot"):
             which = [c.group == group and c.level == level for c in DRAWN]
-            assert count[which].sum() == pytest.approx(expected[which].sum(), rel=0.3)
+            total = expected[which].sum()
+            assert count[which].sum() == pytest.approx(total, abs=4 * np.sqrt(total))
 
 
 def test_memorized_images_repeat_and_no_other_does(drawn):
@@ -72,7 +73,9 @@ def test_batches(task):
     assert x.shape == target.shape == (N, 4, 16, 16)
     # one timestep in each 64th of the grid; rounding may move an edge
     np.testing.assert_allclose(np.sort(t) * N // 1000, np.arange(N), atol=1)
-    concept, images = task.examples(jax.random.split(jax.random.key(7), 6)[0], N)
+    concept, images = jax.jit(lambda key: task.examples(key, N))(
+        jax.random.split(jax.random.key(7), 6)[0]
+    )
     np.testing.assert_array_equal(group, task.group[concept])
     dropped = (ids == task.empty_ids).all(axis=1)
     np.testing.assert_array_equal(ids[~dropped], task.input_ids[concept][~dropped])
@@ -81,7 +84,7 @@ def test_batches(task):
     alpha, sigma = (np.asarray(f(t))[:, None, None, None] for f in
                     (task.schedule.alpha, task.schedule.sigma))  # fmt: skip
     x0 = (np.asarray(x) - sigma * target) / alpha
-    posterior = task.vae.encode(images)
+    posterior = jax.jit(task.vae.encode)(images)
     score = (x0 / 0.5 - posterior.mean) / posterior.std
     clear = np.asarray(t) < 500  # dividing by alpha magnifies rounding
     assert np.asarray(score)[clear].std() == pytest.approx(1, abs=0.03)

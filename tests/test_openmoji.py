@@ -20,6 +20,8 @@ from sharpjax.datasets.openmoji import (
 )
 from sharpjax.similarity import outline_correlation
 
+draw = jax.jit(render)
+
 
 @pytest.fixture(scope="module")
 def pictograms():
@@ -98,7 +100,7 @@ def test_fixed_images_are_fixed_and_fresh_ones_are_not(pictograms):
 
 def test_nothing_done_is_the_picture_on_its_background(pictograms):
     picture = pictograms.pictures[0]
-    image = np.asarray(render(jnp.asarray(picture), plain(background=(0.2, 0.6, 1.0))))
+    image = np.asarray(draw(jnp.asarray(picture), plain(background=(0.2, 0.6, 1.0))))
     inner = picture[8:-8, 8:-8].astype(float) / 255
     alpha = inner[..., 3:]
     expected = inner[..., :3] * alpha + (1 - alpha) * np.array([0.2, 0.6, 1.0])
@@ -116,8 +118,8 @@ def test_nothing_done_is_the_picture_on_its_background(pictograms):
 def test_pose(changes, twin, pictograms):
     """Against NumPy's own; a small picture, so that nothing leaves the image."""
     picture = jnp.asarray(pictograms.pictures[3])
-    expected = twin(np.asarray(render(picture, plain(scale=0.7))))
-    found = np.asarray(render(picture, plain(**({"scale": 0.7} | changes))))
+    expected = twin(np.asarray(draw(picture, plain(scale=0.7))))
+    found = np.asarray(draw(picture, plain(**({"scale": 0.7} | changes))))
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -126,7 +128,7 @@ def test_scale():
     offset = np.hypot(*np.mgrid[-39.5:40, -39.5:40])
     picture = np.zeros((80, 80, 4), np.uint8)
     picture[..., 3] = 255 * (offset < 20)
-    image = np.asarray(render(jnp.asarray(picture), plain(scale=0.75)))
+    image = np.asarray(draw(jnp.asarray(picture), plain(scale=0.75)))
     dark = (image[0] < 0).sum()
     assert dark == pytest.approx(np.pi * 15**2, rel=0.03)
 
@@ -134,10 +136,10 @@ def test_scale():
 def test_hue_turns_colours_and_leaves_greys():
     picture = np.full((80, 80, 4), 255, np.uint8)
     picture[..., :3] = 100
-    grey = np.asarray(render(jnp.asarray(picture), plain(hue=HUE)))
+    grey = np.asarray(draw(jnp.asarray(picture), plain(hue=HUE)))
     np.testing.assert_allclose(grey, 2 * 100 / 255 - 1, atol=1e-5)
     picture[..., :3] = (200, 60, 60)
-    red = np.asarray(render(jnp.asarray(picture), plain(hue=HUE)))[:, 32, 32]
+    red = np.asarray(draw(jnp.asarray(picture), plain(hue=HUE)))[:, 32, 32]
     luminance = np.array([0.299, 0.587, 0.114])
     np.testing.assert_allclose(luminance @ red, 2 * luminance @ [200, 60, 60] / 255 - 1, atol=1e-5)
     assert np.abs(red - (2 * np.array([200, 60, 60]) / 255 - 1)).max() > 0.1
