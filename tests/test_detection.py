@@ -350,6 +350,7 @@ def values(records):
     }
 
 
+@pytest.mark.slow
 def test_batch_size_and_company_do_not_change_a_condition(tiny_model, tiny_training_set, tmp_path):
     whole = values(run(tiny_model, tiny_training_set, tmp_path / "a", batch_size=4))
     some = ("1 x3", "0 x1", "1 x12")

@@ -257,6 +257,7 @@ def test_kept_checkpoints(trained, tmp_path):
         run(tmp_path / "other", keep_every=30)
 
 
+@pytest.mark.slow
 def test_diverged_run_is_told(tmp_path):
     settings = dataclasses.replace(SETTINGS, learning_rate=1e30, warmup=0)
     with pytest.raises(FloatingPointError, match=r"the loss is .* at step .* of 60; train with le"):

@@ -227,6 +227,7 @@ def test_sizes_that_the_levels_cannot_halve(tmp_path):
         ours(x, **conditions)
 
 
+@pytest.mark.slow
 def test_batch_vmap_and_remat_agree():
     config = CONFIGS["classes"]
     model = UNet2DConditionModel(**config, rngs=nnx.Rngs(0))

@@ -334,6 +334,7 @@ class LatentDiffusion:
         negative = self.encode([negative_prompt])[0] if negative_prompt else self.empty
         fixed, size = (self.unet, self.schedule, negative), min(batch_size, n)
         if mesh is not None:
+            mesh = Mesh(mesh.devices, mesh.axis_names)  # shardings are XLA's business
             size = -(-size // mesh.size) * mesh.size
             fixed = jax.device_put(fixed, NamedSharding(mesh, PartitionSpec()))
         results = []
