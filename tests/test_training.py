@@ -264,6 +264,19 @@ def test_diverged_run_is_told(tmp_path):
         run(tmp_path / "run", settings)
 
 
+def test_no_room_for_a_checkpoint(trained, tmp_path, monkeypatch):
+    """Nothing is begun, and with room again the run ends as if nothing had been."""
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(
+        OSError, match=r"cannot write a checkpoint to .* MB, 0\.0 MB are free; .*goes"
+    ):
+        run(tmp_path / "run")
+    monkeypatch.undo()
+    run(tmp_path / "run")
+    assert_same_run(tmp_path / "run", trained[0], SETTINGS.steps)
+
+
 # --- what is refused ---------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -200,6 +201,7 @@ def train(
                     # losses first: a checkpoint never promises losses that were not written
                     log.write(done)
                     with _telling_where(folder):
+                        _check_space(folder, state)
                         manager.save(done, args=ocp.args.StandardSave(state))
         with _telling_where(folder):
             manager.wait_until_finished()
@@ -236,6 +238,14 @@ def _checkpoints(folder: Path, *, keep_every: int | None = None) -> ocp.Checkpoi
     return ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options)
 
 
+def _check_space(folder: Path, state: Any) -> None:
+    """Refuse to begin a checkpoint that would not fit: one that breaks off is noisy."""
+    needed = 1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"it takes {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free")
+
+
 @contextlib.contextmanager
 def _telling_where(folder: Path) -> Iterator[None]:
     """Errors of the checkpoint writer as one that says what is lost: nothing before it."""
@@ -243,8 +253,9 @@ def _telling_where(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise OSError(
-            f"cannot write a checkpoint to {folder / 'checkpoints'} (is the disk full?): {error}; "
-            "the checkpoints before it are whole, and the same command goes on from the last"
+            f"cannot write a checkpoint to {folder / 'checkpoints'} (is the disk full?): "
+            f"{str(error).splitlines()[0]}; the checkpoints before it are whole, and the same "
+            "command goes on from the last"
         ) from error
 
 
