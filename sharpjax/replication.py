@@ -16,7 +16,6 @@ in between are kept apart: detection is not judged on them.  A hot or general ca
 against a fixed rendering of its own, which the model has never seen.
 """
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from scipy import stats
 
 from sharpjax.datasets.openmoji import Concept, PlantedPictograms
 from sharpjax.detection.evaluation import wilson
-from sharpjax.detection.truth import CLEAN_RATE, MEMORIZED_RATE, QUANTILE, TRUTH_NAME
+from sharpjax.detection.truth import QUANTILE, verdict, write_truths
 from sharpjax.generation import GenerationSettings, generate
 from sharpjax.models.concept_classifier import ConceptClassifier, probabilities
 from sharpjax.models.latent_diffusion import LatentDiffusion
@@ -127,9 +126,7 @@ class CaptionTruth:
     @property
     def verdict(self) -> str:
         """``memorized``, ``clean`` or ``between``."""
-        if self.copy_rate >= MEMORIZED_RATE:
-            return "memorized"
-        return "clean" if self.copy_rate <= CLEAN_RATE else "between"
+        return verdict(self.copy_rate)
 
 
 def judge(
@@ -248,37 +245,3 @@ def load_images(paths: Sequence[Path]) -> np.ndarray:
     """Colour PNGs of one size, ``(n, 3, h, w)`` float32 in [-1, 1]."""
     pixels = np.stack([np.asarray(Image.open(path).convert("RGB"), np.float32) for path in paths])
     return (pixels / 127.5 - 1).transpose(0, 3, 1, 2)
-
-
-_COLUMNS = [field.name for field in dataclasses.fields(CaptionTruth)] + ["copy_rate", "verdict"]
-
-
-def write_truths(directory: Path, truths: Sequence[CaptionTruth]) -> Path:
-    """Write ``ground_truth.csv``."""
-    path = directory / TRUTH_NAME
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_COLUMNS)
-        for truth in truths:
-            row = [getattr(truth, column) for column in _COLUMNS]
-            writer.writerow([round(v, 4) if isinstance(v, float) else v for v in row])
-    return path
-
-
-def read_truths(directory: str | Path) -> list[CaptionTruth]:
-    """Read ``ground_truth.csv`` of a model of captions.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: a column is missing or not a number.
-    """
-    path = Path(directory) / TRUTH_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"no {TRUTH_NAME} in {directory}")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    fields = dataclasses.fields(CaptionTruth)
-    try:
-        return [CaptionTruth(**{f.name: f.type(row[f.name]) for f in fields}) for row in rows]
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error

@@ -11,6 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from sharpjax import caption_report
 from sharpjax.datasets.openmoji import planted_pictograms
+from sharpjax.detection.truth import read_truths, write_truths
 from sharpjax.replication import (
     NUM_NEGATIVES,
     CaptionTruth,
@@ -18,8 +19,6 @@ from sharpjax.replication import (
     judge,
     load_images,
     measured_concepts,
-    read_truths,
-    write_truths,
 )
 from sharpjax.similarity import outline_correlation, outlines, pixel_correlation
 
@@ -143,13 +142,13 @@ def truths():
 def test_written_and_read(tmp_path):
     rows = truths()
     write_truths(tmp_path, rows)
-    assert read_truths(tmp_path) == rows
+    assert read_truths(tmp_path, CaptionTruth) == rows
     with pytest.raises(FileNotFoundError, match=r"no ground_truth.csv in"):
-        read_truths(tmp_path / "none")
+        read_truths(tmp_path / "none", CaptionTruth)
     text = (tmp_path / "ground_truth.csv").read_text()
     (tmp_path / "ground_truth.csv").write_text(text.replace("similarity_low", "low_similarity"))
     with pytest.raises(ValueError, match=r"is damaged: KeyError\('similarity_low'\)"):
-        read_truths(tmp_path)
+        read_truths(tmp_path, CaptionTruth)
 
 
 def test_table_counts_verdicts_by_level():

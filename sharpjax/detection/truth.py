@@ -17,6 +17,7 @@ import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -33,6 +34,7 @@ TRUTH_NAME = "ground_truth.csv"
 QUANTILE = 0.99
 MEMORIZED_RATE = 0.5
 CLEAN_RATE = 0.1
+Record = TypeVar("Record")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +69,14 @@ class Truth:
     @property
     def verdict(self) -> str:
         """``memorized``, ``clean`` or ``between``."""
-        if self.copy_rate >= MEMORIZED_RATE:
-            return "memorized"
-        return "clean" if self.copy_rate <= CLEAN_RATE else "between"
+        return verdict(self.copy_rate)
+
+
+def verdict(copy_rate: float) -> str:
+    """``memorized``, ``clean`` or ``between``."""
+    if copy_rate >= MEMORIZED_RATE:
+        return "memorized"
+    return "clean" if copy_rate <= CLEAN_RATE else "between"
 
 
 def copy_threshold(references: np.ndarray) -> float:
@@ -185,23 +192,21 @@ def load_strip(path: Path) -> np.ndarray:
     return pixels.reshape(height, -1, height).transpose(1, 0, 2)[:, None]
 
 
-_COLUMNS = [field.name for field in dataclasses.fields(Truth)] + ["copy_rate", "verdict"]
-
-
-def write_truths(directory: str | Path, truths: list[Truth]) -> Path:
-    """Write ``ground_truth.csv``."""
+def write_truths(directory: str | Path, truths: Sequence[Any]) -> Path:
+    """Write ``ground_truth.csv``: the fields of the records, their copy rates and verdicts."""
     path = Path(directory) / TRUTH_NAME
+    columns = [field.name for field in dataclasses.fields(truths[0])] + ["copy_rate", "verdict"]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(_COLUMNS)
+        writer.writerow(columns)
         for truth in truths:
-            row = [getattr(truth, column) for column in _COLUMNS]
+            row = [getattr(truth, column) for column in columns]
             writer.writerow([round(v, 6) if isinstance(v, float) else v for v in row])
     return path
 
 
-def read_truths(directory: str | Path) -> list[Truth]:
-    """Read ``ground_truth.csv``.
+def read_truths(directory: str | Path, kind: type[Record] = Truth) -> list[Record]:
+    """Read ``ground_truth.csv``, whose records are of this ``kind``.
 
     Raises:
         FileNotFoundError: there is none.
@@ -212,9 +217,9 @@ def read_truths(directory: str | Path) -> list[Truth]:
         raise FileNotFoundError(f"no {TRUTH_NAME} in {directory}")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    fields = dataclasses.fields(Truth)
+    fields = dataclasses.fields(kind)
     try:
-        return [Truth(**{f.name: f.type(row[f.name]) for f in fields}) for row in rows]
+        return [kind(**{f.name: f.type(row[f.name]) for f in fields}) for row in rows]
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
 
