@@ -233,9 +233,16 @@ def averaged(model: nnx.Module, directory: str | Path, step: int) -> nnx.Module:
     return nnx.merge(graph, state["ema"])
 
 
-def _checkpoints(folder: Path, *, keep_every: int | None = None) -> ocp.CheckpointManager:
+@contextlib.contextmanager
+def _checkpoints(folder: Path, *, keep_every: int | None = None) -> Iterator[ocp.CheckpointManager]:
     options = ocp.CheckpointManagerOptions(max_to_keep=2, keep_period=keep_every)
-    return ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options)
+    manager = ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options)
+    try:
+        yield manager
+    finally:
+        # closing waits for a checkpoint under way, and repeats the error of one that broke off
+        with _telling_where(folder):
+            manager.close()
 
 
 def _check_space(folder: Path, state: Any) -> None:
