@@ -146,7 +146,7 @@ def train_openmoji_classifier(
         Path | None,
         typer.Option(help="Folder of the autoencoder. Default: that of the bundled model."),
     ] = None,
-    steps: StepsOption = 3000,
+    steps: StepsOption = 1500,
     batch: BatchOption = 128,
     learning_rate: RateOption = 2e-3,
     checkpoint_every: CheckpointOption = 100,

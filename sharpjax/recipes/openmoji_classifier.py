@@ -14,7 +14,7 @@ from sharpjax.recipes.openmoji_vae import reconstruct
 from sharpjax.training import Classification, Settings, train
 
 CLASSIFIER_SETTINGS = Settings(
-    steps=3000, batch_size=128, learning_rate=2e-3, decay=0.6, warmup=100, weight_decay=1e-2
+    steps=1500, batch_size=128, learning_rate=2e-3, decay=0.6, warmup=100, weight_decay=1e-2
 )
 
 
