@@ -12,6 +12,7 @@ from typing import Any
 
 _MAX_INT = 2**20
 _MAX_LENGTH = 32
+_MAX_LABELS = 2**16  # of a classifier: each is a column of one layer
 _TENSORS_PER_LAYER = 16  # a residual block of an encoder and one of a decoder; a layer of CLIP
 
 
@@ -99,8 +100,9 @@ def check_size(settings: dict[str, Any], path: Path, *, num_tensors: int) -> Non
         while lists:
             item = lists.pop()
             if isinstance(item, tuple):
-                if len(item) > _MAX_LENGTH:
-                    raise ValueError(f"{path}: {key} has {len(item)} entries, over {_MAX_LENGTH}")
+                most = _MAX_LABELS if key == "labels" else _MAX_LENGTH
+                if len(item) > most:
+                    raise ValueError(f"{path}: {key} has {len(item)} entries, over {most}")
                 lists += item
             elif isinstance(item, int) and not isinstance(item, bool):
                 numbers.append(item)
