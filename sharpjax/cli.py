@@ -31,7 +31,7 @@ from sharpjax.model_commands import convert, sample
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.load import load
 from sharpjax.models.pixel_diffusion import PixelDiffusion
-from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name
+from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name, wide_console
 from sharpjax.rundir import write_text
 from sharpjax.train_commands import train_app
 
@@ -291,8 +291,7 @@ def verify(
         values = [dataclasses.asdict(r) | {"z": r.z, "verdict": r.verdict} for r in rows]
         print(json.dumps({"dim": dim, "samples": samples, "seed": seed, "rows": values}))
     else:
-        # Rich takes a file or a pipe for 80 columns wide, too few for the table.
-        wide = console if console.is_terminal else Console(width=max(console.width, 120))
+        wide = wide_console()
         wide.print(report.statements_table(rows))
         wide.print()
         wide.print(report.identities_table(rows))

@@ -17,7 +17,7 @@ from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import load
 from sharpjax.models.pixel_diffusion import PixelDiffusion
-from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name
+from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name, wide_console
 
 
 def ground_truth(
@@ -121,7 +121,7 @@ def _captions(
         print(json.dumps({"directory": str(folder), "threshold": limits.threshold, "truths": rows}))
         return
     console.print(caption_report.control_line(limits))
-    console.print(caption_report.level_table(truths))
+    wide_console().print(caption_report.level_table(truths))
     console.print(f"Written to [bold]{folder}[/bold]: {TRUTH_NAME}, samples.png, images/")
 
 

@@ -18,6 +18,11 @@ SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of eve
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 
+def wide_console() -> Console:
+    """For tables of many columns: Rich takes a file or a pipe for 80 columns wide, too few."""
+    return console if console.is_terminal else Console(width=max(console.width, 160))
+
+
 def run_name(model: str, directory: Path) -> str:
     """Of a model in names of run directories: a hub id's last word, not its snapshot's number."""
     if model in zoo.bundled() or not Path(model).is_dir():

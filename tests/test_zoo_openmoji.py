@@ -90,11 +90,12 @@ def test_memorization_is_verified_and_controls_are_clean(truths):
         assert verdicts[control].count("memorized") <= 0.02 * len(verdicts[control])
     rate = [
         np.mean([t.copy_rate for t in truths if (t.group, t.level) == ("memorized", level)])
-        for level in (1, 4, 16)
+        for level in (1, 2, 3, 4)
     ]
-    assert rate[0] < rate[1] < rate[2]
+    assert rate[0] < rate[1] < rate[2] < rate[3]
 
 
+@pytest.mark.slow
 def test_truth_comes_out_again(model, truths, tmp_path):
     """One caption that is memorized and one that is not, by the recipe of the table."""
     memorized = next(t for t in truths if t.verdict == "memorized" and t.level == 16)
