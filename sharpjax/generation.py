@@ -106,33 +106,12 @@ def generate(
     prompts = list(prompts)
     is_latent = isinstance(model, LatentDiffusion)
     batch_size = (4 if is_latent else 64) if batch_size is None else batch_size
-    for name, value in (
-        ("the number of prompts", len(prompts)),
-        ("num_images", num_images),
-        ("batch_size", batch_size),
-    ):
+    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    folder, records = begin(model, prompts, directory, settings, fingerprint=fingerprint)
     settings, shape = _completed(settings, model)
-    model.schedule.timesteps(settings.num_steps)
-    if is_latent:
-        model.tokenizer(prompts)  # warns of all that are too long, before hours of work
-    else:
-        model.encode(prompts)
-    _encode(model, prompts[0], settings)  # whatever is wrong with the settings shows here
-    dtype = jax.tree.leaves(nnx.state(model.unet, nnx.Param))[0].dtype.name
-    defining = {"run": "sample", "model": fingerprint, "dtype": dtype}
-    folder = claim(directory, defining | dataclasses.asdict(settings), what="sample")
-
     path = folder / RESULTS_NAME
-    records = {(r["index"], r["image"]): r for r in read_lines(path, _FIELDS)}
-    for (index, _), record in records.items():
-        if index < len(prompts) and record["prompt"] != prompts[index]:
-            raise ValueError(
-                f"{folder} holds images of other prompts: number {index} is {record['prompt']!r} "
-                f"there, {prompts[index]!r} now. Repeat its prompts in their order (more may "
-                "follow), or choose another directory"
-            )
     images = [(i, j) for i in range(len(prompts)) for j in range(num_images)]
     done = {key for key in images if key in records and _file(folder, *key).is_file()}
     key = jax.random.key(settings.seed)
@@ -180,6 +159,43 @@ def generate(
                 bar.advance(note=escape(prompts[i][:40]))
     _write_png(folder / GRID_NAME, _grid(folder, prompts, num_images))
     return [records[image] for image in images]
+
+
+def begin(
+    model: PixelDiffusion | LatentDiffusion,
+    prompts: Sequence[str],
+    directory: str | Path,
+    settings: GenerationSettings,
+    *,
+    fingerprint: str,
+) -> tuple[Path, dict[tuple[int, int], dict[str, Any]]]:
+    """The directory of a run of :func:`generate`, and the records that are there, before any work.
+
+    Raises:
+        ValueError, FileExistsError, OSError: as :func:`generate`.
+    """
+    if not prompts:
+        raise ValueError("the number of prompts must be at least 1, got 0")
+    settings, _ = _completed(settings, model)
+    model.schedule.timesteps(settings.num_steps)
+    if isinstance(model, LatentDiffusion):
+        model.tokenizer(list(prompts))  # warns of all that are too long, before hours of work
+    else:
+        model.encode(prompts)
+    _encode(model, prompts[0], settings)  # whatever is wrong with the settings shows here
+    dtype = jax.tree.leaves(nnx.state(model.unet, nnx.Param))[0].dtype.name
+    defining = {"run": "sample", "model": fingerprint, "dtype": dtype}
+    folder = claim(directory, defining | dataclasses.asdict(settings), what="sample")
+    path = folder / RESULTS_NAME
+    records = {(r["index"], r["image"]): r for r in read_lines(path, _FIELDS)}
+    for (index, _), record in records.items():
+        if index < len(prompts) and record["prompt"] != prompts[index]:
+            raise ValueError(
+                f"{folder} holds images of other prompts: number {index} is {record['prompt']!r} "
+                f"there, {prompts[index]!r} now. Repeat its prompts in their order (more may "
+                "follow), or choose another directory"
+            )
+    return folder, records
 
 
 def _completed(

@@ -29,7 +29,7 @@ from scipy import stats
 from sharpjax.datasets.openmoji import Concept, PlantedPictograms
 from sharpjax.detection.evaluation import wilson
 from sharpjax.detection.truth import QUANTILE, verdict, write_truths
-from sharpjax.generation import GenerationSettings, generate
+from sharpjax.generation import GenerationSettings, begin, generate
 from sharpjax.models.concept_classifier import ConceptClassifier, probabilities
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.similarity import outline_correlation
@@ -203,12 +203,15 @@ def measure(
     if num_samples < 2:
         raise ValueError(f"num_samples must be at least 2, got {num_samples}")
     index = measured_concepts(pictograms) if index is None else np.asarray(index)
+    captions = [pictograms.captions[i] for i in index]
+    settings = GenerationSettings(num_steps=num_steps, guidance=guidance, seed=seed)
+    begin(model, captions, directory, settings, fingerprint=fingerprint)  # refused at once, or not
     limits = control(model, pictograms)
     records = generate(
         model,
-        [pictograms.captions[i] for i in index],
+        captions,
         directory,
-        GenerationSettings(num_steps=num_steps, guidance=guidance, seed=seed),
+        settings,
         fingerprint=fingerprint,
         num_images=num_samples,
         batch_size=batch_size,

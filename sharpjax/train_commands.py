@@ -73,11 +73,11 @@ def train_openmoji_vae(
     checkpoint_every: CheckpointOption = 100,
     seed: SeedOption = 0,
 ) -> None:
-    """Train the pictograms' autoencoder, 64 x 64 pixels to 16 x 16 x 4 latents.
+    r"""Train the pictograms' autoencoder, 64 x 64 pixels to 16 x 16 x 4 latents.
 
     About half an hour on two CPU cores.  Prints how well it reconstructs pictograms of captions
     that it was trained on, in new renderings, and of held-out ones.  Needs the pictograms: pip
-    install "sharpjax[datasets]".
+    install "sharpjax\[datasets]".
     """
     _one_device_a_core(batch)
     from sharpjax.models.checkpoints import save_pretrained
@@ -114,17 +114,16 @@ def train_openmoji(
     ] = 2000,
     seed: SeedOption = 0,
 ) -> None:
-    """Train the pictograms' text-to-image model: captions with one repeated image, and without.
+    r"""Train the pictograms' text-to-image model: captions with one repeated image, and without.
 
     Writes model/, and models/ with those of the way there, as Stable Diffusion directories.  Needs
-    the pictograms: pip install "sharpjax[datasets]".
+    the pictograms: pip install "sharpjax\[datasets]".
     """
     _one_device_a_core(batch)
-    from sharpjax.models.checkpoints import from_pretrained
     from sharpjax.recipes import openmoji as recipe
     from sharpjax.training import kept_steps
 
-    autoencoder = from_pretrained(vae or zoo.ROOT / "openmoji" / "vae")
+    autoencoder = _autoencoder(vae)
     settings = _changed(
         recipe.SETTINGS, steps=steps, batch=batch, learning_rate=learning_rate, seed=seed
     )
@@ -152,16 +151,16 @@ def train_openmoji_classifier(
     checkpoint_every: CheckpointOption = 100,
     seed: SeedOption = 0,
 ) -> None:
-    """Train the judge that says which pictogram an image shows.
+    r"""Train the judge that says which pictogram an image shows.
 
     Prints its accuracy on renderings that it has not seen.  Needs the pictograms: pip install
-    "sharpjax[datasets]".
+    "sharpjax\[datasets]".
     """
     _one_device_a_core(batch)
-    from sharpjax.models.checkpoints import from_pretrained, save_pretrained
+    from sharpjax.models.checkpoints import save_pretrained
     from sharpjax.recipes import openmoji_classifier as recipe
 
-    autoencoder = from_pretrained(vae or zoo.ROOT / "openmoji" / "vae")
+    autoencoder = _autoencoder(vae)
     settings = _changed(
         recipe.CLASSIFIER_SETTINGS, steps=steps, batch=batch, learning_rate=learning_rate, seed=seed
     )
@@ -172,3 +171,18 @@ def train_openmoji_classifier(
     for name, value in recipe.accuracy(classifier, autoencoder, pictograms).items():
         console.print(f"Accuracy on fresh renderings, {name}: {value:.3f}")
     console.print(f"Written to [bold]{target}[/bold]")
+
+
+def _autoencoder(folder: Path | None):
+    """That of the pictograms, or of a folder, which must hold such a one."""
+    from sharpjax.models.autoencoder_kl import AutoencoderKL
+    from sharpjax.models.checkpoints import from_pretrained
+
+    folder = folder or zoo.ROOT / "openmoji" / "vae"
+    module = from_pretrained(folder)
+    if not isinstance(module, AutoencoderKL):
+        raise ValueError(
+            f"--vae {folder} must hold an AutoencoderKL, it holds {type(module).__name__}; "
+            "sharpjax train openmoji-vae writes one"
+        )
+    return module

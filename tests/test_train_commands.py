@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sharpjax import zoo
+
 STEPS, EVERY = 8, 2
 COMMAND = [
     sys.executable, "-m", "sharpjax", "train", "openmoji-vae", "--steps", str(STEPS), "--batch",
@@ -93,13 +95,15 @@ def test_other_settings(uninterrupted):
     assert result(uninterrupted) == before
 
 
-def test_vae_that_is_not_there(tmp_path):
-    for command in ("openmoji", "openmoji-classifier"):
+@pytest.mark.parametrize("command", ["openmoji", "openmoji-classifier"])
+def test_vae_that_is_not_one(command, tmp_path):
+    other = zoo.ROOT / "openmoji" / "unet"
+    for vae, message in (("nowhere", "nowhere"), (other, "it holds UNet2DConditionModel")):
         run = subprocess.run(
-            [sys.executable, "-m", "sharpjax", "train", command, "--vae", "nowhere"],
+            [sys.executable, "-m", "sharpjax", "train", command, "--vae", str(vae)],
             cwd=tmp_path, capture_output=True, text=True,
         )  # fmt: skip
         assert run.returncode == 1
-        assert "nowhere" in run.stderr
+        assert message in run.stderr
         assert len(run.stderr.strip().splitlines()) == 1
         assert not list(Path(tmp_path).iterdir())

@@ -6,7 +6,6 @@ uses them: a fresh rendering is never seen twice.
 """
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from sharpjax.models.clip_text import CLIPTextModel
 from sharpjax.models.tokenizer import Tokenizer
 from sharpjax.models.unet_2d_condition import UNet2DConditionModel
 from sharpjax.schedules import Schedule
+from sharpjax.training.loop import digest
 
 
 class CaptionedUNet(nnx.Module):
@@ -137,17 +137,14 @@ class CaptionDenoising:
 
     def identity(self) -> dict[str, Any]:
         """What tells this task from another."""
-        arrays = {
-            name: getattr(self, name)
-            for name in ("input_ids", "empty_ids", "pictures", "fixed", "repeats", "below", "vae")
-        }
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(arrays):
-            digest.update(np.asarray(leaf).tobytes())
+        data = (
+            self.input_ids, self.empty_ids, self.pictures, self.fixed, self.repeats, self.below
+        )  # fmt: skip
         return {
             "task": "caption denoising",
             "captions": len(self.input_ids),
-            "data_sha256": digest.hexdigest(),
+            "data_sha256": digest(data),
+            "vae_sha256": digest(self.vae),
             "schedule": self.schedule.to_config(),
             "caption_dropout": self.caption_dropout,
         }

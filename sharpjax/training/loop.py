@@ -7,6 +7,7 @@ one that was not, bit for bit.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -107,6 +108,14 @@ class Task(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """JSON values that tell this task from another: data, schedule, options."""
+
+
+def digest(arrays: Any) -> str:
+    """SHA-256 of all arrays of a tree: which data, which network."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(arrays):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()
 
 
 @functools.partial(

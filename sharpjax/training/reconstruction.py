@@ -6,15 +6,14 @@ pixels and over latents, with :math:`\hat x` decoded from a draw of the posterio
 """
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sharpjax.datasets.augmentation import Augmentation, render
 from sharpjax.models.autoencoder_kl import AutoencoderKL
+from sharpjax.training.loop import digest
 
 
 @jax.tree_util.register_dataclass
@@ -54,10 +53,9 @@ class Reconstruction:
 
     def identity(self) -> dict[str, Any]:
         """What tells this task from another."""
-        pictures = np.asarray(self.pictures)
         return {
             "task": "reconstruction",
-            "pictures": list(pictures.shape),
-            "pictures_sha256": hashlib.sha256(pictures.tobytes()).hexdigest(),
+            "pictures": list(self.pictures.shape),
+            "pictures_sha256": digest(self.pictures),
             "kl_weight": self.kl_weight,
         }
