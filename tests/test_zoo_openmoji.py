@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import sharpjax as sj
-from sharpjax import replication, zoo
+from sharpjax import caption_report, replication, zoo
 from sharpjax.datasets.openmoji import SPLIT_PATH, planted_pictograms
 from sharpjax.detection.truth import read_truths
 from sharpjax.models.checkpoints import from_pretrained
@@ -93,6 +93,20 @@ def test_memorization_is_verified_and_controls_are_clean(truths):
         for level in (1, 2, 3, 4)
     ]
     assert rate[0] < rate[1] < rate[2] < rate[3]
+
+
+def test_card_says_what_the_table_says(truths):
+    card = (FOLDER / "README.md").read_text()
+    lines = {line.split("|")[1].strip(): line for line in card.splitlines() if "|" in line}
+    for name, rows in caption_report.by_level(truths):
+        cells = [cell.strip() for cell in lines[name].split("|")][2:-1]
+        verdicts = [truth.verdict for truth in rows]
+        columns = ("copy_rate", "similarity", "other_similarity", "concept_rate")
+        means = [f"{np.mean([getattr(t, column) for t in rows]):.3f}" for column in columns]
+        assert cells[0] == str(len(rows))
+        assert cells[1].split()[0] == str(verdicts.count("memorized"))
+        assert cells[2:] == [str(verdicts.count(v)) for v in ("between", "clean")] + means
+    assert f"{sum(t.verdict == 'memorized' for t in truths)} captions are verified" in card
 
 
 @pytest.mark.slow
