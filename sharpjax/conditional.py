@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sharpjax._types import Array
+from sharpjax._types import Array, Score
 from sharpjax.schedules import Schedule
 from sharpjax.score import ScorePair
 
@@ -26,8 +26,34 @@ class ConditionalModel(Protocol):
         """Shape of one example, channels first."""
         ...
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image, channels first."""
+        ...
+
+    def encode_image(self, images: Array) -> Array:
+        """States at the end of sampling of images, -1 to 1; what :meth:`decode` turns back."""
+        ...
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise or warn of what :meth:`encode` would, without its work."""
+        ...
+
+    def decode(self, examples: Array) -> np.ndarray:
+        """Images ``(n, channels, height, width)``, -1 to 1, of states at the end of sampling."""
+        ...
+
     def encode(self, names: Sequence[str]) -> Array:
         """Encoded conditions, stacked along the first axis."""
+        ...
+
+    @property
+    def has_unconditional(self) -> bool:
+        """Whether :meth:`unconditional` can be asked."""
+        ...
+
+    def unconditional(self, t: int | Array) -> Score:
+        """The score without a condition at timestep ``t``."""
         ...
 
     def scores(self, condition: Any, t: int | Array) -> ScorePair:

@@ -30,7 +30,7 @@ from sharpjax.models.pixel_diffusion import PixelDiffusion
 from sharpjax.progress import progress
 from sharpjax.rundir import append_lines, claim, read_lines
 
-RESULTS_NAME, GRID_NAME = "results.jsonl", "grid.png"
+RESULTS_NAME, GRID_NAME, IMAGES_NAME = "results.jsonl", "grid.png", "images"
 _FIELDS = ("prompt", "index", "image", "noise", "file")
 _MOST = 16  # rows and columns of the grid
 
@@ -117,7 +117,7 @@ def generate(
     key = jax.random.key(settings.seed)
     options = {"negative_prompt": settings.negative_prompt, "mesh": mesh} if is_latent else {}
     contexts: dict[int, Array] = {}
-    _make_folder(folder / "images")
+    _make_folder(folder / IMAGES_NAME)
     with progress("sampling", total=len(images), done=len(done)) as bar:
         size = min(batch_size, len(images)) if settings.eta == 0 else 1
         for start in range(0, len(images), size):
@@ -236,7 +236,7 @@ def _encode(model, prompt: str, settings: GenerationSettings) -> Array:
 
 
 def _file(folder: Path, index: int, image: int) -> Path:
-    return folder / "images" / f"{index:05d}-{image}.png"
+    return folder / IMAGES_NAME / f"{index:05d}-{image}.png"
 
 
 def _picture(pixels: np.ndarray, what: str) -> Image.Image:

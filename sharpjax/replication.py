@@ -16,6 +16,7 @@ in between are kept apart: detection is not judged on them.  A hot or general ca
 against a fixed rendering of its own, which the model has never seen.
 """
 
+import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +30,11 @@ from scipy import stats
 from sharpjax.datasets.openmoji import Concept, PlantedPictograms
 from sharpjax.detection.evaluation import wilson
 from sharpjax.detection.truth import QUANTILE, verdict, write_truths
-from sharpjax.generation import GenerationSettings, begin, generate
+from sharpjax.generation import IMAGES_NAME, GenerationSettings, begin, generate
 from sharpjax.models.concept_classifier import ConceptClassifier, probabilities
 from sharpjax.models.latent_diffusion import LatentDiffusion
+from sharpjax.prompts import LABELS_NAME
+from sharpjax.rundir import write_csv
 from sharpjax.similarity import outline_correlation
 
 GUIDANCE = 3.0
@@ -177,6 +180,16 @@ def measured_concepts(pictograms: PlantedPictograms) -> np.ndarray:
     )
 
 
+def clean_captions(path: str | Path) -> list[str]:
+    """General captions that are not measured: known to be clean, and not judged by anything.
+
+    Thresholds may be set on them.  ``path`` is a model's ``captions.csv``.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        general = [row["caption"] for row in csv.DictReader(file) if row["group"] == "general"]
+    return general[NUM_NEGATIVES:]
+
+
 def measure(
     model: LatentDiffusion,
     pictograms: PlantedPictograms,
@@ -194,7 +207,8 @@ def measure(
 ) -> tuple[list[CaptionTruth], Control]:
     """Sample captions and count copies, or finish a measurement that was stopped.
 
-    Writes the samples (one PNG each) and ``ground_truth.csv``.
+    Writes the samples (one PNG each), with a ``labels.csv`` that says of each whether it is a copy,
+    and ``ground_truth.csv``.
 
     Raises:
         ValueError: another measurement is in ``directory``, or fewer than 2 samples.
@@ -226,7 +240,7 @@ def measure(
         ],
         axis=1,
     )
-    truths = []
+    truths, labels = [], []
     for place, i in enumerate(index):
         files = [record["file"] for record in records if record["index"] == place]
         samples = load_images([Path(directory) / file for file in files])
@@ -240,8 +254,43 @@ def measure(
                 classifier=classifier,
             )
         )
+        labels += _labels(files, samples, fixed[place], limits.threshold, truths[-1])
     write_truths(Path(directory), truths)
+    write_csv(Path(directory) / IMAGES_NAME / LABELS_NAME, labels)
     return truths, limits
+
+
+def _labels(
+    files: Sequence[str], samples: np.ndarray, fixed: np.ndarray, threshold: float, of: CaptionTruth
+) -> list[dict[str, str]]:
+    """What ``detect --images`` is to find: copies are memorized, of other captions all is clean.
+
+    What a caption that is copied now and then shows otherwise is neither.
+    """
+    other = "clean" if of.verdict == "clean" else "between"
+    return [
+        {
+            "prompt": Path(file).name,
+            "label": "memorized" if similarity > threshold else other,
+            "source": of.group,
+        }
+        for file, similarity in zip(
+            files, outline_correlation(samples, fixed[None])[:, 0], strict=True
+        )
+    ]
+
+
+def typical(truths: Sequence[CaptionTruth]) -> tuple[str, ...]:
+    """A caption that is copied most, and a hot and a general one that are copied least.
+
+    The hot one is as frequent as the memorized one, if there is such a one.
+    """
+    memorized = max(truths, key=lambda t: (t.copy_rate, t.similarity))
+    others = [t for t in truths if t.group in ("hot", "general")]
+    chosen = {}
+    for truth in sorted(others, key=lambda t: (t.level != memorized.level, t.copy_rate)):
+        chosen.setdefault(truth.group, truth.caption)
+    return (memorized.caption, *(chosen[g] for g in ("hot", "general") if g in chosen))
 
 
 def load_images(paths: Sequence[Path]) -> np.ndarray:

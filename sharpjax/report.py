@@ -1,7 +1,5 @@
 """What a finished run shows: tables on the terminal, CSV files, pictures."""
 
-import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,144 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from sharpjax import plots
-from sharpjax.detection.evaluation import roc
 from sharpjax.detection.oracle import TrainingSet
-from sharpjax.detection.summary import Summary, direction, means, summarize, write_table
 from sharpjax.detection.truth import Truth, load_strip
 from sharpjax.identities import Row
 from sharpjax.models.convert import ConvertedPart
-from sharpjax.rundir import write_csv
 from sharpjax.similarity import pixel_correlation
-
-
-def write_detection(
-    folder: Path,
-    records: Sequence[dict[str, Any]],
-    *,
-    truths: Sequence[Truth] | None,
-    set_sizes: np.ndarray | None,
-) -> tuple[list[Summary], list[Path]]:
-    """``results.csv``, ``summary.csv`` and the plots of a detection run; their paths."""
-    verdicts = None if truths is None else [truth.verdict for truth in truths]
-    summaries = summarize(records, verdicts=verdicts, set_sizes=set_sizes)
-    extra: list[dict[str, Any]] = [{} for _ in records]
-    if set_sizes is not None:
-        extra = [{"set_size": int(n)} for n in set_sizes]
-    if truths is not None:
-        for row, truth in zip(extra, truths, strict=True):
-            row |= {"copy_rate": truth.copy_rate, "verdict": truth.verdict}
-    written = [
-        write_table(folder / "results.csv", records, extra),
-        _write_summaries(folder / "summary.csv", summaries),
-    ]
-    if verdicts is not None and summaries[0].network is not None:
-        written.append(_plot_roc(folder / "roc.png", records, summaries, np.array(verdicts)))
-    if set_sizes is not None:
-        names = [summary.name for summary in summaries]
-        oracle = "oracle" in records[0]
-        written.append(
-            plots.dose_response(
-                set_sizes,
-                {name: means(records, "network", name) for name in names},
-                {name: means(records, "oracle", name) for name in names if oracle},
-                None if truths is None else np.array([truth.copy_rate for truth in truths]),
-                folder / "dose_response.png",
-            )
-        )
-    return summaries, written
-
-
-def _plot_roc(path: Path, records, summaries: Sequence[Summary], verdicts: np.ndarray) -> Path:
-    kept = verdicts != "between"
-    curves: dict[str, dict[str, Any]] = {"network": {}, "oracle": {}}
-    for summary in summaries:
-        for who in curves:
-            figures = getattr(summary, who)
-            if figures is not None:
-                values = direction(summary.name) * means(records, who, summary.name)
-                fpr, tpr = roc(values[kept], verdicts[kept] == "memorized")
-                curves[who][summary.name] = fpr, tpr, f"{figures.auc.value:.3f}"
-    return plots.roc_curves(curves["network"], curves["oracle"], path)
-
-
-def _write_summaries(path: Path, summaries: Sequence[Summary]) -> Path:
-    rows = []
-    for summary in summaries:
-        row: dict[str, Any] = {
-            "statistic": summary.name,
-            "direction": direction(summary.name),
-        }
-        for who in ("network", "oracle"):
-            figures = getattr(summary, who)
-            if figures is not None:
-                for key in ("auc", "tpr"):
-                    interval = getattr(figures, key)
-                    row |= {f"{who} {key}": interval.value}
-                    row |= {f"{who} {key} low": interval.low, f"{who} {key} high": interval.high}
-                row |= {"memorized": figures.num_positive, "clean": figures.num_negative}
-        for prefix, correlation in (
-            ("network", summary.rank_correlation),
-            ("oracle", summary.oracle_rank_correlation),
-        ):
-            if correlation is not None:
-                row |= {f"{prefix} spearman": correlation[0], f"{prefix} p": correlation[1]}
-        rows.append(row)
-    write_csv(path, rows)
-    return path
-
-
-def summary_table(summaries: Sequence[Summary]) -> Table:
-    """Detection figures: AUC and TPR with intervals, the oracle's beside, rank correlation."""
-    table = Table(title="Detection of memorized conditions, 95% bootstrap intervals")
-    table.add_column("statistic @ t", no_wrap=True)
-    table.add_column("means memorized")
-    for column in (
-        "AUC",
-        "TPR at FPR ≤ 1%",
-        "exact-score AUC",
-        "Spearman with set size",
-        "exact score",
-    ):
-        table.add_column(column, justify="right")
-    for summary in summaries:
-        network, oracle = summary.network, summary.oracle
-        table.add_row(
-            summary.name,
-            "large" if direction(summary.name) > 0 else "small",
-            "-" if network is None else str(network.auc),
-            "-" if network is None else str(network.tpr),
-            "-" if oracle is None else str(oracle.auc),
-            _correlation(summary.rank_correlation),
-            _correlation(summary.oracle_rank_correlation),
-        )
-    return table
-
-
-def _correlation(value: tuple[float, float] | None) -> str:
-    if value is None or np.isnan(value[0]):
-        return "-"
-    return f"{value[0]:+.2f} (p = {value[1]:.1g})"
-
-
-def remarks(summaries: Sequence[Summary], truths: Sequence[Truth] | None) -> list[str]:
-    """What a reader must know beside the table: who was judged, and how fine the rates are."""
-    lines = []
-    if truths is not None:
-        verdicts = [truth.verdict for truth in truths]
-        lines.append(
-            f"Conditions by ground truth (generation): {verdicts.count('memorized')} memorized, "
-            f"{verdicts.count('clean')} clean, {verdicts.count('between')} between (left out)."
-        )
-    figures = summaries[0].network
-    if figures is None:
-        lines.append("No ROC: the ground truth of both classes is not known for these conditions.")
-    elif figures.num_negative < 200:
-        lines.append(
-            f"Clean conditions: {figures.num_negative}; the false-positive rate moves in steps of "
-            f"{1 / figures.num_negative:.1%}, so TPR at FPR ≤ 1% allows "
-            f"{int(0.01 * figures.num_negative)} false positives."
-        )
-    return lines
 
 
 def truth_table(truths: Sequence[Truth]) -> Table:
@@ -167,40 +32,6 @@ def truth_table(truths: Sequence[Truth]) -> Table:
             f"{truth.threshold:.3f}",
             truth.verdict,
         )
-    return table
-
-
-def dose_table(records, set_sizes: np.ndarray, truths: Sequence[Truth] | None) -> Table:
-    """Mean of every statistic by set size, with its standard error and the exact score's mean."""
-    levels = np.unique(set_sizes)
-    table = Table(title="Dose-response: mean ± standard error over conditions | exact score")
-    table.add_column("training images", no_wrap=True)
-    for level in levels:
-        table.add_column(str(level), justify="right")
-    if truths is not None:
-        rates = np.array([truth.copy_rate for truth in truths])
-        table.add_row("copy rate", *(f"{rates[set_sizes == n].mean():.2f}" for n in levels))
-        table.add_row(
-            "memorized",
-            *(
-                f"{sum(t.verdict == 'memorized' for t in truths if t.set_size == n)}"
-                f" of {np.sum(set_sizes == n)}"
-                for n in levels
-            ),
-            end_section=True,
-        )
-    for name in records[0]["network"]:
-        cells = []
-        for level in levels:
-            rows = set_sizes == level
-            values = means(records, "network", name)[rows]
-            cell = f"{values.mean():.3g}"
-            if len(values) > 1:  # one condition has no spread
-                cell += f" ± {values.std(ddof=1) / np.sqrt(len(values)):.1g}"
-            if "oracle" in records[0]:
-                cell += f" | {means(records, 'oracle', name)[rows].mean():.3g}"
-            cells.append(cell)
-        table.add_row(name, *cells)
     return table
 
 
@@ -228,19 +59,6 @@ def write_sample_grid(
         rows, folder / "samples.png",
         title="samples (red frame: copy) above the nearest training image",
     )  # fmt: skip
-
-
-def copy_shipped_grid(model_directory: Path, folder: Path) -> Path | None:
-    """Bring the model's own ``samples.png`` beside the run's plots, if it ships one."""
-    source = model_directory / "samples.png"
-    if not source.is_file():
-        return None
-    return Path(shutil.copy(source, folder / "samples.png"))
-
-
-def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
-    """The summaries as JSON values."""
-    return [dataclasses.asdict(summary) for summary in summaries]
 
 
 _SOURCES = {

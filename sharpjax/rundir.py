@@ -62,12 +62,19 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
         )
     changed = sorted(k for k in settings.keys() | found.keys() if settings.get(k) != found.get(k))
     if changed:
-        told = "; ".join(f"{k}: {found.get(k)} there, {settings.get(k)} now" for k in changed)
+        told = "; ".join(_difference(k, found.get(k), settings.get(k)) for k in changed)
         raise ValueError(
             f"{folder} holds a run with other settings ({told}). "
             f"Repeat those settings to resume it, or choose another directory"
         )
     return folder
+
+
+def _difference(name: str, there: Any, now: Any) -> str:
+    """In words; of two digests there is nothing to read."""
+    if all(isinstance(v, str) and len(v) == 64 for v in (there, now)):
+        return f"other {name}"
+    return f"{name}: {there} there, {now} now"
 
 
 def _strangers(folder: Path) -> bool:
@@ -105,11 +112,19 @@ def _write(path: Path, text: str) -> None:
 
 
 def append_lines(path: Path, records: list[Mapping[str, Any]]) -> None:
-    """Append records as JSON lines and fsync; when it returns they are on disk."""
-    with path.open("a") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
+    """Append records as JSON lines and fsync; when it returns they are on disk.
+
+    Raises:
+        OSError: they cannot be written, the disk is full for instance; it names the file.
+    """
+    try:
+        with path.open("a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        what = f"cannot write, what was there before is kept ({error.strerror})"
+        raise OSError(error.errno, what, str(path)) from error
 
 
 def read_lines(

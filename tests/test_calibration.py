@@ -40,14 +40,17 @@ def test_margin_is_positive_where_memorized():
         found = threshold(direction * values, direction=direction)
         assert found.margin(direction * 10.0) > 0 > found.margin(0.0)
         beyond = [found.margin(v) > 0 for v in direction * values]
-        assert np.mean(beyond) == pytest.approx(0.01)
+        assert np.mean(beyond) == pytest.approx(0.05)
 
 
 def test_too_few_prompts_leave_the_end_open():
-    found = threshold(np.arange(100.0), direction=1)
+    assert threshold(np.arange(72.0), direction=1).high == 71
+    assert threshold(np.arange(71.0), direction=1).high == np.inf
+    assert threshold(np.arange(368.0), direction=1, quantile=0.99).high == 367
+    found = threshold(np.arange(100.0), direction=1, quantile=0.99)
     assert found.high == np.inf
     assert found.low > 90
-    mirrored = threshold(-np.arange(100.0), direction=-1)
+    mirrored = threshold(-np.arange(100.0), direction=-1, quantile=0.99)
     assert mirrored.low == -np.inf
     assert mirrored.high == -found.low
 

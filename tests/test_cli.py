@@ -76,6 +76,7 @@ def records(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_detect_killed_and_resumed_loses_nothing(tiny_directory, tmp_path):
     def command(output):
         return ["detect", "--model", tiny_directory, "--output", output, "--batch", 1]
@@ -95,7 +96,7 @@ def test_detect_killed_and_resumed_loses_nothing(tiny_directory, tmp_path):
     with (tmp_path / "whole" / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["condition"] for row in rows] == ["0 x1", "0 x3", "0 x12", "1 x1", "1 x3", "1 x12"]
-    assert [row["set_size"] for row in rows] == ["1", "3", "12"] * 2
+    assert [row["level"] for row in rows] == ["1", "3", "12"] * 2
     assert float(rows[0]["oracle effective_dimension@600"]) == pytest.approx(0, abs=1e-4)
     assert matplotlib.image.imread(tmp_path / "whole" / "dose_response.png").std() > 0.05
     assert "Dose-response" in whole.stdout
@@ -127,7 +128,7 @@ def test_version_and_help():
     [
         (("detect", "--model", "mnits"), "unknown model 'mnits'"),
         (("detect", "--model", "mnist", "--condition", "12 x4"), "unknown condition '12 x4'"),
-        (("detect", "--noises", 1), "one noise has no standard error"),
+        (("detect", "--noises", 0), "num_noises must be at least 1, got 0"),
         (("detect", "--trace-noises", 8), "--trace-noises 8 exceeds --noises 4"),
         (("detect", "--probes", 0), "num_probes must be at least 1"),
         (("detect", "--batch", 0), "batch_size must be at least 1"),
@@ -154,14 +155,14 @@ def test_mistakes_are_one_clear_line(arguments, message, monkeypatch, capsys, tm
     assert not list(tmp_path.iterdir()), "a mistake must not leave a directory behind"
 
 
-@pytest.mark.parametrize("command", ["detect", "spectrum"])
-def test_a_model_of_prompts_is_told_apart(
-    command, stable_diffusion_directory, monkeypatch, capsys, tmp_path
+@pytest.mark.parametrize(("command", "option"), [("detect", "prompts"), ("spectrum", "condition")])
+def test_a_model_of_prompts_needs_some(
+    command, option, stable_diffusion_directory, monkeypatch, capsys, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
     told = failure(monkeypatch, capsys, command, "--model", stable_diffusion_directory)
     assert told.startswith("error: ")
-    assert "takes prompts, and this command works on models with a list of conditions" in told
+    assert f"--{option}" in told
     assert not list(tmp_path.iterdir())
 
 

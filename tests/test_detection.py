@@ -1,5 +1,6 @@
 """Statistics against closed forms, figures against naive twins, and the oracle."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -8,19 +9,20 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from sharpjax import Gaussian, GaussianMixture, ScorePair, detection
+from sharpjax import Gaussian, GaussianMixture, PixelDiffusion, ScorePair, detection
+from sharpjax.detection.cases import Case
+from sharpjax.detection.columns import _first_step, _unconditional
 from sharpjax.detection.evaluation import (
     compare,
     evaluate,
-    nearest_tpr,
     roc,
     spearman,
-    tpr_at_fpr,
     wilson,
 )
-from sharpjax.detection.run import DetectSettings, _first_step, detect
+from sharpjax.detection.run import detect
+from sharpjax.detection.settings import DetectSettings
 from sharpjax.detection.statistics import STATISTICS
-from sharpjax.detection.summary import mean_and_half_width, summarize
+from sharpjax.detection.summary import Judged, mean_and_half_width, summarize
 from sharpjax.detection.truth import (
     Truth,
     copy_threshold,
@@ -174,7 +176,8 @@ def test_tpr_never_lets_more_than_one_percent_pass(num_negative):
     rates = [
         np.mean(positive >= t) for t in thresholds_ if np.sum(negative >= t) <= 0.01 * num_negative
     ]
-    assert tpr_at_fpr(positive, negative) == pytest.approx(max(rates))
+    scores, memorized = np.concatenate([positive, negative]), np.arange(300 + num_negative) < 300
+    assert evaluate(scores, memorized, num_bootstrap=5).tpr.value == pytest.approx(max(rates))
 
 
 @pytest.mark.parametrize("num_negative", [30, 99, 100, 250])
@@ -188,8 +191,10 @@ def test_nearest_point_may_let_more_pass(num_negative):
     ]
     nearest = min(abs(fpr - 0.01) for fpr, _ in points)
     expected = max(tpr for fpr, tpr in points if abs(fpr - 0.01) <= nearest + 1e-12)
-    assert nearest_tpr(positive, negative) == pytest.approx(expected)
-    assert nearest_tpr(positive, negative) >= tpr_at_fpr(positive, negative)
+    scores, memorized = np.concatenate([positive, negative]), np.arange(80 + num_negative) < 80
+    found = evaluate(scores, memorized, num_bootstrap=5, nearest=True).tpr.value
+    assert found == pytest.approx(expected)
+    assert found >= evaluate(scores, memorized, num_bootstrap=5).tpr.value
 
 
 def test_average_precision_and_auc_are_sklearns():
@@ -391,13 +396,36 @@ def test_a_finished_run_is_not_computed_again(tiny_model, tiny_training_set, tmp
     assert len(path.read_text().splitlines()) == 6
 
 
+def test_a_model_without_an_unconditional_score(tiny_model, tmp_path):
+    """Only what asks the conditional score alone is computed; the rest is refused beforehand."""
+    alone = dataclasses.replace(tiny_model, conditions=(*tiny_model.conditions, "2 x1"))
+    assert not alone.has_unconditional
+    folder = alone.save_pretrained(tmp_path / "model")
+    alone = PixelDiffusion.from_pretrained(folder)
+    names = list(alone.conditions)
+    with pytest.raises(ValueError, match=r"score_difference, .*cannot be computed.*effective_dim"):
+        detect(alone, names, tmp_path / "run", DetectSettings(), fingerprint="abc")
+    assert not (tmp_path / "run").exists()
+    settings = DetectSettings(
+        statistics=("effective_dimension",), num_noises=1, trace_timesteps=(981,), num_probes=1
+    )
+    records = detect(alone, names, tmp_path / "run", settings, fingerprint="abc")
+    (value,) = records[0]["network"]["effective_dimension@981"]
+    pair = alone.scores(names[0], 981)
+    with pytest.raises(ValueError, match="no unconditional score"):
+        pair.difference(jnp.zeros(alone.shape))
+    assert np.isfinite(value)
+    with pytest.raises(ValueError, match="guidance must be 1, got 2"):
+        alone.sample(names[:1], jax.random.key(0), guidance=2.0)
+
+
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
         ({"fingerprint": "xyz"}, ValueError, "model: abc there, xyz now"),
         ({"settings": DetectSettings(seed=1)}, ValueError, "seed: 0 there, 1 now"),
         ({"names": ("0 x1",)}, ValueError, "num_conditions"),
-        ({"names": ("0 x1", "0 x1")}, ValueError, "distinct"),
+        ({"names": ()}, ValueError, "no conditions"),
         ({"names": ("2 x1",)}, ValueError, "unknown condition '2 x1'"),
         ({"batch_size": 0}, ValueError, "batch_size"),
         ({"settings": DetectSettings(trace_timesteps=(1000,))}, ValueError, "0..999"),
@@ -420,8 +448,13 @@ def test_wrong_runs_are_named(changed, error, message, tiny_model, tiny_training
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"num_noises": 1}, "no standard error"),
-        ({"trace_noises": 1}, "no standard error"),
+        ({"num_noises": 0}, "num_noises must be at least 1, got 0"),
+        ({"trace_noises": 0}, "trace_noises"),
+        ({"statistics": ()}, "at least one"),
+        ({"statistics": ("score_difference", "trace")}, "unknown statistic 'trace'; choose of sco"),
+        ({"statistics": ("score_difference",) * 2}, "distinct"),
+        ({"statistics": ("tiled_l2",), "num_noises": 1}, "at least 2"),
+        ({"guidance": float("nan")}, "guidance"),
         ({"num_probes": 0}, "num_probes"),
         ({"path_steps": 0}, "path_steps"),
         ({"trace_timesteps": (600, 800)}, "descend"),
@@ -441,14 +474,20 @@ def test_summary_ranks_by_direction(tiny_model):
         for n, v in zip(tiny_model.conditions, (5.0, 1.0, 0.5, 6.0, 2.0, 0.1), strict=True)
     ]
     verdicts = ["memorized", "clean", "clean", "memorized", "between", "clean"]
-    summaries = summarize(records, verdicts=verdicts, set_sizes=np.array([1, 3, 12] * 2))
+    sizes = [1, 3, 12] * 2
+    cases = [
+        Case(r["condition"], verdict, "", size)
+        for r, verdict, size in zip(records, verdicts, sizes, strict=True)
+    ]
+    summaries = summarize(Judged.of(records, cases))
     for summary in summaries:
         assert summary.network.auc.value == 1.0
         assert (summary.network.num_positive, summary.network.num_negative) == (2, 3)
         assert summary.oracle is None
     assert summaries[0].rank_correlation[0] < -0.8
     assert summaries[1].rank_correlation[0] > 0.8
-    assert summarize(records)[0].network is None
+    unknown = [Case(r["condition"]) for r in records]
+    assert summarize(Judged.of(records, unknown))[0].network is None
 
 
 def test_a_run_killed_while_claiming_its_directory_can_start_again(tmp_path):
@@ -478,8 +517,11 @@ def test_conditions_at_one_noise_share_the_unconditional_linearization(tiny_mode
     def shared(model, labels, x):
         return jax.vmap(lambda label: statistic(model, label, x))(labels)
 
+    names = ("score_difference", "hessian_score_difference", "hessian_score")
+
     def first_step(model, labels, noises):
-        return _first_step(model, labels, noises, 981, mesh=None)
+        kept = _unconditional(model, noises, 981, mesh=None)
+        return _first_step(model, labels, noises, 981, kept, names=names, squared=False, mesh=None)
 
     def evaluation(model, label, x):
         return model.scores(label, 981).conditional(x)

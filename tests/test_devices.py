@@ -12,7 +12,8 @@ import pytest
 from jax.sharding import Mesh
 
 from sharpjax import devices
-from sharpjax.detection.run import DetectSettings, detect
+from sharpjax.detection.run import detect
+from sharpjax.detection.settings import DetectSettings
 
 # Run with a directory, what to load from it, and mesh shapes. Prints, for each mesh, the records,
 # and the operations of one device in each compiled part.
@@ -20,7 +21,7 @@ SCRIPT = """
 import dataclasses, functools, json, sys, tempfile
 import jax, jax.numpy as jnp, numpy as np
 from sharpjax import Schedule
-from sharpjax.detection import run
+from sharpjax.detection import columns, run
 from sharpjax.detection.oracle import TrainingSet
 from sharpjax.models.load import load
 
@@ -31,9 +32,16 @@ class Exact:  # the perfect network, which compiles faster than a learned one
     schedule: Schedule
     shape = (1, 8, 8)
     conditions = ("0 x1", "0 x3", "0 x12", "1 x1", "1 x3", "1 x12")
+    has_unconditional = True
 
     def encode(self, names):
         return jnp.array([self.conditions.index(name) for name in names])
+
+    def check(self, names):
+        pass
+
+    def unconditional(self, t):
+        return self.scores(0, t).unconditional
 
     def scores(self, condition, t):
         level = {"alpha": self.schedule.alpha(t), "sigma": self.schedule.sigma(t)}
@@ -50,13 +58,14 @@ directory, kind, meshes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 training_set = TrainingSet.load(directory)
 model = Exact(training_set, Schedule.create()) if kind == "exact" else load(directory)
 settings = run.DetectSettings(num_noises=2, trace_timesteps=(800,), path_steps=1, num_probes=3)
-parts = {name: getattr(run, name) for name in ("_first_step", "_walk", "_traces", "_oracle")}
+places = {"_first_step": columns, "_walk": columns, "_traces": columns, "_oracle": run}
+parts = {name: getattr(module, name) for name, module in places.items()}
 results = []
 for shape in meshes:
     axes = ("points", "probes")[: len(shape)]
     operations = {}
     for name, part in parts.items():
-        setattr(run, name, counted(part, operations))
+        setattr(places[name], name, counted(part, operations))
     with tempfile.TemporaryDirectory() as folder:
         detect = functools.partial(
             run.detect, model, model.conditions, folder + "/run", settings, fingerprint="abc",

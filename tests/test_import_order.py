@@ -24,8 +24,8 @@ LAYERS = (
     ("training", "score_matching", "detection", "generation", "mitigation"),
     ("recipes", "replication", "spectrum"),
     ("plots",),
-    ("report", "caption_report", "options"),
-    ("model_commands", "train_commands", "ground_truth_command"),
+    ("report", "caption_report", "detection_report", "options"),
+    ("model_commands", "train_commands", "ground_truth_command", "detect_command"),
     ("cli",),
     ("__main__",),
 )

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from sharpjax.prompts import read_prompts
+from sharpjax.prompts import LabelledPrompt, read_labelled, read_prompts
 
 PROMPTS = ["a cat, sitting", 'the "dog"', "Füchse 🦊"]
 
@@ -66,3 +66,30 @@ def test_no_file(tmp_path):
         read_prompts(tmp_path / "prompts.txt")
     with pytest.raises(FileNotFoundError, match="it is a directory"):
         read_prompts(tmp_path)
+
+
+def test_labels_and_sources(tmp_path):
+    (tmp_path / "p.csv").write_text(
+        "prompt,label,source\na,memorized,web\nb,0,\nc,TRUE,x\nd,,general\ne,between,x\n"
+    )
+    found = read_labelled(tmp_path / "p.csv")
+    assert [p.label for p in found] == ["memorized", "clean", "memorized", None, "between"]
+    assert [p.source for p in found] == ["web", "", "x", "general", "x"]
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a", "label": 1}\n{"prompt": "b", "label": false, "source": null}\n'
+        '{"prompt": "c"}\n'
+    )
+    found = read_labelled(tmp_path / "p.jsonl")
+    assert [p.label for p in found] == ["memorized", "clean", None]
+    (tmp_path / "p.txt").write_text("a\nb")
+    assert read_labelled(tmp_path / "p.txt") == [LabelledPrompt("a"), LabelledPrompt("b")]
+
+
+def test_unknown_labels_and_columns_are_named(tmp_path):
+    (tmp_path / "p.csv").write_text("prompt,label\na,clean\nb,maybe\n")
+    message = "p.csv, line 3: unknown label 'maybe'; choose one of memorized, clean, between"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_labelled(tmp_path / "p.csv")
+    (tmp_path / "p.csv").write_text("prompt,lable,url\na,clean,http\n")
+    with pytest.warns(UserWarning, match="ignored 'lable', 'url'; columns that are read: prompt"):
+        assert read_labelled(tmp_path / "p.csv") == [LabelledPrompt("a")]

@@ -131,12 +131,11 @@ class TestPaths:
 def test_combined_alignment_standardises_each_term():
     calibration = RNG.standard_normal((500, 2)) * [0.1, 30] + [0.5, 100]
     terms = np.array([[0.6, 130.0], [0.5, 100.0]])
-    found = statistics.combined_alignment(jnp.asarray(terms), jnp.asarray(calibration))
+    fit = calibration.mean(0), calibration.std(0, ddof=1)
+    found = statistics.combined_alignment(jnp.asarray(terms), *fit)
     z = (terms - calibration.mean(0)) / calibration.std(0, ddof=1)
     np.testing.assert_allclose(found, z.sum(axis=1), atol=1e-4)
-    weighted = statistics.combined_alignment(
-        jnp.asarray(terms), jnp.asarray(calibration), weights=(2.0, 0.5)
-    )
+    weighted = statistics.combined_alignment(jnp.asarray(terms), *fit, weights=(2.0, 0.5))
     np.testing.assert_allclose(weighted, z @ [2, 0.5], atol=1e-4)
 
 

@@ -14,6 +14,7 @@ from diffusers import StableDiffusionPipeline
 import sharpjax as sj
 from sharpjax import caption_report, replication, zoo
 from sharpjax.datasets.openmoji import SPLIT_PATH, planted_pictograms
+from sharpjax.detection.images import find_images
 from sharpjax.detection.truth import read_truths
 from sharpjax.models.checkpoints import from_pretrained
 from sharpjax.models.fingerprint import fingerprint
@@ -122,6 +123,12 @@ def test_truth_comes_out_again(model, truths, tmp_path):
     )  # fmt: skip
     assert again[0].copy_rate >= 0.75
     assert again[1].copy_rate <= 0.25
+    labelled = find_images(tmp_path / "run/images")
+    assert [case.source for case in labelled] == ["memorized"] * 4 + ["general"] * 4
+    verdicts = [case.verdict for case in labelled]
+    assert verdicts[:4].count("memorized") == again[0].num_copies
+    assert verdicts[4:].count("memorized") == again[1].num_copies
+    assert set(verdicts) <= {"memorized", "between", "clean"}
     with (FOLDER / "ground_truth.csv").open() as file:
         assert next(csv.DictReader(file))["caption"] == truths[0].caption
     assert limits.found > 0.95

@@ -2,7 +2,8 @@
 
 from sharpjax.detection.evaluation import Evaluation, evaluate
 from sharpjax.detection.oracle import TrainingSet
-from sharpjax.detection.run import DetectSettings, detect
+from sharpjax.detection.run import detect
+from sharpjax.detection.settings import DetectSettings
 from sharpjax.detection.statistics import (
     STATISTICS,
     effective_dimension,

@@ -6,16 +6,20 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import roc_curve
 
+FEWEST = 5  # of a class: resamples of fewer hardly differ, and an interval from them is too short
+
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A figure and its 95% interval."""
+    """A figure and its 95% interval; its ends are NaN where there are too few to tell."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
+        if np.isnan(self.low):
+            return f"{self.value:.3f} [-]"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
@@ -30,6 +34,7 @@ class Evaluation:
         average_precision: mean precision over the memorized conditions, each at its own rank.
         num_positive: memorized conditions.
         num_negative: the others; the false-positive rate has steps of ``1 / num_negative``.
+        nearest: whether ``tpr`` is that of the false-positive rate nearest to 1%.
     """
 
     auc: Interval
@@ -37,6 +42,7 @@ class Evaluation:
     average_precision: Interval
     num_positive: int
     num_negative: int
+    nearest: bool = False
 
 
 def evaluate(
@@ -63,18 +69,17 @@ def evaluate(
     >>> evaluate(np.array([1.0, 2.0, 3.0, 4.0]), np.array([False, False, True, True])).auc.value
     1.0
     """
-    positive, negative = _classes(scores, memorized)
-    rate = nearest_tpr if nearest else tpr_at_fpr
-    rng = np.random.default_rng(seed)
-    draws = np.array(
-        [_figures(p, n, rate) for p, n in _resamples(positive, negative, num_bootstrap, rng)]
-    )
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    values = _figures(positive, negative, rate)
+    curve = _Curve(scores, memorized)
+    rows = _resamples(curve.memorized, num_bootstrap, np.random.default_rng(seed))
+    low, high = np.quantile(curve.figures(rows, nearest=nearest), [0.025, 0.975], axis=0)
+    if min(curve.memorized.sum(), (~curve.memorized).sum()) < FEWEST:
+        low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
+    values = curve.figures(np.ones_like(rows[:1]), nearest=nearest)[0]
     return Evaluation(
         *(Interval(*map(float, figure)) for figure in zip(values, low, high, strict=True)),
-        len(positive),
-        len(negative),
+        int(curve.memorized.sum()),
+        int((~curve.memorized).sum()),
+        nearest,
     )
 
 
@@ -117,95 +122,84 @@ def compare(
     >>> compare(scores, -scores, memorized, num_bootstrap=50).auc.value
     1.0
     """
-    pairs = [_classes(scores, memorized) for scores in (first, second)]
-    positive, negative = (np.stack(parts, axis=1) for parts in zip(*pairs, strict=True))
+    curves = [_Curve(scores, memorized) for scores in (first, second)]
+    rows = _resamples(curves[0].memorized, num_bootstrap, np.random.default_rng(seed))
 
-    def difference(p: np.ndarray, n: np.ndarray) -> np.ndarray:
-        one, other = (np.array(_figures(p[:, k], n[:, k])[:2]) for k in (0, 1))
+    def difference(rows: np.ndarray) -> np.ndarray:
+        one, other = (curve.figures(rows)[:, :2] for curve in curves)
         return one - other
 
-    rng = np.random.default_rng(seed)
-    draws = np.array(
-        [difference(p, n) for p, n in _resamples(positive, negative, num_bootstrap, rng)]
-    )
+    draws = difference(rows)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     auc, tpr = (
         Interval(*map(float, figure))
-        for figure in zip(difference(positive, negative), low, high, strict=True)
+        for figure in zip(difference(np.ones_like(rows[:1]))[0], low, high, strict=True)
     )
     sides = np.mean(draws[:, 0] <= 0), np.mean(draws[:, 0] >= 0)
     return Comparison(auc, tpr, float(min(1.0, 2 * min(sides))))
 
 
-def _classes(scores: np.ndarray, memorized: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Checked scores of the memorized conditions and of the others."""
-    scores, memorized = np.asarray(scores, np.float64), np.asarray(memorized, bool)
-    if scores.ndim != 1 or scores.shape != memorized.shape:
-        raise ValueError(
-            f"scores and memorized must be equally long vectors, got {scores.shape} and "
-            f"{memorized.shape}"
+class _Curve:
+    """A ROC curve whose points are counted under any weights of the conditions."""
+
+    def __init__(self, scores: np.ndarray, memorized: np.ndarray):
+        scores, self.memorized = np.asarray(scores, np.float64), np.asarray(memorized, bool)
+        if scores.ndim != 1 or scores.shape != self.memorized.shape:
+            raise ValueError(
+                f"scores and memorized must be equally long vectors, got {scores.shape} and "
+                f"{self.memorized.shape}"
+            )
+        if not np.isfinite(scores).all():
+            raise ValueError("scores contain NaN or infinite values; nothing can be ranked")
+        if self.memorized.all() or not self.memorized.any():
+            raise ValueError(
+                f"detection needs both classes, got {self.memorized.sum()} memorized and "
+                f"{(~self.memorized).sum()} others"
+            )
+        self.order = np.argsort(-scores, kind="stable")
+        ranked = scores[self.order]
+        self.ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of equal scores
+
+    def figures(self, weights: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+        """AUC, true-positive rate and average precision, ``(r, 3)``, of weights ``(r, n)``.
+
+        Weights are how often each condition is counted.  The AUC is the area of the trapezoids
+        under the curve: ties count half.  The average precision is the mean over memorized
+        conditions of the precision at the threshold that lets each pass.
+        """
+        ranked, memorized = weights[:, self.order], self.memorized[self.order]
+        true, false = (
+            np.pad(np.cumsum(ranked * chosen, axis=1)[:, self.ends], ((0, 0), (1, 0)))
+            for chosen in (memorized, ~memorized)
         )
-    if not np.isfinite(scores).all():
-        raise ValueError("scores contain NaN or infinite values; nothing can be ranked")
-    positive, negative = scores[memorized], scores[~memorized]
-    if not len(positive) or not len(negative):
-        raise ValueError(
-            "detection needs both classes, "
-            f"got {len(positive)} memorized and {len(negative)} others"
-        )
-    return positive, negative
+        num_true, num_false = true[:, -1:], false[:, -1:]
+        steps = np.diff(true, axis=1)
+        area = np.sum(np.diff(false, axis=1) * (true[:, 1:] + true[:, :-1]) / 2, axis=1)
+        auc = area / (num_true * num_false)[:, 0]
+        if nearest:
+            distance = np.abs(false / num_false - 0.01)
+            passing = distance <= distance.min(axis=1, keepdims=True) + 1e-12
+        else:  # as whole negatives: 0.01 * 300 is a little less than 3
+            passing = false <= np.floor(0.01 * num_false + 1e-9)
+        tpr = np.max(np.where(passing, true, 0), axis=1) / num_true[:, 0]
+        precision = true[:, 1:] / np.maximum(true[:, 1:] + false[:, 1:], 1)
+        return np.stack([auc, tpr, np.sum(steps * precision, axis=1) / num_true[:, 0]], axis=1)
 
 
-def _resamples(positive: np.ndarray, negative: np.ndarray, count: int, rng: np.random.Generator):
-    """Both classes resampled, rows with replacement, ``count`` times."""
-    p = rng.integers(len(positive), size=(count, len(positive)))
-    n = rng.integers(len(negative), size=(count, len(negative)))
-    return ((positive[i], negative[j]) for i, j in zip(p, n, strict=True))
-
-
-def _figures(positive: np.ndarray, negative: np.ndarray, rate=None) -> tuple[float, float, float]:
-    """AUC, true-positive rate and average precision, by ranks: many times a resample.
-
-    The AUC is the mean over pairs of ``[p > n] + [p = n]/2`` (Mann & Whitney 1947).  The average
-    precision is the mean over positives of the precision at the threshold that lets it pass
-    (``sklearn.metrics.average_precision_score``).
-    """
-    positive, negative = np.sort(positive), np.sort(negative)
-    below = np.searchsorted(negative, positive, side="left")
-    upto = np.searchsorted(negative, positive, side="right")
-    auc = (below + upto).mean() / (2 * len(negative))
-    passed = len(positive) - np.searchsorted(positive, positive, side="left")
-    precision = passed / (passed + len(negative) - below)
-    return auc, (rate or tpr_at_fpr)(positive, negative), precision.mean()
+def _resamples(memorized: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each condition stands in each resample, ``(count, n)``; both classes keep size."""
+    weights = np.zeros((count, len(memorized)), np.int64)
+    for chosen in (memorized, ~memorized):
+        places = np.flatnonzero(chosen)
+        drawn = rng.integers(len(places), size=(count, len(places)))
+        weights[:, places] = [np.bincount(row, minlength=len(places)) for row in drawn]
+    return weights
 
 
 def roc(scores: np.ndarray, memorized: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``(false-positive rates, true-positive rates)`` of the ROC curve."""
     fpr, tpr, _ = roc_curve(memorized, scores, drop_intermediate=False)
     return fpr, tpr
-
-
-def tpr_at_fpr(positive: np.ndarray, negative: np.ndarray, *, limit: float = 0.01) -> float:
-    """The largest true-positive rate of any threshold whose false-positive rate is <= ``limit``.
-
-    With ``N`` negatives at most ``floor(limit N)`` of them may pass; a positive counts only if it
-    lies strictly above the first negative that may not.
-    """
-    allowed = int(limit * len(negative) + 1e-9)
-    return float(np.mean(positive > np.sort(negative)[::-1][allowed]))
-
-
-def nearest_tpr(positive: np.ndarray, negative: np.ndarray, *, target: float = 0.01) -> float:
-    """The true-positive rate at the point of the ROC whose false-positive rate is nearest.
-
-    Of several such points the one with the largest true-positive rate; the papers' way, which lets
-    more than 1% pass where negatives are few.
-    """
-    scores = np.concatenate([positive, negative])
-    memorized = np.arange(len(scores)) < len(positive)
-    fpr, tpr = roc(scores, memorized)
-    distance = np.abs(fpr - target)
-    return float(tpr[distance <= distance.min() + 1e-12].max())
 
 
 def spearman(values: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """A detection run: statistics of every condition, resumable, on any number of devices and hosts.
 
 Results go to ``results.jsonl``, one fsynced line per condition, so a killed run goes on where it
-stopped.  Noises and probes depend on the seed and their index only, never on the batch, nor on the
-devices that it is split over.
+stopped.  A batch that is not whole on disk is computed again whole: the same program on the same
+numbers gives the same bits, whenever the run was killed.
 
 Of n processes (``jax.distributed``) with a directory in common, process i takes
 ``conditions[i::n]`` on its own devices and writes ``results.i.jsonl``.  They exchange nothing while
@@ -12,6 +12,8 @@ they compute; at the end they wait for each other and read all results.
 import dataclasses
 import functools
 import hashlib
+import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,56 +26,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sharpjax._types import Array
 from sharpjax.conditional import ConditionalModel
 from sharpjax.curvature.loops import check_mesh, over_points
+from sharpjax.detection.columns import Columns
 from sharpjax.detection.oracle import TrainingSet
+from sharpjax.detection.settings import DetectSettings
 from sharpjax.detection.statistics import STATISTICS
 from sharpjax.devices import check_own, wait_for_all
 from sharpjax.progress import progress
 from sharpjax.rundir import append_lines, claim, read_lines
-from sharpjax.sampling import sample
 
-RESULTS_NAME = "results.jsonl"
-FIRST_STEP = tuple(name for name, entry in STATISTICS.items() if entry.where == "first")
-TRACES = tuple(name for name, entry in STATISTICS.items() if entry.where == "level")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DetectSettings:
-    """What defines the numbers of a detection run.
-
-    Attributes:
-        num_noises: initial noises a condition, shared by all conditions.
-        trace_noises: how many of these noises the traces are taken at.
-        trace_timesteps: where; the state there is reached by DDIM under the condition.
-        num_probes: Hutchinson probes a trace, shared by all conditions.
-        path_steps: DDIM steps between two trace timesteps.
-        seed: of noises and probes.
-    """
-
-    num_noises: int = 4
-    trace_noises: int = 2
-    trace_timesteps: tuple[int, ...] = (981, 800, 600)
-    num_probes: int = 4
-    path_steps: int = 4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("num_noises", 2), ("trace_noises", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"{name} must be at least {least}, got {getattr(self, name)}: "
-                    "one noise has no standard error"
-                )
-        for name in ("num_probes", "path_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if list(self.trace_timesteps) != sorted(set(self.trace_timesteps), reverse=True):
-            raise ValueError(f"trace_timesteps must descend, got {self.trace_timesteps}")
-
-    def names(self, first_step: int) -> tuple[str, ...]:
-        """Names of all columns: ``statistic@t``."""
-        return tuple(f"{name}@{first_step}" for name in FIRST_STEP) + tuple(
-            f"{name}@{t}" for name in TRACES for t in self.trace_timesteps
-        )
+RESULTS_NAME, SECONDS_NAME = "results.jsonl", "seconds.jsonl"
 
 
 def detect(
@@ -94,32 +55,38 @@ def detect(
 
     Args:
         model: any conditional model.
-        conditions: distinct names that the model can encode.
+        conditions: names or prompts that the model can encode; one may stand there twice.
         directory: of the run.
         settings: what to compute.
         fingerprint: of the model's weights; a run refuses to go on with another model.
         training_set: if the model's is known, the exact-score oracle is computed at the same
-            points.
+            points, for the statistics of the first step and the traces.
         labels: the training set's number of each of ``conditions``; needed with it.
-        batch_size: conditions at a time; changes the speed only.
+        batch_size: conditions at a time; changes the speed, and the numbers by rounding.
         mesh: devices of this process to use, along an axis "points", which splits the batches, an
             axis "probes", which shares the probes of a trace, or both. The numbers are those of one
             device, to rounding.
 
     Returns:
-        One record per condition, in the order given and the same in all processes: ``condition``,
-        ``network`` and ``oracle``, which map ``statistic@t`` to the values at each noise.
+        One record per condition, in the order given and the same in all processes: ``index``,
+        ``condition``, ``network`` and ``oracle``, which map ``statistic@t`` to the values at each
+        noise (those of `guidance_alignment` are its two terms, those of `step_displacement` the
+        lengths of all steps). Where the network gave NaN or infinite values, ``failed`` says of
+        what, in place of ``network``.
 
     Raises:
-        ValueError: duplicate or unknown conditions, timesteps out of range, a directory with
-            another run in it, a mesh with other axes or with devices of another process.
+        ValueError: unknown conditions, timesteps out of range, statistics that this model cannot
+            give, a directory with another run in it, a mesh with other axes or with devices of
+            another process.
         FileExistsError: the directory holds something else.
         FileNotFoundError: the processes do not share the directory.
+        OSError: results cannot be written; those before are on disk.
         ConnectionError: another process ended before its share was done. What is finished is on
             disk.
     """
-    if len(set(conditions)) != len(conditions):
-        raise ValueError("conditions must be distinct")
+    conditions = list(conditions)
+    if not conditions:
+        raise ValueError("there is nothing to detect: no conditions")
     if (training_set is None) != (labels is None):
         raise ValueError("training_set and labels go together")
     if batch_size < 1:
@@ -128,15 +95,17 @@ def detect(
         check_mesh(mesh)
         check_own(mesh)
         mesh = Mesh(mesh.devices, mesh.axis_names)  # shardings are XLA's business: no other types
-    encoded = model.encode(conditions)
-    first_step = int(model.schedule.timesteps(50)[0])
-    model.schedule.alpha(np.array([first_step, *settings.trace_timesteps]))  # checks the range
+    model.check(conditions)
+    if not model.has_unconditional:
+        _check_conditional_alone(settings)
+    settings.names(model.schedule)
+    model.schedule.alpha(np.array(settings.trace_timesteps))  # checks the range
     folder = claim(
         directory,
         {
             "run": "detect",
             "model": fingerprint,
-            "conditions": hashlib.sha256("\n".join(conditions).encode()).hexdigest(),
+            "conditions": hashlib.sha256(json.dumps(conditions).encode()).hexdigest(),
             "num_conditions": len(conditions),
             "oracle": training_set is not None,
             **dataclasses.asdict(settings),
@@ -147,49 +116,75 @@ def detect(
     path = folder / (RESULTS_NAME if count == 1 else f"results.{index}.jsonl")
     done = _read_results(folder, path, conditions)
     # By the list and not by what is left of it, which processes may see at different times.
-    share = range(index, len(conditions), count)
-    todo = [i for i in share if conditions[i] not in done]
+    share = list(range(index, len(conditions), count))
     batch_size = min(batch_size, max(len(share), 1))
-    if mesh is not None and todo:  # once, not with every batch
+    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+    if mesh is not None:  # once, not with every batch
         model, training_set = jax.device_put(
             (model, training_set), NamedSharding(mesh, PartitionSpec())
         )
-    with progress("detecting", total=len(share), done=len(share) - len(todo)) as bar:
-        for start in range(0, len(todo), batch_size):
-            rows = todo[start : start + batch_size]
+    compute = Columns(model, settings, mesh=mesh)
+    with progress("detecting", total=len(share), done=sum(i in done for i in share)) as bar:
+        for rows in batches:
+            missing = [i for i in rows if i not in done]
+            if not missing:
+                continue
             padded = np.resize(rows, batch_size)  # a full last batch: one compilation
-            network, states = _network(
-                model, encoded[padded], first_step=first_step, settings=settings, mesh=mesh
-            )
+            encoded = _encode(model, [conditions[i] for i in padded])
+            network, states = compute(encoded, padded)
             columns = {"network": network}
             if training_set is not None:
                 columns["oracle"] = _oracle(
-                    training_set, model.schedule, jnp.asarray(labels)[padded], states,
-                    first_step=first_step, settings=settings, mesh=mesh,
+                    training_set, model.schedule, jnp.asarray(labels)[padded],
+                    compute.noises(padded), states, settings=settings, mesh=mesh,
                 )  # fmt: skip
-            order = settings.names(first_step)
             columns = {
-                who: {name: np.asarray(values[name]) for name in order}
+                who: {name: np.asarray(values[name]) for name in compute.names if name in values}
                 for who, values in columns.items()
             }
-            records = [
-                {"condition": conditions[i]}
-                | {who: {k: v[j].tolist() for k, v in c.items()} for who, c in columns.items()}
-                for j, i in enumerate(rows)
-            ]
+            places = {i: rows.index(i) for i in missing}
+            records = [_record(i, conditions[i], columns, place) for i, place in places.items()]
             append_lines(path, records)
-            done |= {record["condition"]: record for record in records}
-            bar.advance(len(rows))
+            done |= {record["index"]: record for record in records}
+            bar.advance(len(missing))
+    _write_seconds(folder, compute, batch_size)
     if count > 1:
         wait_for_all("detect")
         done = _read_results(folder, path, conditions)
-        if missing := [name for name in conditions if name not in done]:
+        if absent := [name for i, name in enumerate(conditions) if i not in done]:
             raise FileNotFoundError(
-                f"{folder} lacks the results of {len(missing)} of {len(conditions)} conditions "
-                f"({missing[0]!r}), though all {count} processes are done: is it one directory "
+                f"{folder} lacks the results of {len(absent)} of {len(conditions)} conditions "
+                f"({absent[0]!r}), though all {count} processes are done: is it one directory "
                 "that all of them share?"
             )
-    return [done[name] for name in conditions]
+    return [done[i] for i in range(len(conditions))]
+
+
+def _check_conditional_alone(settings: DetectSettings) -> None:
+    able = [name for name, entry in STATISTICS.items() if not entry.unconditional]
+    if lacking := [name for name in settings.statistics if name not in able]:
+        raise ValueError(
+            f"{', '.join(lacking)} cannot be computed: this model has no unconditional score; "
+            f"choose --statistics {','.join(able)}"
+        )
+
+
+def _encode(model: ConditionalModel, conditions: list[str]) -> Array:
+    with warnings.catch_warnings():  # of a prompt that is too long: ``check`` announced it
+        warnings.simplefilter("ignore", UserWarning)
+        return model.encode(conditions)
+
+
+def _record(index: int, condition: str, columns, place: int) -> dict[str, Any]:
+    """A line of the results; JSON has no NaN, and a mean over one that is wrong would hide it."""
+    head: dict[str, Any] = {"index": index, "condition": condition}
+    bad = [name for name, v in columns["network"].items() if not np.isfinite(v[place]).all()]
+    if bad:
+        return head | {"failed": f"{', '.join(bad)} not finite"}
+    return head | {
+        who: {name: values[place].tolist() for name, values in found.items()}
+        for who, found in columns.items()
+    }
 
 
 def result_files(folder: Path) -> list[Path]:
@@ -197,111 +192,43 @@ def result_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("results.*jsonl"))
 
 
-def _read_results(folder: Path, own: Path, conditions: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The records of all processes by condition; those of others may be growing meanwhile."""
-    done: dict[str, dict[str, Any]] = {}
+def _read_results(folder: Path, own: Path, conditions: Sequence[str]) -> dict[int, dict[str, Any]]:
+    """The records of all processes by index; those of others may be growing meanwhile."""
+    done: dict[int, dict[str, Any]] = {}
     for path in result_files(folder):
-        for record in read_lines(path, {"condition", "network"}, repair=path == own):
-            if record["condition"] not in conditions:
-                raise ValueError(f"{path}: {record['condition']!r} is not a condition of this run")
-            done.setdefault(record["condition"], record)  # computed twice, they are equal
+        for record in read_lines(path, {"index", "condition"}, repair=path == own):
+            place = record["index"]
+            known = place in range(len(conditions)) and conditions[place] == record["condition"]
+            if not known or not {"network", "failed"} & record.keys():
+                raise ValueError(
+                    f"{path}: record {place} of {record['condition']!r} is not of this run"
+                )
+            done.setdefault(place, record)  # computed twice, they are equal
     return done
 
 
-def _noises(shape: tuple[int, ...], settings: DetectSettings) -> Array:
-    """Initial noises, ``(num_noises, *shape)``; noise ``i`` depends on the seed and ``i`` only."""
-    key = jax.random.fold_in(jax.random.key(settings.seed), 0)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(settings.num_noises))
-    return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+def _write_seconds(folder: Path, compute: Columns, batch_size: int) -> None:
+    """What every part took: apart from the results, which are the same each time."""
+    if compute.seconds:
+        line = {"batch_size": batch_size, "seconds": compute.seconds}
+        append_lines(folder / SECONDS_NAME, [line])
 
 
-def _network(model, conditions, *, first_step: int, settings: DetectSettings, mesh: Mesh | None):
-    """All columns for a batch of conditions, each ``(batch, noises)``, and the states visited.
-
-    Timesteps are arguments of the compiled parts, so each is compiled once.
-    """
-    noises = _noises(model.shape, settings)
-    values = _first_step(model, conditions, noises, first_step, mesh=mesh)
-    columns = {f"{name}@{first_step}": value for name, value in values.items()}
-
-    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
-    x = jnp.broadcast_to(
-        noises[: settings.trace_noises], (len(conditions), settings.trace_noises, *model.shape)
-    )
-    states, here = [], first_step
-    for t in settings.trace_timesteps:
-        stops = np.linspace(here, t, settings.path_steps + 1).round().astype(np.int32)
-        x, here = (x if t == here else _walk(model, conditions, x, stops, mesh=mesh)), t
-        values = _traces(model, conditions, x, t, key, num_probes=settings.num_probes, mesh=mesh)
-        columns |= {f"{name}@{t}": value for name, value in values.items()}
-        states.append(x)
-    return columns, jnp.stack(states, axis=2)
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
-def _first_step(model, conditions, noises, t, *, mesh):
-    def part(common, conditions):
-        model, noises, t = common
-
-        def one(condition, x):
-            pair = model.scores(condition, t)
-            here = pair.linearize(x)  # of the three statistics together, 4 evaluations and not 8
-            return {
-                name: STATISTICS[name].function(pair, x, linearized=here) for name in FIRST_STEP
-            }
-
-        return jax.vmap(jax.vmap(one, (None, 0)), (0, None))(conditions, noises)
-
-    return over_points(part, mesh, (model, noises, t), conditions)
-
-
-@functools.partial(jax.jit, static_argnames="mesh")
-def _walk(model, conditions, points, timesteps, *, mesh):
-    """DDIM under each condition from the first to the last of ``timesteps``."""
-
-    def part(common, batch):
-        model, timesteps = common
-
-        def one(condition, x):
-            def score_at(x, t):
-                return model.scores(condition, t).conditional(x)
-
-            return sample(score_at, x, model.schedule, timesteps=timesteps)
-
-        return jax.vmap(jax.vmap(one, (None, 0)))(*batch)
-
-    return over_points(part, mesh, (model, timesteps), (conditions, points))
-
-
-@functools.partial(jax.jit, static_argnames=("num_probes", "mesh"))
-def _traces(model, conditions, points, t, key, *, num_probes: int, mesh):
-    def part(common, batch):
-        model, t, key = common
-        conditions, points = batch
-
-        def one(condition, index, x):
-            pair = model.scores(condition, t)
-            probes = jax.random.fold_in(jax.random.fold_in(key, index), t)
-            return {
-                name: STATISTICS[name].function(pair, x, key=probes, num_probes=num_probes)
-                for name in TRACES
-            }
-
-        indices = jnp.arange(points.shape[1])
-        return jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, 0))(conditions, indices, points)
-
-    return over_points(part, mesh, (model, t, key), (conditions, points))
-
-
-@functools.partial(jax.jit, static_argnames=("first_step", "settings", "mesh"))
-def _oracle(training_set, schedule, conditions, states, *, first_step, settings, mesh):
+@functools.partial(jax.jit, static_argnames=("settings", "mesh"))
+def _oracle(training_set, schedule, conditions, noises, states, *, settings, mesh):
     """The same columns of the exact score at the same points; its traces are closed forms."""
+    first_step = settings.timesteps(schedule)[0]
+    first_names, trace_names = settings.chosen("first"), settings.chosen("level")
+    options = {"hessian_score_difference": {"squared": settings.squared}}
 
     def first(training_set, schedule, condition, x):
         pair = training_set.scores(
             condition, alpha=schedule.alpha(first_step), sigma=schedule.sigma(first_step)
         )
-        return {f"{name}@{first_step}": STATISTICS[name].function(pair, x) for name in FIRST_STEP}
+        return {
+            f"{name}@{first_step}": STATISTICS[name].function(pair, x, **options.get(name, {}))
+            for name in first_names
+        }
 
     def traces(training_set, schedule, condition, visited):
         columns = {}
@@ -309,21 +236,23 @@ def _oracle(training_set, schedule, conditions, states, *, first_step, settings,
             alpha, sigma = schedule.alpha(t), schedule.sigma(t)
             everything, own = training_set.densities(condition, alpha=alpha, sigma=sigma)
             dimension = own.effective_dimension(x)
-            columns[f"effective_dimension@{t}"] = dimension
             difference = (dimension - everything.effective_dimension(x)) / sigma**2
-            columns[f"trace_difference@{t}"] = difference
+            values = {"effective_dimension": dimension, "trace_difference": difference}
+            columns |= {f"{name}@{t}": values[name] for name in trace_names}
         return columns
 
     # One point at a time: a batch of them would hold a copy of the training set each.
     def part(common, batch):
-        *known, noises = common
-
-        def per_condition(pair):
-            condition, visited = pair
-            columns = jax.lax.map(lambda x: first(*known, condition, x), noises)
-            return columns | jax.lax.map(lambda x: traces(*known, condition, x), visited)
+        def per_condition(own):
+            condition, noises, visited = own
+            columns = jax.lax.map(lambda x: first(*common, condition, x), noises)
+            if trace_names:
+                columns |= jax.lax.map(lambda x: traces(*common, condition, x), visited)
+            return columns
 
         return jax.lax.map(per_condition, batch)
 
-    noises = _noises(training_set.images.shape[1:], settings)
-    return over_points(part, mesh, (training_set, schedule, noises), (conditions, states))
+    shape = training_set.images.shape[1:]
+    noises = jnp.broadcast_to(noises, (len(conditions), *noises.shape[-1 - len(shape) :]))
+    states = noises if states is None else states
+    return over_points(part, mesh, (training_set, schedule), (conditions, noises, states))

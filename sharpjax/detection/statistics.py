@@ -47,6 +47,7 @@ class Statistic:
         where: what it is computed from.
         cost: network evaluations a noise; F forward, T tangent, beside the sampling itself.
         source: where it was published.
+        unconditional: whether it asks the unconditional score.
     """
 
     function: Callable[..., Array]
@@ -54,14 +55,16 @@ class Statistic:
     where: Where
     cost: str
     source: str
+    unconditional: bool = True
 
 
 STATISTICS: dict[str, Statistic] = {}
 
 
-def _register(*, direction: int, where: Where, cost: str, source: str):
+def _register(*, direction: int, where: Where, cost: str, source: str, unconditional: bool = True):
     def add(function):
-        STATISTICS[function.__name__] = Statistic(function, direction, where, cost, source)
+        entry = Statistic(function, direction, where, cost, source, unconditional)
+        STATISTICS[function.__name__] = entry
         return function
 
     return add
@@ -122,7 +125,7 @@ def trace_difference(pair: ScorePair, x: Array, *, key: Array, num_probes: int =
     return (ours - theirs.value) / pair.sigma**2
 
 
-@_register(direction=-1, where="level", cost="F + probes T", source="sharpjax")
+@_register(direction=-1, where="level", cost="F + probes T", source="sharpjax", unconditional=False)
 def effective_dimension(pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4) -> Array:
     r""":math:`\operatorname{tr} K_c`, :math:`K = I + \sigma^2 H`; dimensionless.
 
@@ -181,16 +184,14 @@ def guidance_alignment(first: ScorePair, later: ScorePair, x: Array) -> Array:
 
 
 def combined_alignment(
-    terms: Array, calibration: Array, *, weights: tuple[float, float] = (1.0, 1.0)
+    terms: Array, mean: Array, std: Array, *, weights: tuple[float, float] = (1.0, 1.0)
 ) -> Array:
-    """The weighted sum of :func:`guidance_alignment`'s terms, standardised on ``calibration``.
+    """The weighted sum of :func:`guidance_alignment`'s terms, ``(..., 2)`` to ``(...)``.
 
-    ``(..., 2)`` and ``(m, 2)``, terms of prompts known to be clean, at least 2, to ``(...)``.
+    Each is standardised by its ``mean`` and ``std``, ``(2,)``, over prompts known to be clean; one
+    that does not vary over these stays in its own units.
     """
-    spread = calibration.std(axis=0, ddof=1)
-    return ((terms - calibration.mean(axis=0)) / jnp.where(spread > 0, spread, 1)) @ jnp.array(
-        weights
-    )
+    return ((terms - mean) / jnp.where(std > 0, std, 1)) @ jnp.array(weights)
 
 
 @_register(direction=+1, where="path", cost="0", source="Wen et al. 2024")
@@ -226,7 +227,15 @@ def step_displacement(path: Trajectory, *, mean: Array, std: Array) -> Array:
 
     "Broken memories" 2026.
     """
-    return jnp.max((path.displacements - mean) / std)
+    return largest_step(path.displacements, mean=mean, std=std)
+
+
+def largest_step(displacements: Array, *, mean: Array, std: Array) -> Array:
+    """The z-score of the longest step, ``(..., num_steps)`` to ``(...)``.
+
+    A step that is of one length for all clean prompts is measured in its own units.
+    """
+    return jnp.max((displacements - mean) / jnp.where(std > 0, std, 1), axis=-1)
 
 
 @_register(direction=-1, where="images", cost="0", source="Carlini et al. 2023")

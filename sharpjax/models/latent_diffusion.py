@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from sharpjax._types import Array
+from sharpjax._types import Array, Score
 from sharpjax.models.autoencoder_kl import AutoencoderKL
 from sharpjax.models.checkpoints import from_pretrained, save_pretrained
 from sharpjax.models.clip_text import CLIPTextModel
@@ -209,9 +209,19 @@ class LatentDiffusion:
         return (self.unet.config["in_channels"], height, width)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape of one image, ``(channels, height, width)``."""
+        sides = (side * self.pixels_per_latent for side in self.shape[1:])
+        return (self.vae.config["out_channels"], *sides)
+
+    @property
     def pixels_per_latent(self) -> int:
         """Pixels along the side of one latent."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raise or warn of what :meth:`encode` would, before hours of work."""
+        self.tokenizer(list(prompts))
 
     def encode(self, prompts: Sequence[str], *, clip_skip: int = 0) -> Array:
         """Encoded prompts, ``(len(prompts), tokens, width)``.
@@ -228,6 +238,15 @@ class LatentDiffusion:
         if not len(prompts):
             raise ValueError("encode needs at least one prompt")
         return _encode(self.text_encoder, self.tokenizer(list(prompts)), clip_skip=clip_skip)
+
+    @property
+    def has_unconditional(self) -> bool:
+        """True: the condition of the unconditional score is the empty prompt."""
+        return True
+
+    def unconditional(self, t: int | Array) -> Score:
+        """The score of the empty prompt at timestep ``t``."""
+        return Partial(_score, self.unet, self.schedule, t, self.empty)
 
     def scores(self, condition: str | Array, t: int | Array) -> ScorePair:
         """The pair of scores of a prompt, given or encoded ``(tokens, width)``, at timestep ``t``.
@@ -251,7 +270,7 @@ class LatentDiffusion:
         if context.shape == self.empty.shape:
             stacked = Partial(_scores, *bound, jnp.stack([self.empty, context]))
         return ScorePair(
-            unconditional=Partial(_score, *bound, self.empty),
+            unconditional=self.unconditional(t),
             conditional=Partial(_score, *bound, context),
             alpha=self.schedule.alpha(t),
             sigma=self.schedule.sigma(t),

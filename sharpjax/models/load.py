@@ -41,6 +41,6 @@ _OF_THE_HUB = ("variant", "revision", "local_files_only")
 
 def find(name: str | Path, **options: Any) -> Path:
     """The directory of a bundled model, of one on this machine, or of a hub id's snapshot."""
-    if str(name) in zoo.bundled():
-        return zoo.find(name)
+    if str(name) in zoo.bundled() or not ("/" in str(name) or Path(name).exists()):
+        return zoo.find(name)  # or its message, which lists the bundled ones
     return resolve(name, folders=tuple(PARTS), **options)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from sharpjax._types import Array
+from sharpjax._types import Array, Score
 from sharpjax.models.checkpoints import from_pretrained, save_pretrained
 from sharpjax.models.files import checked_file, checked_subfolder, read_json
 from sharpjax.models.unet_2d import UNet2DModel
@@ -33,7 +33,8 @@ class PixelDiffusion:
     """A ``ConditionalModel`` over a fixed list of conditions; a pytree, so a ``jit`` argument.
 
     Attributes:
-        unet: class-conditional network; class ``i`` is condition ``i``, the last class is "none".
+        unet: class-conditional network; class ``i`` is condition ``i``, the last class is "none",
+            where it has one more class than there are conditions.
         schedule: of the noise.
         conditions: their names.
     """
@@ -59,10 +60,11 @@ class PixelDiffusion:
             raise ValueError(f"{root / CONDITIONS_NAME}: 'conditions' must be a list of names")
         if len(set(names)) != len(names):
             raise ValueError(f"{root / CONDITIONS_NAME}: names of conditions must be distinct")
-        if unet.config["num_class_embeds"] != len(names) + 1:
+        if unet.config["num_class_embeds"] not in (len(names), len(names) + 1):
             raise ValueError(
                 f"{root / CONDITIONS_NAME}: {len(names)} conditions need {len(names) + 1} class "
-                f"embeddings (one is 'none'), unet has {unet.config['num_class_embeds']}"
+                f"embeddings (one is 'none'), or {len(names)} without an unconditional score; unet "
+                f"has {unet.config['num_class_embeds']}"
             )
         if unet.config["sample_size"] is None:
             raise ValueError(f"{root / 'unet' / 'config.json'}: sample_size must be given")
@@ -91,6 +93,23 @@ class PixelDiffusion:
         height, width = size if isinstance(size, tuple) else (size, size)
         return (self.unet.config["in_channels"], height, width)
 
+    def check(self, names: Sequence[str]) -> None:
+        """Raise what :meth:`encode` would raise of these names."""
+        self.encode(names)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image: that of an example."""
+        return self.shape
+
+    def encode_image(self, images: Array) -> Array:
+        """Examples of images, which are images: the same."""
+        return jnp.asarray(images)
+
+    def decode(self, examples: Array) -> np.ndarray:
+        """Images of examples, which are images: the same."""
+        return np.asarray(examples)
+
     def encode(self, names: Sequence[str]) -> Array:
         """Labels of conditions, ``(len(names),)``, as :meth:`scores` and :meth:`sample` take them.
 
@@ -105,6 +124,22 @@ class PixelDiffusion:
             )
         return jnp.array([self.conditions.index(name) for name in names], jnp.int32)
 
+    @property
+    def has_unconditional(self) -> bool:
+        """Whether the network was trained without a condition too."""
+        return self.unet.config["num_class_embeds"] == len(self.conditions) + 1
+
+    def unconditional(self, t: int | Array) -> Score:
+        """The score without a condition at timestep ``t``; one that raises if there is none."""
+        if not self.has_unconditional:
+            return Partial(_no_score)
+        return Partial(_score, self.unet, self.schedule, t, self._null)
+
+    @property
+    def _null(self) -> Array:
+        """Label of "no condition"."""
+        return jnp.int32(len(self.conditions))
+
     def scores(self, condition: str | Array, t: int | Array) -> ScorePair:
         """The pair of scores of a condition (name or label) at timestep ``t``.
 
@@ -115,14 +150,16 @@ class PixelDiffusion:
         label = self._checked(label)
         if label.ndim:
             raise ValueError(f"scores takes one condition, got labels of shape {label.shape}")
-        null = jnp.full_like(label, len(self.conditions))
+        null = self._null
         bound = (self.unet, self.schedule, t)
         return ScorePair(
-            unconditional=Partial(_score, *bound, null),
+            unconditional=self.unconditional(t),
             conditional=Partial(_score, *bound, label),
             alpha=self.schedule.alpha(t),
             sigma=self.schedule.sigma(t),
-            stacked=Partial(_scores, *bound, jnp.stack([null, label])),
+            stacked=Partial(_scores, *bound, jnp.stack([null, label]))
+            if self.has_unconditional
+            else None,
         )
 
     def sample(
@@ -160,6 +197,10 @@ class PixelDiffusion:
         for name, value in (("the number of conditions", labels.size), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if guidance != 1.0 and not self.has_unconditional:
+            raise ValueError(
+                f"guidance must be 1, got {guidance}: this network has no unconditional score"
+            )
         if key is None and (noise is None or eta > 0):
             raise ValueError("pass key=jax.random.key(seed) to draw the noise")
         key = jax.random.key(0) if key is None else key
@@ -206,6 +247,10 @@ def _scores(unet, schedule: Schedule, t: Array, labels: Array, points: Array) ->
 
 def _score(unet, schedule: Schedule, t: Array, label: Array, x: Array) -> Array:
     return _scores(unet, schedule, t, label[None], x[None])[0]
+
+
+def _no_score(x: Array) -> Array:
+    raise ValueError("this network has no unconditional score: it has no class for 'none'")
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "eta", "guided"))

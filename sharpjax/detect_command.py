@@ -1,0 +1,612 @@
+"""``sharpjax detect`` and ``sharpjax calibrate``: which conditions or prompts are memorized."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import typer
+
+from sharpjax import detection_report as report
+from sharpjax import devices, replication
+from sharpjax.curvature.validation import positive_integer
+from sharpjax.datasets.openmoji import CAPTIONS_NAME
+from sharpjax.detection import run
+from sharpjax.detection.calibration import CALIBRATION_NAME, QUANTILE, Calibration
+from sharpjax.detection.cases import Case, balanced, from_file
+from sharpjax.detection.columns import evaluations
+from sharpjax.detection.images import ImageSettings, detect_images, find_images
+from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
+from sharpjax.detection.settings import GROUPS, NEAR_THE_END, DetectSettings, named
+from sharpjax.detection.statistics import STATISTICS
+from sharpjax.detection.summary import REFERENCE, Judged, summarize
+from sharpjax.detection.truth import TRUTH_NAME, read_truths, select_truths
+from sharpjax.models.fingerprint import fingerprint
+from sharpjax.models.load import find, load
+from sharpjax.models.pixel_diffusion import PixelDiffusion
+from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name, wide_console
+
+_SPREAD = "Devices and processes"  # panels of the help
+_NUMBERS = "What is computed"
+_JUDGING = "How it is judged"
+_IMAGES = "Finished images"
+
+PromptsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="File of prompts: a line each, or .csv or .jsonl with a column [bold]prompt[/bold] "
+        "and, where known, [bold]label[/bold] (memorized, clean, between) and "
+        "[bold]source[/bold]. Default: a balanced set of the bundled model's."
+    ),
+]
+StatisticsOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Names with commas between, or groups: {', '.join(GROUPS)}. Names: "
+        f"{', '.join(STATISTICS)}. Default: first; of conditions first,traces.",
+        rich_help_panel=_NUMBERS,
+    ),
+]
+NoisesOption = Annotated[
+    int, typer.Option(help="Initial noises a condition.", rich_help_panel=_NUMBERS)
+]
+StepsOption = Annotated[
+    int,
+    typer.Option(
+        help="Of the sampler: where the first step lies, and how long whole paths are.",
+        rich_help_panel=_NUMBERS,
+    ),
+]
+GuidanceOption = Annotated[float, typer.Option(help="Of whole paths.", rich_help_panel=_NUMBERS)]
+ProbesOption = Annotated[
+    int, typer.Option(help="Hutchinson probes a trace or diagonal.", rich_help_panel=_NUMBERS)
+]
+TraceNoisesOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Noises that traces are taken at, at most --noises. Default: 2.",
+        rich_help_panel=_NUMBERS,
+    ),
+]
+IndependentOption = Annotated[
+    bool,
+    typer.Option(
+        "--independent-noise",
+        help="Other noises for every condition, not the same for all.",
+        rich_help_panel=_NUMBERS,
+    ),
+]
+SquaredOption = Annotated[
+    bool,
+    typer.Option(
+        "--squared", help="hessian_score_difference as the paper has it.", rich_help_panel=_NUMBERS
+    ),
+]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        help="Of the networks: float32 or bfloat16 (models of prompts).", rich_help_panel=_NUMBERS
+    ),
+]
+BatchOption = Annotated[
+    int | None,
+    typer.Option(help="Conditions at a time; changes speed only. Default: 4 a device."),
+]
+DevicesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--devices",
+        help="Devices of this machine to use. Default: all; on CPU a device is a core.",
+        rich_help_panel=_SPREAD,
+    ),
+]
+
+
+DirectionsOption = Annotated[
+    int, typer.Option(help="Of the p-Laplacian's flux.", rich_help_panel=_IMAGES)
+]
+TimestepOption = Annotated[
+    int,
+    typer.Option(
+        help="Noise level of the p-Laplacian about images, a training step.",
+        rich_help_panel=_IMAGES,
+    ),
+]
+ExactOption = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="Of images also the exact p-Laplacian: a tangent for every entry of the latent.",
+        rich_help_panel=_IMAGES,
+    ),
+]
+
+
+def detect(
+    model: ModelOption = "openmoji",
+    prompts: PromptsOption = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Judge the finished images of this directory instead, without their prompts, by "
+            "the p-Laplacian about each. A [bold]labels.csv[/bold] in it may have columns prompt "
+            "(the file's name), label and source.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    directions: DirectionsOption = 128,
+    timestep: TimestepOption = NEAR_THE_END,
+    exact: ExactOption = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Run directory; the same command resumes it. Default: runs/detect-NAME."),
+    ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this condition or prompt; repeat for more."),
+    ] = None,
+    statistics: StatisticsOption = None,
+    noises: NoisesOption = 4,
+    steps: StepsOption = 50,
+    guidance: GuidanceOption = 7.5,
+    probes: ProbesOption = 4,
+    trace_noises: TraceNoisesOption = None,
+    independent: IndependentOption = False,
+    squared: SquaredOption = False,
+    dtype: DtypeOption = "float32",
+    seed: SeedOption = 0,
+    batch: BatchOption = None,
+    everything: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help="The long version: all statistics and all prompts of a bundled model; of "
+            "conditions 16 noises, 4 of them with 32 probes.",
+        ),
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Thresholds by sharpjax calibrate. Default: those that ship with the model, where "
+            "the settings are theirs.",
+            rich_help_panel=_JUDGING,
+        ),
+    ] = None,
+    decide_by: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Statistic of the verdicts. Default: {REFERENCE}, or the first that has a "
+            "threshold.",
+            rich_help_panel=_JUDGING,
+        ),
+    ] = None,
+    nearest: Annotated[
+        bool,
+        typer.Option(
+            "--nearest",
+            help="TPR at the false-positive rate nearest to 1%, as the papers have it, not at the "
+            "largest up to 1%.",
+            rich_help_panel=_JUDGING,
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+    num_devices: DevicesOption = None,
+    coordinator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where process 0 runs, and a free port there.",
+            rich_help_panel=_SPREAD,
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            help="How many processes share the conditions; all write to one directory.",
+            rich_help_panel=_SPREAD,
+        ),
+    ] = None,
+    process: Annotated[
+        int | None,
+        typer.Option(help="Which of them this is, from 0.", rich_help_panel=_SPREAD),
+    ] = None,
+) -> None:
+    """Tell which prompts, or conditions of a model, are memorized.
+
+    Computes the statistics of memorization of each from its scores alone; judges them against what
+    is known (labels in the file of prompts, or the ground truth that ships with the model), says
+    memorized or clean by thresholds that clean prompts have set, and writes JSON Lines, CSV and
+    plots to the run directory.  Of conditions whose training images are known, the exact score's
+    value stands beside each.
+
+    For several hosts with a directory in common, start the same command on each with --coordinator,
+    --processes and --process.  Whatever ends early, the same commands, or one without these
+    options, go on from what is there.
+    """
+    directory = find(model)
+    devices.split_cpu(num_devices)
+    _join(coordinator, processes, process)
+    mesh = devices.local_mesh(num_devices)
+    network = _load(directory, dtype)
+    if images is not None:
+        if prompts is not None or condition:
+            raise ValueError("--images is without prompts: leave --prompts and --condition out")
+        _refuse_with_images(
+            statistics=statistics, independent_noise=independent, squared=squared,
+            trace_noises=trace_noises, all=everything, coordinator=coordinator,
+        )  # fmt: skip
+        settings = ImageSettings(
+            num_directions=directions, exact=exact, timestep=timestep, seed=seed
+        )
+        who = _with_type(fingerprint(directory), dtype)
+        folder = output or Path("runs") / f"images-{run_name(model, directory)}"
+        _images(
+            network, images, folder, settings, who,
+            calibration=calibration, decide_by=decide_by, nearest=nearest, as_json=as_json,
+        )  # fmt: skip
+        return
+    is_pixel = isinstance(network, PixelDiffusion)
+    if everything and is_pixel:
+        noises, probes, trace_noises = 16, 32, 4
+    default = "all" if everything and not is_pixel else "first,traces" if is_pixel else "first"
+    settings = _settings(
+        network, default if statistics is None else statistics, noises=noises, steps=steps,
+        guidance=guidance, probes=probes, trace_noises=trace_noises, independent=independent,
+        squared=squared, seed=seed, num_directions=directions,
+    )  # fmt: skip
+    cases = _cases(network, directory, prompts, condition, everything=everything)
+    known = is_pixel and (directory / TRAINING_SET_NAME).is_file()
+    names = [case.condition for case in cases]
+    who = _with_type(fingerprint(directory), dtype)
+    thresholds, remark = _calibration(calibration, directory, settings, who)
+    chosen = _deciding(decide_by, settings.names(network.schedule), thresholds, remark)
+    folder = output or Path("runs") / f"detect-{run_name(model, directory)}"
+    records = run.detect(
+        network,
+        names,
+        folder,
+        settings,
+        fingerprint=who,
+        training_set=TrainingSet.load(directory) if known else None,
+        labels=np.asarray(network.encode(names)) if known else None,
+        batch_size=4 * (mesh.size if mesh else 1) if batch is None else batch,
+        mesh=mesh,
+    )
+    if jax.process_index() > 0:
+        print(f"process {process} is done; process 0 writes the tables", file=sys.stderr)
+        return
+    judged = Judged.of(records, cases, thresholds)
+    summaries = summarize(judged, nearest=nearest)
+    costs = report.costs(folder, evaluations(settings))
+    written = report.write_detection(
+        folder, judged, summaries, costs, calibration=thresholds, decide_by=chosen
+    )
+    grid = report.copy_shipped_grid(directory, folder)
+    written += [grid] if grid else []
+    if as_json:
+        print(json.dumps({"directory": str(folder), "summary": report.as_json(summaries)}))
+        return
+    _show(judged, summaries, costs, thresholds, chosen)
+    if remark:
+        console.print(remark)
+    files = ", ".join(path.name for path in [*run.result_files(folder), *written])
+    console.print(f"Written to [bold]{folder}[/bold]: {files}")
+
+
+def calibrate(
+    model: ModelOption = "openmoji",
+    prompts: PromptsOption = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="Calibrate on the images of this directory instead, known to be clean, for "
+            "detect --images.",
+            rich_help_panel=_IMAGES,
+        ),
+    ] = None,
+    directions: DirectionsOption = 128,
+    timestep: TimestepOption = NEAR_THE_END,
+    exact: ExactOption = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Run directory. Default: runs/calibrate-NAME.")
+    ] = None,
+    statistics: StatisticsOption = None,
+    quantile: Annotated[
+        float, typer.Option(help="Fraction of clean prompts that may not be called memorized.")
+    ] = QUANTILE,
+    noises: NoisesOption = 4,
+    steps: StepsOption = 50,
+    guidance: GuidanceOption = 7.5,
+    probes: ProbesOption = 4,
+    trace_noises: TraceNoisesOption = None,
+    independent: IndependentOption = False,
+    squared: SquaredOption = False,
+    dtype: DtypeOption = "float32",
+    seed: SeedOption = 0,
+    batch: BatchOption = None,
+    as_json: JsonOption = False,
+    num_devices: DevicesOption = None,
+) -> None:
+    """Set thresholds on prompts that are known to be clean, for a model whose memories are not.
+
+    Writes calibration.json to the run directory, which sharpjax detect --calibration takes: the
+    threshold of every statistic with its interval, and the means and standard deviations that
+    guidance_alignment and step_displacement are measured by.  Use prompts of the kind that will be
+    judged, at least 72: fewer leave the threshold's interval open, and --quantile 0.99 needs 368.
+    The bundled model has 100 captions for that.
+    """
+    directory = find(model)
+    devices.split_cpu(num_devices)
+    mesh = devices.local_mesh(num_devices)
+    network = _load(directory, dtype)
+    who = _with_type(fingerprint(directory), dtype)
+    folder = output or Path("runs") / f"calibrate-{run_name(model, directory)}"
+    settings: DetectSettings | ImageSettings
+    if images is not None:
+        if prompts is not None:
+            raise ValueError("--images is without prompts: leave --prompts out")
+        _refuse_with_images(
+            statistics=statistics, independent_noise=independent, squared=squared,
+            trace_noises=trace_noises,
+        )  # fmt: skip
+        settings = ImageSettings(
+            num_directions=directions, exact=exact, timestep=timestep, seed=seed
+        )
+        cases = find_images(images)
+        _check_clean(cases, images)
+        records = detect_images(network, images, cases, folder, settings, fingerprint=who)
+    else:
+        default = "first,traces" if isinstance(network, PixelDiffusion) else "first"
+        settings = _settings(
+            network, default if statistics is None else statistics, noises=noises, steps=steps,
+            guidance=guidance, probes=probes, trace_noises=trace_noises, independent=independent,
+            squared=squared, seed=seed, num_directions=directions,
+        )  # fmt: skip
+        cases = _clean_cases(directory, prompts)
+        records = run.detect(
+            network, [case.condition for case in cases], folder, settings, fingerprint=who,
+            batch_size=4 * (mesh.size if mesh else 1) if batch is None else batch, mesh=mesh,
+        )  # fmt: skip
+    fitted = Calibration.fit(records, settings, fingerprint=who, quantile=quantile)
+    path = fitted.save(folder / CALIBRATION_NAME)
+    if as_json:
+        print(path.read_text())
+        return
+    console.print(report.threshold_table(fitted))
+    for line in report.failures(Judged.of(records, cases)):
+        console.print(line)
+    console.print(
+        f"Written to [bold]{folder}[/bold]: {path.name}; use it by sharpjax detect "
+        f"{'' if images is None else '--images DIR '}--calibration {path}"
+    )
+
+
+def _clean_cases(directory: Path, prompts: Path | None) -> list[Case]:
+    if prompts is not None:
+        cases = from_file(prompts)
+        _check_clean(cases, prompts)
+        return cases
+    if (captions := directory / CAPTIONS_NAME).is_file():
+        return [Case(caption, "clean") for caption in replication.clean_captions(captions)]
+    raise ValueError(
+        "--prompts is needed: a file of prompts that the model has certainly not memorized"
+    )
+
+
+def _check_clean(cases: Sequence[Case], where: Path) -> None:
+    if wrong := [case for case in cases if case.verdict not in (None, "clean")]:
+        raise ValueError(
+            f"{where} must hold clean ones only; {len(wrong)} are labelled otherwise, such as "
+            f"{wrong[0].condition!r} ({wrong[0].verdict})"
+        )
+
+
+def _refuse_with_images(**given: object) -> None:
+    """Options that have no meaning without prompts."""
+    if wrong := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
+        raise ValueError(f"{', '.join(wrong)}: not with --images, which computes the p-Laplacian")
+
+
+def _images(
+    network,
+    images: Path,
+    folder: Path,
+    settings: ImageSettings,
+    who: str,
+    *,
+    calibration: Path | None,
+    decide_by: str | None,
+    nearest: bool,
+    as_json: bool,
+) -> None:
+    cases = find_images(images)
+    thresholds, remark = None, (
+        "No verdicts: thresholds are not known. sharpjax calibrate --images sets them on clean "
+        "images. The smaller (the more negative) the p-Laplacian, the more it says memorized."
+    )  # fmt: skip
+    if calibration is not None:
+        thresholds, remark = Calibration.load(calibration), ""
+        thresholds.check(settings, fingerprint=who)
+    chosen = _deciding(decide_by, settings.names(), thresholds, remark)
+    records = detect_images(network, images, cases, folder, settings, fingerprint=who)
+    judged = Judged.of(records, cases)
+    summaries = summarize(judged, nearest=nearest)
+    costs = report.costs(folder, {"p_laplacian": ("images", settings.num_directions, 0)})
+    written = report.write_detection(
+        folder, judged, summaries, costs, calibration=thresholds, decide_by=chosen
+    )
+    if as_json:
+        print(json.dumps({"directory": str(folder), "summary": report.as_json(summaries)}))
+        return
+    _show(judged, summaries, costs, thresholds, chosen)
+    if remark:
+        console.print(remark)
+    files = ", ".join(path.name for path in [*run.result_files(folder), *written])
+    console.print(f"Written to [bold]{folder}[/bold]: {files}")
+
+
+def _load(directory: Path, dtype: str) -> Any:
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"--dtype must be float32 or bfloat16, got {dtype!r}")
+    if dtype == "float32":
+        return load(directory)
+    return load(directory, dtype=jnp.bfloat16)
+
+
+def _with_type(who: str, dtype: str) -> str:
+    """What a run belongs to: numbers of another type are other numbers."""
+    return who if dtype == "float32" else f"{who} in {dtype}"
+
+
+def _settings(network, statistics: str, *, noises, steps, probes, trace_noises, **options):
+    names = named([name.strip() for name in statistics.split(",") if name.strip()])
+    if noises < 2 and "tiled_l2" not in statistics:  # it came with a group, and needs two
+        names = tuple(name for name in names if name != "tiled_l2")
+    if trace_noises is not None and trace_noises > noises:
+        raise ValueError(f"--trace-noises {trace_noises} exceeds --noises {noises}")
+    return DetectSettings(
+        statistics=names,
+        num_noises=noises,
+        num_steps=steps,
+        num_probes=probes,
+        trace_noises=min(2, noises) if trace_noises is None else trace_noises,
+        **options,
+    )
+
+
+def _cases(
+    network, directory: Path, prompts: Path | None, condition: list[str] | None, *, everything: bool
+) -> list[Case]:
+    """What is to be judged, with what is known of it."""
+    if prompts is not None and condition:
+        raise ValueError("--prompts and --condition exclude each other")
+    if prompts is not None:
+        return from_file(prompts)
+    if isinstance(network, PixelDiffusion):
+        return _conditions(network, directory, condition)
+    truth = directory / TRUTH_NAME
+    if condition:
+        return [Case(prompt) for prompt in condition]
+    if not truth.is_file():
+        raise ValueError(
+            f"{directory} says of no prompt whether it is memorized; give prompts by --prompts FILE"
+        )
+    cases = [
+        Case(
+            one.caption, one.verdict, one.group,
+            one.level if one.group == "memorized" else 0, one.copy_rate,
+        )
+        for one in read_truths(directory, replication.CaptionTruth)
+    ]  # fmt: skip
+    return cases if everything else balanced(cases)
+
+
+def _conditions(network: PixelDiffusion, directory: Path, chosen: list[str] | None) -> list[Case]:
+    names = chosen or list(network.conditions)
+    network.check(names)
+    if not (directory / TRUTH_NAME).is_file():
+        sizes = dict.fromkeys(names, 0)
+        if (directory / TRAINING_SET_NAME).is_file():
+            known = TrainingSet.load(directory).set_sizes
+            sizes = {n: int(known[i]) for n, i in zip(names, network.encode(names), strict=True)}
+        return [Case(name, level=sizes[name]) for name in names]
+    truths = select_truths(read_truths(directory), names)
+    return [Case(t.condition, t.verdict, "", t.set_size, t.copy_rate) for t in truths]
+
+
+def _calibration(
+    path: Path | None, directory: Path, settings: DetectSettings, who: str
+) -> tuple[Calibration | None, str]:
+    """The one that was asked for, or the model's own if its settings are these; and a remark."""
+    if path is not None:
+        found = Calibration.load(path)
+        found.check(settings, fingerprint=who)
+        return found, ""
+    own = directory / CALIBRATION_NAME
+    if not own.is_file():
+        return None, (
+            "No verdicts: thresholds are not known. sharpjax calibrate sets them on clean prompts."
+        )
+    found = Calibration.load(own)
+    try:
+        found.check(settings, fingerprint=who)
+    except ValueError as error:
+        return None, f"No verdicts: {error}."
+    return found, ""
+
+
+def _deciding(
+    wanted: str | None, columns: Sequence[str], thresholds: Calibration | None, remark: str
+) -> str | None:
+    """The column that verdicts go by."""
+    if thresholds is None:
+        if wanted is not None:
+            raise ValueError(f"--decide-by {wanted} needs --calibration. {remark}")
+        return None
+    able = [name for name in columns if name in thresholds.thresholds]
+    names = (wanted or REFERENCE,)
+    for name in able:
+        if name in names or name.split("@")[0] in names:
+            return name
+    if wanted is not None:
+        raise ValueError(
+            f"--decide-by {wanted}: no threshold of it here; there are those of "
+            f"{', '.join(able) or 'none'}"
+        )
+    return able[0] if able else None
+
+
+def _show(judged: Judged, summaries, costs, thresholds, chosen: str | None) -> None:
+    wide = wide_console()
+    if (summaries and summaries[0].network is not None) or any(s.oracle for s in summaries):
+        wide.print(report.summary_table(summaries))
+    for which in ("source", "level"):
+        if (table := report.apart_table(summaries, which)) is not None:
+            wide.print(table)
+    if (table := report.dose_table(judged)) is not None:
+        wide.print(table)
+    if chosen in judged.names():
+        wide.print(report.verdict_table(judged, thresholds, chosen))
+    elif judged.records and summaries and summaries[0].network is None:
+        wide.print(report.values_table(judged))
+    wide.print(report.cost_table(costs))
+    for line in report.remarks(judged, summaries):
+        wide.print(line)
+    shown = {column.split("@")[0] for column in judged.names()}
+    absent = [name for name in costs if name not in shown]
+    if absent and judged.records:
+        wide.print(
+            f"Not shown: {', '.join(absent)}, which are measured by clean prompts; run sharpjax "
+            "calibrate with the same settings and give its file by --calibration."
+        )
+
+
+def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Become one of several processes, if so asked."""
+    given = (coordinator, processes, process)
+    if given == (None, None, None):
+        return
+    if None in given:
+        raise ValueError(
+            "--coordinator, --processes and --process go together: the same HOST:PORT and number "
+            "for all processes, and 0, 1, ... for each"
+        )
+    positive_integer("--processes", processes)
+    positive_integer("--process", process, least=0, largest=processes - 1)
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError(
+            "--coordinator must be HOST:PORT, the host of process 0 and a free port there, "
+            f"got {coordinator!r}"
+        )
+    print(
+        f"process {process} of {processes}, meeting at {coordinator}, within "
+        f"{devices.ARRIVAL_SECONDS} seconds; if one dies, JAX aborts the others within "
+        f"{devices.HEARTBEAT_SECONDS} seconds, and the same commands resume the run",
+        file=sys.stderr,
+    )
+    devices.join(coordinator, processes, process)

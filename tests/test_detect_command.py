@@ -1,0 +1,229 @@
+"""``sharpjax detect`` and ``calibrate`` on prompts and images, as a user meets them."""
+
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sharpjax.detection.images import find_images, read_image
+from sharpjax.detection.settings import ImageSettings
+
+
+def sharpjax(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "sharpjax", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=500,
+    )
+
+
+@pytest.fixture
+def small(stable_diffusion_directory):
+    """Of a command: the smallest run."""
+    return ["--model", stable_diffusion_directory, "--noises", 2, "--devices", 1]
+
+
+def test_calibrate_then_detect(small, tmp_path):
+    small += ["--statistics", "score_difference,guidance_alignment"]
+    (tmp_path / "clean.txt").write_text("dog\ncat cat\na\nb\ndog a\n")
+    run = sharpjax(
+        "calibrate", *small, "--prompts", "clean.txt", "--output", "c", "--batch", 2, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    assert "95% of 5 clean ones are on the other side; too few" in run.stdout
+    (tmp_path / "p.csv").write_text(
+        'prompt,label,source\ncat,memorized,x\ncat,memorized,x\n,clean,y\n"a\ndog",clean,y\n'
+        "[bold]<b>&\x07 🦊,,z\n" + "dog " * 300 + ",clean,y\n"
+    )
+    run = sharpjax(
+        "detect", *small, "--prompts", "p.csv", "--calibration", "c/calibration.json",
+        "--output", "d", "--batch", 2, cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    # the empty prompt and the second "cat" are computed, and left out of the figures
+    assert "1 memorized, 2 clean, 0 between (left out), 3 without a label" in run.stdout
+    assert "a class has only 1, and resamples" in run.stdout.replace("\n", " ")
+    told = run.stderr.replace("\n", " ")
+    assert "1 prompts are empty" in told
+    assert "1 prompts are already there" in told
+    assert "called memorized: score_difference@981 >" in run.stdout
+    assert "[bold]<b>" in run.stdout
+    with (tmp_path / "d/results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert rows[0]["network score_difference@981"] == rows[1]["network score_difference@981"]
+    assert {"margin guidance_alignment@41", "source", "known", "verdict"} <= rows[0].keys()
+    margin = float(rows[0]["margin score_difference@981"])
+    assert rows[0]["verdict"].startswith("memorized" if margin > 0 else "clean")
+    # without the calibration: no verdicts, and it is said why
+    run = sharpjax("detect", *small, "--condition", "cat", "--output", "e", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    told = run.stdout.replace("\n", " ")
+    assert "No verdicts: thresholds are not known" in told
+    assert "Not shown: guidance_alignment" in told
+    assert "No ROC" in told
+
+
+def test_images_without_prompts(small, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in (("a.png", (16, 16, 3)), ("b.jpg", (40, 24, 3)), ("c.png", (16, 16))):
+        Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(folder / name)
+    (folder / "d.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    (folder / "labels.csv").write_text("prompt,label\na.png,memorized\nb.jpg,clean\n")
+    model = small[:2]
+    run = sharpjax(
+        "detect", *model, "--images", "images", "--directions", 8, "--exact", "--output", "d",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "Failed: 1 ('d.png': cannot be read as an image" in run.stdout.replace("\n", " ")
+    records = [json.loads(x) for x in (tmp_path / "d/results.jsonl").read_text().splitlines()]
+    assert [r["condition"] for r in records] == ["a.png", "b.jpg", "c.png", "d.png"]
+    values = records[0]["network"]
+    assert [len(v) for v in values.values()] == [4, 1]
+    assert list(values) == ["p_laplacian@10", "p_laplacian@10, exact"]
+    assert (tmp_path / "d/roc.png").is_file()
+    assert "1 images are not 16 x 16" in run.stderr.replace("\n", " ")
+    assert "No verdicts" in run.stdout
+    # thresholds of images
+    (folder / "labels.csv").unlink()
+    run = sharpjax(
+        "calibrate", *model, "--images", "images", "--directions", 8, "--output", "c", cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    options = ["--images", "images", "--directions", 8, "--calibration", "c/calibration.json"]
+    run = sharpjax("detect", *model, *options, "--output", "e", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert "called memorized: p_laplacian@10 <" in run.stdout.replace("\n", " ")
+    with (tmp_path / "e/results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["failed"] == "" for row in rows] == [True, True, True, False]
+    assert all(row["verdict"] for row in rows[:3])
+    run = sharpjax("detect", *model, *options, "--timestep", 20, "--output", "f", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "timestep: 10 there, 20 now" in run.stderr
+
+
+def test_pictures_are_cut_to_the_middle_square(tmp_path):
+    pixels = np.zeros((16, 48, 3), np.uint8)
+    pixels[:, 16:32] = 255
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "wide.png", (3, 16, 16)), 1.0)
+    assert read_image(tmp_path / "wide.png", (1, 16, 16)).shape == (1, 16, 16)
+
+
+def test_images_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no directory of images"):
+        find_images(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="no images"):
+        find_images(tmp_path)
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("prompt,label\nb.png,clean\n")
+    with pytest.raises(FileNotFoundError, match=r"labels.csv names 'b.png', which is not in"):
+        find_images(tmp_path)
+    with pytest.raises(ValueError, match="multiple of 4, got 6"):
+        ImageSettings(num_directions=6)
+    with pytest.raises(ValueError, match="p must be"):
+        ImageSettings(p=0.5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prompts", "no.txt"), "no file of prompts no.txt: it is missing"),
+        (("--prompts", "p.txt", "--condition", "a"), "--prompts and --condition exclude each"),
+        (("--images", "x", "--condition", "a"), "--images is without prompts"),
+        (("--images", "x", "--squared"), "--squared: not with --images"),
+        (("--statistics", ""), "statistics must name at least one"),
+        (("--statistics", "frist"), "unknown statistic 'frist'; choose of score_difference"),
+        (("--dtype", "float16"), "--dtype must be float32 or bfloat16, got 'float16'"),
+        ((), "says of no prompt whether it is memorized; give prompts by --prompts"),
+        (("--condition", "a", "--calibration", "no.json"), "no calibration no.json; sharpjax cal"),
+        (("--condition", "a", "--decide-by", "tiled_l2"), "--decide-by tiled_l2 needs --calibra"),
+    ],
+)
+@pytest.mark.slow
+def test_mistakes_are_one_line(arguments, message, small, tmp_path):
+    (tmp_path / "p.txt").write_text("a\n")
+    run = sharpjax("detect", *small, *arguments, cwd=tmp_path)
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_full_disk(small, tmp_path):
+    """A limit on the size of files, set by a shell: what is written stays, the next run goes on."""
+    words = ["cat", "dog", "a", "b"]
+    prompts = [f"{a} {b} {c} {d}" for a in words for b in words for c in words for d in words]
+    (tmp_path / "p.txt").write_text("\n".join(prompts))
+    options = ["detect", *map(str, small), "--prompts", "p.txt", "--batch", "16", "--output", "d"]
+    # in KiB: the tokenizer's private files are below it, the results are not
+    limited = ["bash", "-c", 'ulimit -f 48 && exec "$@"', "bash", sys.executable, "-m", "sharpjax"]
+    run = subprocess.run([*limited, *options], capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 1
+    told = [line for line in run.stderr.splitlines() if line.startswith("error:")]
+    assert len(told) == 1, run.stderr
+    assert "d/results.jsonl" in told[0]
+    assert "Traceback" not in run.stderr
+    kept = (tmp_path / "d/results.jsonl").read_bytes()
+    assert kept.count(b"\n") > 2
+    again = sharpjax(*options, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    whole = (tmp_path / "d/results.jsonl").read_bytes()
+    assert whole.startswith(kept[: kept.rfind(b"\n") + 1])
+    assert whole.count(b"\n") == len(prompts)
+
+
+def size(path):
+    return path.stat().st_size if path.is_file() else 0
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_instants(small, tmp_path):
+    """SIGKILL whenever it comes; the file at the end is that of a run that was never stopped."""
+    prompts = [" ".join(random.Random(i).choices(["cat", "dog", "a", "b"], k=4)) for i in range(40)]
+    (tmp_path / "p.txt").write_text("\n".join(prompts))
+    options = ["detect", *small, "--prompts", "p.txt", "--batch", 2, "--noises", 4]
+    whole = sharpjax(*options, "--output", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    rng, kills = random.Random(0), 0
+    command = [sys.executable, "-m", "sharpjax", *map(str, options), "--output", "killed"]
+    path = tmp_path / "killed/results.jsonl"
+    while kills < 20:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        before = size(path)
+        # half of them anywhere in the start, half soon after a line was written
+        if kills % 2:
+            while (
+                process.poll() is None and (path.stat().st_size if path.is_file() else 0) == before
+            ):
+                time.sleep(0.001)
+            time.sleep(rng.random() * 0.02)
+        else:
+            time.sleep(rng.random() * 8)
+        if process.poll() is not None:
+            break  # it is done before it could be killed so often
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert kills >= 10
+    again = sharpjax(*options, "--output", "killed", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    lines = path.read_text().splitlines()
+    assert lines == (tmp_path / "whole/results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["condition"] for line in lines] == prompts

@@ -1,0 +1,304 @@
+"""A detection run on prompts: every statistic, whatever the prompts are like."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sharpjax.detection.calibration import Calibration, scalars
+from sharpjax.detection.cases import Case, balanced, from_file
+from sharpjax.detection.run import detect
+from sharpjax.detection.settings import GROUPS, DetectSettings, named
+from sharpjax.detection.statistics import STATISTICS, combined_alignment, largest_step
+from sharpjax.detection.summary import Judged, summarize, write_table
+from sharpjax.detection.trajectory import follow
+from sharpjax.models.latent_diffusion import LatentDiffusion
+
+PROMPTS = ["cat", "dog", "", "cat", "a cat and a dog"]
+FIRST = DetectSettings(statistics=GROUPS["first"], num_noises=2)
+
+
+@pytest.fixture(scope="module")
+def model(stable_diffusion_directory):
+    return LatentDiffusion.from_pretrained(stable_diffusion_directory)
+
+
+@pytest.fixture(scope="module")
+def records(model, tmp_path_factory):
+    return run(model, tmp_path_factory.mktemp("runs") / "first")
+
+
+def run(model, directory, settings=FIRST, prompts=PROMPTS, batch_size=4, **options):
+    return detect(
+        model, prompts, directory, settings, fingerprint="abc", batch_size=batch_size, **options
+    )
+
+
+def test_every_prompt_has_its_record(records):
+    assert [r["condition"] for r in records] == PROMPTS
+    assert [r["index"] for r in records] == list(range(5))
+    assert records[0]["network"] == records[3]["network"]  # the same prompt in one batch
+    empty = records[2]["network"]
+    assert empty["score_difference@981"] == pytest.approx([0, 0], abs=1e-4)
+    assert np.shape(empty["guidance_alignment@41"]) == (2, 2)
+    assert records[0]["network"]["hessian_score_difference@981"][0] > 0
+
+
+@pytest.mark.slow
+def test_values_are_the_statistics(model, records):
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    for noise in range(2):
+        x = jax.random.normal(jax.random.fold_in(key, noise), model.shape)
+        pair = model.scores("a cat and a dog", 981)
+        for name in ("score_difference", "hessian_score_difference", "hessian_score"):
+            expected = jax.jit(STATISTICS[name].function)(pair, x)
+            found = records[4]["network"][f"{name}@981"][noise]
+            np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+@pytest.mark.slow
+def test_all_statistics_one_by_one(model, tmp_path):
+    settings = DetectSettings(
+        statistics=tuple(STATISTICS), num_noises=2, num_steps=5, num_probes=3, num_directions=6,
+        trace_timesteps=(900, 500), path_steps=2, guidance=3.0,
+    )  # fmt: skip
+    records = run(model, tmp_path / "run", settings, prompts=["cat", "dog"])
+    key = jax.random.key(0)
+    x = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 0), 1), model.shape)
+    context = model.encode(["dog"])[0]
+    path = jax.jit(lambda c, x: follow(model, c, x, num_steps=5, guidance=3.0))(context, x)
+    draws = jax.random.fold_in(jax.random.fold_in(key, 2), 1)
+    first, later, last = settings.timesteps(model.schedule)
+    expected = {
+        "guidance_alignment": STATISTICS["guidance_alignment"].function(
+            model.scores(context, first), model.scores(context, later), x
+        ),
+        "path_score_difference": STATISTICS["path_score_difference"].function(path),
+        "last_step_difference": STATISTICS["last_step_difference"].function(path),
+        "step_displacement": path.displacements,
+        "diagonal_curvature_difference": STATISTICS["diagonal_curvature_difference"].function(
+            model.scores(context, last), path.states[-2], key=draws, num_probes=3
+        ),
+        "p_laplacian": STATISTICS["p_laplacian"].function(
+            model.scores(context, 10), path.states[-1], key=draws, num_directions=6
+        ),
+    }
+    found = records[1]["network"]
+    assert {name.split("@")[0] for name in found} == set(STATISTICS)
+    for name, value in expected.items():
+        column = next(k for k in found if k.split("@")[0] == name)
+        np.testing.assert_allclose(found[column][1], value, rtol=5e-3, err_msg=name)
+    assert np.shape(found["tiled_l2"]) == (1,)
+    keys = [jax.random.fold_in(jax.random.fold_in(key, 0), i) for i in range(2)]
+    noises = [jax.random.normal(k, model.shape) for k in keys]
+    ends = [follow(model, context, x, num_steps=5, guidance=3.0).states[-1] for x in noises]
+    images = model.decode(jnp.stack(ends))
+    tiled = STATISTICS["tiled_l2"].function(jnp.clip(images, -1, 1))
+    np.testing.assert_allclose(found["tiled_l2"][0], tiled, rtol=5e-3)
+
+
+def test_a_prompt_that_fails_is_recorded_and_the_others_go_on(model, tmp_path):
+    """The token of "dog" has a NaN in its embedding."""
+    prompts = ["cat", "dog", "cat dog", "a"]  # as many as in a batch above: compiled already
+    (ids,) = np.asarray(model.tokenizer(["dog"]))
+    table = model.text_encoder.text_model.embeddings.token_embedding.embedding
+    before = table[...]
+    table[...] = before.at[int(ids[1])].set(jnp.nan)
+    try:
+        records = run(model, tmp_path / "run", prompts=prompts)
+    finally:
+        table[...] = before
+    assert [("failed" in r) for r in records] == [False, True, True, False]
+    assert "score_difference@981" in records[1]["failed"]
+    assert "network" not in records[1]
+    judged = Judged.of(records, [Case(p) for p in prompts])
+    assert [case.condition for case in judged.cases] == ["cat", "a"]
+    assert len(judged.failed) == 2
+    lines = (tmp_path / "run/results.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    assert all("NaN" not in line for line in lines)
+
+
+def test_a_batch_that_is_not_whole_is_computed_again_to_the_bit(model, records, tmp_path):
+    folder = tmp_path / "run"
+    run(model, folder, batch_size=4)
+    path = folder / "results.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]) + lines[2][:40])  # torn within the first batch
+    assert run(model, folder, batch_size=4) == records
+    assert sorted(path.read_text().splitlines(keepends=True)) == sorted(lines)
+
+
+@pytest.mark.slow
+def test_independent_noise_is_the_conditions_own(model, tmp_path):
+    settings = DetectSettings(
+        statistics=("score_difference", "hessian_score_difference"), num_noises=2, independent=True
+    )
+    a = run(model, tmp_path / "a", settings, batch_size=4)
+    b = run(model, tmp_path / "b", settings, batch_size=2)
+    values = [
+        np.array([r["network"]["score_difference@981"] for r in records]) for records in (a, b)
+    ]
+    np.testing.assert_allclose(*values, rtol=2e-3, atol=1e-4)
+    assert abs(values[0][0] - values[0][3]).max() > 1e-3  # the same prompt, other noises
+
+
+@pytest.mark.slow
+def test_squared(model, records, tmp_path):
+    settings = DetectSettings(statistics=("hessian_score_difference",), num_noises=2, squared=True)
+    found = run(model, tmp_path / "run", settings)
+    for one, plain in zip(found, records, strict=True):
+        expected = np.square(plain["network"]["hessian_score_difference@981"])
+        np.testing.assert_allclose(
+            one["network"]["hessian_score_difference@981"], expected, rtol=2e-3, atol=1e-4
+        )
+
+
+def test_groups_of_statistics():
+    assert named(["first"]) == GROUPS["first"]
+    assert named(["paths", "score_difference"])[0] == "score_difference"
+    assert named(["all"]) == tuple(STATISTICS)
+    with pytest.raises(ValueError, match="unknown statistic 'frist'; choose of score_difference"):
+        named(["frist"])
+
+
+def test_balanced_choice():
+    cases = [
+        Case(f"m{i}", "memorized", "memorized", level) for level in (2, 4, 8) for i in range(40)
+    ]
+    cases[:35] = []  # level 2 has five
+    cases += [Case(f"g{i}", "clean", "general") for i in range(100)]
+    cases += [Case(f"h{i}", "clean", "hot") for i in range(10)]
+    cases += [Case("n", "clean", "memorized", 1), Case("b", "between", "hot")]
+    chosen = balanced(cases)
+    levels = [c.level for c in chosen if c.verdict == "memorized"]
+    assert (levels.count(2), levels.count(4) + levels.count(8), len(levels)) == (5, 55, 60)
+    assert [c.source for c in chosen].count("general") == 20
+    assert [c.source for c in chosen].count("hot") == 10
+    assert {c.condition for c in chosen}.isdisjoint({"n", "b"})
+    assert balanced(cases) == chosen
+
+
+def made_up(rng, memorized):
+    """Records whose memorized ones are larger."""
+    return [
+        {
+            "index": i,
+            "condition": f"c{i}",
+            "network": {
+                "score_difference@981": rng.normal(1.2 * m, 1, 4).tolist(),
+                "guidance_alignment@41": rng.normal([0.1 * m, 20 * m], [0.1, 10], (4, 2)).tolist(),
+                "step_displacement": rng.normal([5, 3 + m, 1], [1, 0.1, 0.5], (4, 3)).tolist(),
+            },
+        }
+        for i, m in enumerate(memorized)
+    ]
+
+
+def test_calibration_fits_and_comes_back(tmp_path):
+    rng = np.random.default_rng(0)
+    settings = DetectSettings(num_noises=4)
+    clean = made_up(rng, np.zeros(300))
+    fitted = Calibration.fit(clean, settings, fingerprint="abc", quantile=0.9)
+    again = Calibration.load(fitted.save(tmp_path / "c.json"))
+    assert again.thresholds == fitted.thresholds
+    np.testing.assert_array_equal(again.displacement, fitted.displacement)
+    np.testing.assert_array_equal(again.alignment, fitted.alignment)
+
+    one = made_up(rng, [1])[0]["network"]
+    found = scalars(one, again)
+    terms = np.array([np.mean(r["network"]["guidance_alignment@41"], axis=0) for r in clean])
+    expected = combined_alignment(
+        np.array(one["guidance_alignment@41"]), terms.mean(0), terms.std(0, ddof=1)
+    )
+    np.testing.assert_allclose(found["guidance_alignment@41"], expected, rtol=1e-5)
+    steps = np.concatenate([r["network"]["step_displacement"] for r in clean])
+    expected = largest_step(
+        np.array(one["step_displacement"]), mean=steps.mean(0), std=steps.std(0, ddof=1)
+    )
+    np.testing.assert_allclose(found["step_displacement"], expected, rtol=1e-5)
+    assert list(scalars(one, None)) == ["score_difference@981"]
+
+    judged = Judged.of(made_up(rng, np.zeros(400)), [Case(f"c{i}") for i in range(400)], again)
+    for name, limit in again.thresholds.items():
+        called = np.mean([limit.margin(v) > 0 for v in judged.means("network", name)])
+        assert called == pytest.approx(0.1, abs=0.06), name  # 300 to fix it, 400 to see
+
+
+def test_calibration_of_something_else_is_refused(tmp_path):
+    settings = DetectSettings(num_noises=4)
+    fitted = Calibration.fit(
+        made_up(np.random.default_rng(0), np.zeros(5)), settings, fingerprint="abc"
+    )
+    fitted.check(DetectSettings(num_noises=4, seed=3), fingerprint="abc")
+    # what the statistics asked for do not depend on is free
+    fitted.check(
+        DetectSettings(statistics=GROUPS["first"], guidance=3.0, num_probes=9), fingerprint="abc"
+    )
+    with pytest.raises(ValueError, match="of another model"):
+        fitted.check(settings, fingerprint="xyz")
+    with pytest.raises(ValueError, match=r"guidance: 7\.5 there, 3\.0 now"):
+        fitted.check(DetectSettings(statistics=GROUPS["paths"], guidance=3.0), fingerprint="abc")
+    with pytest.raises(ValueError, match="squared: False there, True now"):
+        fitted.check(DetectSettings(squared=True), fingerprint="abc")
+    with pytest.raises(ValueError, match="num_noises: 4 there, 2 now"):
+        fitted.check(DetectSettings(num_noises=2), fingerprint="abc")
+    with pytest.raises(ValueError, match="at least two clean prompts, got 0"):
+        Calibration.fit([{"failed": "x"}], settings, fingerprint="abc")
+    with pytest.raises(FileNotFoundError, match="sharpjax calibrate"):
+        Calibration.load(tmp_path / "nothing.json")
+    good = json.loads(fitted.save(tmp_path / "good.json").read_text())
+    assert Calibration.load(tmp_path / "good.json").thresholds == fitted.thresholds
+    (first, *_) = good["thresholds"]
+    damaged = [json.loads(json.dumps(good)) for _ in range(3)]
+    for one, value in zip(damaged, (float("nan"), "hi", None), strict=True):
+        one["thresholds"][first]["value"] = value
+    texts = ["", "[]", '{"model": "abc"}', json.dumps({"thresholds": 3}), *map(json.dumps, damaged)]
+    for text in texts:
+        (tmp_path / "c.json").write_text(text)
+        with pytest.raises(ValueError, match="is not a calibration by sharpjax"):
+            Calibration.load(tmp_path / "c.json")
+
+
+def test_summary_by_source_and_level(tmp_path):
+    rng = np.random.default_rng(0)
+    memorized = np.arange(60) < 30
+    records = made_up(rng, memorized)
+    cases = [
+        Case(f"c{i}", "memorized", "memorized", 2 if i < 10 else 4, 0.9)
+        if m
+        else Case(f"c{i}", "clean", "hot" if i % 2 else "general", 0, 0.0)
+        for i, m in enumerate(memorized)
+    ]
+    (summary,) = summarize(Judged.of(records, cases))
+    assert summary.network.auc.value > 0.85
+    assert summary.one_noise.auc.value < summary.network.auc.value
+    assert {k: v.num_negative for k, v in summary.by_source.items()} == {"general": 15, "hot": 15}
+    for source, figures in summary.by_source_one_noise.items():
+        assert figures.auc.value < summary.by_source[source].auc.value
+    assert summary.by_source_one_noise.keys() == {"general", "hot"}
+    assert {k: v.num_positive for k, v in summary.by_level.items()} == {2: 10, 4: 20}
+    assert summary.comparison is None  # it is the reference
+    calibration = Calibration.fit(made_up(rng, np.zeros(50)), DetectSettings(), fingerprint="a")
+    judged = Judged.of(records, cases, calibration)
+    _, alignment, _ = summarize(judged)
+    assert alignment.comparison.auc.low <= alignment.comparison.auc.value
+    table = write_table(tmp_path / "r.csv", judged, calibration).read_text().splitlines()
+    assert len(table) == 61
+    assert "margin step_displacement" in table[0]
+    one_class = [Case(c.condition, "clean") for c in cases]
+    (summary,) = summarize(Judged.of(records, one_class))
+    assert summary.network is None
+
+
+def test_prompts_that_would_mislead_are_left_out(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("prompt,label\ncat,clean\n,clean\ncat,clean\ndog,memorized\n")
+    with pytest.warns(UserWarning, match="1 prompts are (empty|already there)"):
+        cases = from_file(path)
+    assert [case.verdict for case in cases] == ["clean", None, None, "memorized"]
+    path.write_text("prompt,label\ncat,clean\ncat,memorized\n")
+    with pytest.raises(ValueError, match="'cat' is labelled clean and memorized"):
+        from_file(path)

@@ -1,0 +1,165 @@
+"""The statistics of the bundled text-to-image model against plain PyTorch, on the same weights.
+
+Nothing of sharpjax is in the twin but the noise and the directions of the flux: diffusers' UNet and
+scheduler, transformers' text encoder, ``torch.func.jvp``.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from transformers import AutoTokenizer, CLIPTextModel
+
+import sharpjax as sj
+from sharpjax import zoo
+from sharpjax.detection.statistics import STATISTICS
+
+FOLDER = zoo.find("openmoji")
+PROMPTS = ("red apple", "snowman without snow", "a caption of no pictogram")
+NOISES = np.random.default_rng(0).standard_normal((2, 4, 16, 16), dtype=np.float32)
+NUM_DIRECTIONS = 16
+
+
+class Twin:
+    """Scores by diffusers; one point at a time."""
+
+    def __init__(self):
+        load = {"pretrained_model_name_or_path": FOLDER}
+        tokenizer = AutoTokenizer.from_pretrained(FOLDER / "tokenizer")
+        encoder = CLIPTextModel.from_pretrained(FOLDER / "text_encoder", dtype=torch.float32)
+        self.unet = UNet2DConditionModel.from_pretrained(**load, subfolder="unet").float().eval()
+        self.unet.set_attn_processor(_math_attention())
+        scheduler = DDIMScheduler.from_pretrained(FOLDER, subfolder="scheduler")
+        scheduler.set_timesteps(50)
+        self.grid = scheduler.timesteps.tolist()
+        self.alpha_bar = scheduler.alphas_cumprod.double()
+        ids = tokenizer(
+            ["", *PROMPTS], padding="max_length", truncation=True,
+            max_length=encoder.config.max_position_embeddings, return_tensors="pt",
+        ).input_ids  # fmt: skip
+        with torch.no_grad():
+            self.contexts = encoder(ids)[0]
+
+    def level(self, t):
+        return float(self.alpha_bar[t].sqrt()), float((1 - self.alpha_bar[t]).sqrt())
+
+    def score(self, x, t, which):
+        context = self.contexts[which][None]
+        eps = self.unet(x[None], t, encoder_hidden_states=context).sample[0]
+        return -eps / self.level(t)[1]
+
+    def pair(self, x, t, prompt):
+        return self.score(x, t, 0), self.score(x, t, 1 + prompt)
+
+    def tangent(self, x, v, t, which):
+        return torch.func.jvp(lambda y: self.score(y, t, which), (x,), (v,))[1]
+
+
+def _math_attention():
+    from diffusers.models.attention_processor import AttnProcessor
+
+    return AttnProcessor()  # fused attention has no forward-mode derivative
+
+
+@pytest.fixture(scope="module")
+def twin():
+    return Twin()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sj.load("openmoji")
+
+
+@pytest.mark.slow
+def test_first_step(twin, model):
+    t = twin.grid[0]
+    assert t == 981
+    names = ("score_difference", "hessian_score_difference", "hessian_score")
+    ours = jax.jit(
+        lambda context, x: {n: STATISTICS[n].function(model.scores(context, t), x) for n in names}
+    )
+    for (prompt, context), noise in zip(enumerate(model.encode(PROMPTS)), itertools.cycle(NOISES)):
+        x = torch.tensor(noise)
+        with torch.no_grad():
+            s_u, s_c = twin.pair(x, t, prompt)
+            expected = {
+                "score_difference": s_c - s_u,
+                "hessian_score_difference": twin.tangent(x, s_c - s_u, t, 1 + prompt)
+                - twin.tangent(x, s_c - s_u, t, 0),
+                "hessian_score": twin.tangent(x, s_c, t, 1 + prompt) - twin.tangent(x, s_u, t, 0),
+            }
+        found = ours(context, jnp.asarray(noise))
+        for name in names:
+            np.testing.assert_allclose(
+                found[name], float(expected[name].norm()), rtol=1e-3, err_msg=name
+            )
+
+
+def test_guidance_alignment(twin, model):
+    first, later = twin.grid[0], twin.grid[-3]
+    assert later == 41
+    ours = jax.jit(
+        lambda c, x: STATISTICS["guidance_alignment"].function(
+            model.scores(c, first), model.scores(c, later), x
+        )
+    )
+    for prompt, context in enumerate(model.encode(PROMPTS)):
+        x = torch.tensor(NOISES[0])
+        with torch.no_grad():
+            s_u, s_c = twin.pair(x, later, prompt)
+            cosine = torch.nn.functional.cosine_similarity(s_c - s_u, s_u, dim=0).mean()
+            s_u, s_c = twin.pair(x, first, prompt)
+            expected = [float(cosine), float((s_c - s_u).norm())]
+        np.testing.assert_allclose(ours(context, jnp.asarray(NOISES[0])), expected, rtol=1e-3)
+
+
+def test_flux(twin, model):
+    """The p-Laplacian of Brokman et al., p = 1, through the sphere about a latent."""
+    t, key = 10, jax.random.key(3)
+    z = model.sample(["red apple"], noise=NOISES[:1], num_steps=10, decode=False)[0]
+    pair = model.scores(model.empty, t)
+    ours = STATISTICS["p_laplacian"].function(
+        pair, jnp.asarray(z), key=key, num_directions=NUM_DIRECTIONS
+    )
+    alpha, sigma = twin.level(t)
+    d, radius = z.size, sigma * np.sqrt(z.size)
+    total = 0.0
+    for i in range(NUM_DIRECTIONS):
+        n = np.array(jax.random.normal(jax.random.fold_in(key, i), z.shape))
+        n = torch.tensor(n / np.linalg.norm(n))
+        with torch.no_grad():
+            s = twin.score(alpha * torch.tensor(z) + radius * n, t, 0)
+        total += d / radius * float((s / s.norm() * n).sum())
+    np.testing.assert_allclose(ours, total / NUM_DIRECTIONS, rtol=1e-3)
+
+
+def test_last_step_and_path(twin, model):
+    """Along the path that PyTorch's scheduler leads, guided."""
+    from sharpjax.detection.trajectory import follow
+
+    scheduler = DDIMScheduler.from_pretrained(FOLDER, subfolder="scheduler")
+    scheduler.set_timesteps(10)
+    x, sizes, lengths = torch.tensor(NOISES[1]), [], []
+    for t in scheduler.timesteps.tolist():
+        with torch.no_grad():
+            s_u, s_c = twin.pair(x, t, 0)
+        sigma = twin.level(t)[1]
+        sizes.append(float((s_c - s_u).norm()) * sigma)
+        last = float(((s_c - s_u) ** 2).mean())
+        after = scheduler.step(-sigma * (s_u + 3.0 * (s_c - s_u)), t, x).prev_sample
+        lengths.append(float((after - x).norm()))
+        x = after
+    context = model.encode(PROMPTS[:1])[0]
+    path = jax.jit(lambda c, x: follow(model, c, x, num_steps=10, guidance=3.0))(
+        context, jnp.asarray(NOISES[1])
+    )
+    np.testing.assert_allclose(
+        STATISTICS["path_score_difference"].function(path), np.mean(sizes), rtol=1e-3
+    )
+    np.testing.assert_allclose(STATISTICS["last_step_difference"].function(path), last, rtol=1e-3)
+    np.testing.assert_allclose(path.displacements, lengths, rtol=1e-3)
