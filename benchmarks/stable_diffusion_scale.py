@@ -147,7 +147,7 @@ def their_calls(architecture: str, folder: str) -> dict:
 
     from sharpjax import Schedule
 
-    unet = torch_twin._prepared(UNet2DConditionModel.from_pretrained(folder))
+    unet = torch_twin.prepared(UNet2DConditionModel.from_pretrained(folder))
     x, texts = (torch.tensor(a) for a in inputs(ARCHITECTURES[architecture], 1))
     sigma = float(Schedule.create().sigma(T))
 

@@ -65,17 +65,17 @@ def load(name: str) -> Twins:
     bundled = sj.load("mnist")
     if WIDTHS[name] is None:
         ours, folder = bundled, zoo.find("mnist") / "unet"
-        return Twins(name, ours, _prepared(UNet2DModel.from_pretrained(folder)))
+        return Twins(name, ours, prepared(UNet2DModel.from_pretrained(folder)))
     config = {**bundled.unet.config, "block_out_channels": WIDTHS[name]}
     torch.manual_seed(0)
     theirs = UNet2DModel(**config)
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         ours = dataclasses.replace(bundled, unet=from_pretrained(Path(folder)))
-    return Twins(name, ours, _prepared(theirs))
+    return Twins(name, ours, prepared(theirs))
 
 
-def _prepared(model: UNet2DModel) -> UNet2DModel:
+def prepared(model: UNet2DModel) -> UNet2DModel:
     for module in model.modules():
         if isinstance(module, torch.nn.GroupNorm):
             module.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
