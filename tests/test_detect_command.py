@@ -73,6 +73,7 @@ def test_calibrate_then_detect(small, tmp_path):
     assert "No ROC" in told
 
 
+@pytest.mark.slow
 def test_images_without_prompts(small, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()

@@ -366,6 +366,7 @@ def test_batch_size_and_company_do_not_change_a_condition(tiny_model, tiny_train
         np.testing.assert_allclose(value, whole[key], rtol=2e-3, atol=2e-3, err_msg=str(key))
 
 
+@pytest.mark.slow
 def test_run_equals_the_statistics_one_by_one(tiny_model, tiny_training_set, tmp_path):
     records = run(tiny_model, tiny_training_set, tmp_path / "a", batch_size=4)
     key = jax.random.fold_in(jax.random.key(0), 0)

@@ -105,7 +105,8 @@ def share(one, many, part):
     return many["operations"][part] / one["operations"][part]
 
 
-@pytest.mark.parametrize("kind", ["exact", pytest.param("network", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["exact", "network"])
 def test_points_and_probes_share_the_work(kind, tiny_training_set, tmp_path, request):
     directory = tmp_path
     tiny_training_set.save(directory)

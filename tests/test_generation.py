@@ -321,7 +321,7 @@ def test_command_draws_and_announces_prompts_that_are_cut(
         (("--model", "SD", "--prompts", "none.txt"), "no file of prompts none.txt: it is missing"),
         (("--model", "SD", "--prompt", "a", "--output", "/proc/nowhere"), "cannot write to /proc"),
         (("--model", "SD", "--prompt", "a", "--output", "file"), "file is a file; a run needs a"),
-        (("--model", "nowhere"), "no model directory nowhere: it does not exist"),
+        (("--model", "nowhere"), "unknown model 'nowhere': neither a directory nor"),
         (("--prompt", "[/b] x1"), "unknown condition '[/b] x1'; this model knows 60"),
         (("--dtype", "bfloat16"), "is a pixel model, which takes no dtype"),
     ],

@@ -68,7 +68,7 @@ def relative_error(ours, theirs):
     return np.linalg.norm(np.asarray(ours) - theirs) / np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 7.5])
 def test_samples_equal_the_pipeline(directory, model, guidance):
     """50 steps of DDIM from the same noise, latents and pixels."""
     noise, theirs = draw(2, 4, 8, 8), pipeline(directory)

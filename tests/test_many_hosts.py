@@ -96,6 +96,7 @@ def whole(smallest, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(smallest, whole, tmp_path):
     folder = tmp_path / "two"
     (tables, _), (nothing, told) = finish(start(smallest, folder, 2))

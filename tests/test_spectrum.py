@@ -138,7 +138,7 @@ def test_the_command(tiny_directory, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), r"no ground_truth\.csv to choose conditions by; name them with --condition: 0 x1"),
+        ((), r"no ground_truth\.csv to choose by; name .* with --condition: 0 x1"),
         (("--condition", "9"), "unknown condition '9'"),
         (("--condition", "0 x1", "--stages", "9", "--steps", "3"), "at most num_steps = 3, got 9"),
         (("--condition", "0 x1", "--score", "both"), "unknown score 'both'; choose one of cond"),

@@ -154,7 +154,8 @@ def test_tiled_l2_against_a_naive_twin():
         statistics.tiled_l2(jnp.asarray(images[:1]))
 
 
-@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_a_path_is_the_samplers(tiny_model, guidance):
     """Same states as sampling itself, and the scores of the model at these states."""
     noise = jax.random.normal(jax.random.key(0), tiny_model.shape)

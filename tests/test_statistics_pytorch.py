@@ -118,6 +118,7 @@ def test_guidance_alignment(twin, model):
         np.testing.assert_allclose(ours(context, jnp.asarray(NOISES[0])), expected, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_flux(twin, model):
     """The p-Laplacian of Brokman et al., p = 1, through the sphere about a latent."""
     t, key = 10, jax.random.key(3)
