@@ -15,115 +15,39 @@ from sharpjax import detection_report as report
 from sharpjax import devices, replication
 from sharpjax.curvature.validation import positive_integer
 from sharpjax.datasets.openmoji import CAPTIONS_NAME
+from sharpjax.detect_options import (
+    IMAGES,
+    JUDGING,
+    SPREAD,
+    BatchOption,
+    DevicesOption,
+    DirectionsOption,
+    DtypeOption,
+    ExactOption,
+    GuidanceOption,
+    IndependentOption,
+    NoisesOption,
+    ProbesOption,
+    PromptsOption,
+    SquaredOption,
+    StatisticsOption,
+    StepsOption,
+    TimestepOption,
+    TraceNoisesOption,
+)
 from sharpjax.detection import run
 from sharpjax.detection.calibration import CALIBRATION_NAME, QUANTILE, Calibration
 from sharpjax.detection.cases import Case, balanced, from_file
 from sharpjax.detection.columns import evaluations
 from sharpjax.detection.images import ImageSettings, detect_images, find_images
 from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
-from sharpjax.detection.settings import GROUPS, NEAR_THE_END, DetectSettings, named
-from sharpjax.detection.statistics import STATISTICS
+from sharpjax.detection.settings import NEAR_THE_END, DetectSettings, named
 from sharpjax.detection.summary import REFERENCE, Judged, summarize
 from sharpjax.detection.truth import TRUTH_NAME, read_truths, select_truths
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.load import find, load
 from sharpjax.models.pixel_diffusion import PixelDiffusion
 from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name, wide_console
-
-_SPREAD = "Devices and processes"  # panels of the help
-_NUMBERS = "What is computed"
-_JUDGING = "How it is judged"
-_IMAGES = "Finished images"
-
-PromptsOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="File of prompts: a line each, or .csv or .jsonl with a column [bold]prompt[/bold] "
-        "and, where known, [bold]label[/bold] (memorized, clean, between) and "
-        "[bold]source[/bold]. Default: a balanced set of the bundled model's."
-    ),
-]
-StatisticsOption = Annotated[
-    str | None,
-    typer.Option(
-        help=f"Names with commas between, or groups: {', '.join(GROUPS)}. Names: "
-        f"{', '.join(STATISTICS)}. Default: first; of conditions first,traces.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-NoisesOption = Annotated[
-    int, typer.Option(help="Initial noises a condition.", rich_help_panel=_NUMBERS)
-]
-StepsOption = Annotated[
-    int,
-    typer.Option(
-        help="Of the sampler: where the first step lies, and how long whole paths are.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-GuidanceOption = Annotated[float, typer.Option(help="Of whole paths.", rich_help_panel=_NUMBERS)]
-ProbesOption = Annotated[
-    int, typer.Option(help="Hutchinson probes a trace or diagonal.", rich_help_panel=_NUMBERS)
-]
-TraceNoisesOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Noises that traces are taken at, at most --noises. Default: 2.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-IndependentOption = Annotated[
-    bool,
-    typer.Option(
-        "--independent-noise",
-        help="Other noises for every condition, not the same for all.",
-        rich_help_panel=_NUMBERS,
-    ),
-]
-SquaredOption = Annotated[
-    bool,
-    typer.Option(
-        "--squared", help="hessian_score_difference as the paper has it.", rich_help_panel=_NUMBERS
-    ),
-]
-DtypeOption = Annotated[
-    str,
-    typer.Option(
-        help="Of the networks: float32 or bfloat16 (models of prompts).", rich_help_panel=_NUMBERS
-    ),
-]
-BatchOption = Annotated[
-    int | None,
-    typer.Option(help="Conditions at a time; changes speed only. Default: 4 a device."),
-]
-DevicesOption = Annotated[
-    int | None,
-    typer.Option(
-        "--devices",
-        help="Devices of this machine to use. Default: all; on CPU a device is a core.",
-        rich_help_panel=_SPREAD,
-    ),
-]
-
-
-DirectionsOption = Annotated[
-    int, typer.Option(help="Of the p-Laplacian's flux.", rich_help_panel=_IMAGES)
-]
-TimestepOption = Annotated[
-    int,
-    typer.Option(
-        help="Noise level of the p-Laplacian about images, a training step.",
-        rich_help_panel=_IMAGES,
-    ),
-]
-ExactOption = Annotated[
-    bool,
-    typer.Option(
-        "--exact",
-        help="Of images also the exact p-Laplacian: a tangent for every entry of the latent.",
-        rich_help_panel=_IMAGES,
-    ),
-]
 
 
 def detect(
@@ -135,7 +59,7 @@ def detect(
             help="Judge the finished images of this directory instead, without their prompts, by "
             "the p-Laplacian about each. A [bold]labels.csv[/bold] in it may have columns prompt "
             "(the file's name), label and source.",
-            rich_help_panel=_IMAGES,
+            rich_help_panel=IMAGES,
         ),
     ] = None,
     directions: DirectionsOption = 128,
@@ -173,7 +97,7 @@ def detect(
         typer.Option(
             help="Thresholds by sharpjax calibrate. Default: those that ship with the model, where "
             "the settings are theirs.",
-            rich_help_panel=_JUDGING,
+            rich_help_panel=JUDGING,
         ),
     ] = None,
     decide_by: Annotated[
@@ -181,7 +105,7 @@ def detect(
         typer.Option(
             help=f"Statistic of the verdicts. Default: {REFERENCE}, or the first that has a "
             "threshold.",
-            rich_help_panel=_JUDGING,
+            rich_help_panel=JUDGING,
         ),
     ] = None,
     nearest: Annotated[
@@ -190,7 +114,7 @@ def detect(
             "--nearest",
             help="TPR at the false-positive rate nearest to 1%, as the papers have it, not at the "
             "largest up to 1%.",
-            rich_help_panel=_JUDGING,
+            rich_help_panel=JUDGING,
         ),
     ] = False,
     as_json: JsonOption = False,
@@ -200,19 +124,19 @@ def detect(
         typer.Option(
             metavar="HOST:PORT",
             help="Where process 0 runs, and a free port there.",
-            rich_help_panel=_SPREAD,
+            rich_help_panel=SPREAD,
         ),
     ] = None,
     processes: Annotated[
         int | None,
         typer.Option(
             help="How many processes share the conditions; all write to one directory.",
-            rich_help_panel=_SPREAD,
+            rich_help_panel=SPREAD,
         ),
     ] = None,
     process: Annotated[
         int | None,
-        typer.Option(help="Which of them this is, from 0.", rich_help_panel=_SPREAD),
+        typer.Option(help="Which of them this is, from 0.", rich_help_panel=SPREAD),
     ] = None,
 ) -> None:
     """Tell which prompts, or conditions of a model, are memorized.
@@ -305,7 +229,7 @@ def calibrate(
         typer.Option(
             help="Calibrate on the images of this directory instead, known to be clean, for "
             "detect --images.",
-            rich_help_panel=_IMAGES,
+            rich_help_panel=IMAGES,
         ),
     ] = None,
     directions: DirectionsOption = 128,

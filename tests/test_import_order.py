@@ -24,7 +24,7 @@ LAYERS = (
     ("training", "score_matching", "detection", "generation", "mitigation"),
     ("recipes", "replication", "spectrum"),
     ("plots",),
-    ("report", "caption_report", "detection_report", "options"),
+    ("report", "caption_report", "detection_report", "options", "detect_options"),
     ("model_commands", "train_commands", "ground_truth_command", "detect_command"),
     ("cli",),
     ("__main__",),
