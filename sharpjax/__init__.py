@@ -6,7 +6,7 @@ level and the condition already bound.  Everything in :mod:`sharpjax.curvature` 
 the condition.
 """
 
-from sharpjax import curvature, detection, identities, models
+from sharpjax import curvature, detection, identities, mitigation, models
 from sharpjax.densities import Empirical, Gaussian, GaussianMixture
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import load
@@ -29,6 +29,7 @@ __all__ = [
     "detection",
     "identities",
     "load",
+    "mitigation",
     "models",
     "sample",
     "score_from_prediction",

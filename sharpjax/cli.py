@@ -26,6 +26,7 @@ from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
 from sharpjax.detection.truth import TRUTH_NAME, read_truths, typical
 from sharpjax.ground_truth_command import ground_truth
 from sharpjax.identities import verify as verify_identities
+from sharpjax.mitigate_command import mitigate_prompts
 from sharpjax.model_commands import convert, sample
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.latent_diffusion import LatentDiffusion
@@ -129,6 +130,7 @@ def spectrum(
 
 
 app.command("ground-truth")(ground_truth)
+app.command("mitigate")(mitigate_prompts)
 app.command()(sample)
 app.command()(convert)
 

@@ -117,7 +117,7 @@ def generate(
     key = jax.random.key(settings.seed)
     options = {"negative_prompt": settings.negative_prompt, "mesh": mesh} if is_latent else {}
     contexts: dict[int, Array] = {}
-    _make_folder(folder / IMAGES_NAME)
+    make_folder(folder / IMAGES_NAME)
     with progress("sampling", total=len(images), done=len(done)) as bar:
         size = min(batch_size, len(images)) if settings.eta == 0 else 1
         for start in range(0, len(images), size):
@@ -143,7 +143,7 @@ def generate(
                 **options,
             )
             for i, j in missing:
-                picture = _picture(pixels[batch.index((i, j))], f"image {j} of {prompts[i]!r}")
+                picture = to_picture(pixels[batch.index((i, j))], f"image {j} of {prompts[i]!r}")
                 file = _file(folder, i, j)
                 record = {
                     "prompt": prompts[i],
@@ -152,12 +152,12 @@ def generate(
                     "noise": [settings.seed, i, j],
                     "file": str(file.relative_to(folder)),
                 }
-                _write_png(file, picture)
+                write_png(file, picture)
                 if (i, j) not in records:
                     _append(path, record)
                 records[i, j] = record
                 bar.advance(note=escape(prompts[i][:40]))
-    _write_png(folder / GRID_NAME, _grid(folder, prompts, num_images))
+    write_png(folder / GRID_NAME, _grid(folder, prompts, num_images))
     return [records[image] for image in images]
 
 
@@ -239,7 +239,7 @@ def _file(folder: Path, index: int, image: int) -> Path:
     return folder / IMAGES_NAME / f"{index:05d}-{image}.png"
 
 
-def _picture(pixels: np.ndarray, what: str) -> Image.Image:
+def to_picture(pixels: np.ndarray, what: str) -> Image.Image:
     """Of ``(channels, height, width)`` from -1 to 1."""
     if not np.isfinite(pixels).all():
         raise ValueError(
@@ -251,14 +251,19 @@ def _picture(pixels: np.ndarray, what: str) -> Image.Image:
     return Image.fromarray(levels[..., 0] if len(pixels) == 1 else levels)
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """A folder inside a run's directory.
+
+    Raises:
+        OSError: it cannot be made.
+    """
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:
         raise _explained(error, path) from error
 
 
-def _write_png(path: Path, picture: Image.Image) -> None:
+def write_png(path: Path, picture: Image.Image) -> None:
     """Whole or not at all, as :func:`sharpjax.rundir.write_text`."""
     temporary = path.with_name(path.name + ".part")
     try:

@@ -214,3 +214,92 @@ def spectra(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
         axes.set_ylabel("eigenvalue of σ²H", fontsize=9)
     grid[-1, -1].legend(fontsize=7.5, frameon=False, loc="best")
     return _save(figure, path)
+
+
+def tradeoff(
+    curves: Mapping[str, Sequence[tuple[Any, Any, str]]],
+    baseline: tuple[Any, Any],
+    reference: float,
+    path: Path,
+    *,
+    less: float,
+    kept: float,
+) -> Path:
+    """Copy rate against fidelity of every method over its strengths, with 95% bars.
+
+    ``curves`` maps a method to ``(copy rate, fidelity, label)`` of each strength, the two as
+    intervals; ``baseline`` is without mitigation; ``reference`` the fidelity of clean prompts.  The
+    shaded corner holds what ``less`` fewer copies at ``kept`` of that fidelity would be.
+    """
+    columns = min(4, len(curves)) or 1
+    rows = -(-len(curves) // columns) or 1
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(3.1 * columns, 3.0 * rows), squeeze=False, sharex=True, sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for axes in grid.flat[len(curves) :]:
+        axes.set_axis_off()
+    aim = ((1 - less) * baseline[0].value, kept * reference)
+    for axes, (name, points) in zip(grid.flat, curves.items(), strict=False):
+        _clean(axes)
+        axes.fill_between([-0.03, aim[0]], aim[1], 1.03, color="#cfe8cf", linewidth=0, zorder=0)
+        axes.axhline(reference, color="#5a9a5a", linewidth=0.8, linestyle=":")
+        for other, theirs in curves.items():
+            if other != name:
+                axes.plot(
+                    [p[0].value for p in theirs], [p[1].value for p in theirs],
+                    color=_GRID, linewidth=0.9, zorder=1,
+                )  # fmt: skip
+        axes.plot(baseline[0].value, baseline[1].value, "s", color=_ORACLE, markersize=6)
+        path_x = [baseline[0].value, *(p[0].value for p in points)]
+        path_y = [baseline[1].value, *(p[1].value for p in points)]
+        axes.plot(path_x, path_y, color=_INK, linewidth=1.3)
+        for copies, shown, label in points:
+            axes.errorbar(
+                copies.value, shown.value, fmt="o", color=_INK, markersize=4, linewidth=0.8,
+                xerr=[[copies.value - copies.low], [copies.high - copies.value]],
+                yerr=[[shown.value - shown.low], [shown.high - shown.value]],
+            )  # fmt: skip
+            axes.annotate(
+                label, (copies.value, shown.value), textcoords="offset points", xytext=(4, 4),
+                fontsize=7,
+            )  # fmt: skip
+        axes.set(title=name.replace("_", " "), xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+        axes.title.set_fontsize(10)
+    figure.supxlabel("copies of memorized images (fraction of samples)", fontsize=10)
+    figure.supylabel("fidelity to the prompt", fontsize=10)
+    return _save(figure, path)
+
+
+def before_and_after(
+    rows: Sequence[tuple[str, tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]],
+    path: Path,
+    *,
+    title: str,
+) -> Path:
+    """Images without and with mitigation side by side, a prompt a row; copies have a red frame.
+
+    Each row is ``(prompt, (images, copied), (images, copied))``.
+    """
+    frame, gap = 2, 3
+    height, width = rows[0][1][0].shape[2:]
+    cell_h, cell_w = height + 2 * frame, width + 2 * frame
+    count = max(len(images) for _, (images, _), _ in rows)
+    half = count * (cell_w + gap) + 4 * gap
+    mosaic = np.ones((len(rows) * (cell_h + gap), 2 * half, 3))
+    for r, (_, *sides) in enumerate(rows):
+        for s, (images, copied) in enumerate(sides):
+            for c, (image, is_copy) in enumerate(zip(images, copied, strict=True)):
+                top, left = r * (cell_h + gap), s * half + c * (cell_w + gap)
+                cell = mosaic[top : top + cell_h, left : left + cell_w]
+                cell[:] = _COPY if is_copy else 1.0
+                cell[frame:-frame, frame:-frame] = (
+                    np.clip(image, -1, 1).transpose(1, 2, 0) + 1
+                ) / 2
+    figure, axes = plt.subplots(figsize=(mosaic.shape[1] / 80 + 2.4, mosaic.shape[0] / 80 + 0.6))
+    axes.imshow(mosaic, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(title, fontsize=9)
+    for r, (label, *_) in enumerate(rows):
+        axes.text(-6, (r + 0.47) * (cell_h + gap), label[:40], ha="right", va="center", fontsize=7)
+    return _save(figure, path)

@@ -151,7 +151,7 @@ def test_stopped_anywhere_and_resumed_the_files_are_the_same(stop, pixel, tmp_pa
         return call
 
     with monkeypatch.context() as patch:
-        for name in ("_write_png", "_append"):
+        for name in ("write_png", "_append"):
             patch.setattr(generation, name, counted(getattr(generation, name)))
         with pytest.raises(Stop):
             draw(pixel, tmp_path / "run", names)

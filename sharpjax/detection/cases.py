@@ -81,16 +81,17 @@ def balanced(cases: Sequence[Case]) -> list[Case]:
     chosen = []
     # the smallest groups first, so that what they lack is shared by the others
     for left, group in zip(range(len(groups), 0, -1), sorted(groups, key=len), strict=True):
-        chosen += _spread(group, (NUM_MEMORIZED - len(chosen)) // left)
+        chosen += spread(group, (NUM_MEMORIZED - len(chosen)) // left)
     sources = dict.fromkeys(case.source for case in cases if case.verdict == "clean")
     for source in sources:
         if source != "memorized":
             clean = [c for c in cases if c.verdict == "clean" and c.source == source]
-            chosen += _spread(clean, NUM_CLEAN)
+            chosen += spread(clean, NUM_CLEAN)
     return [case for case in cases if case in chosen]
 
 
-def _spread(cases: Sequence[Case], count: int) -> list[Case]:
+def spread(cases: Sequence[Case], count: int) -> list[Case]:
+    """At most ``count`` of them, evenly over the list."""
     if len(cases) <= count:
         return list(cases)
     return [cases[i] for i in np.linspace(0, len(cases) - 1, count).round().astype(int)]

@@ -8,7 +8,6 @@ written.
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -285,7 +284,7 @@ class LatentDiffusion:
         noise: Array | None = None,
         num_images: int = 1,
         num_steps: int = 50,
-        guidance: float = 7.5,
+        guidance: float | Sequence[float] = 7.5,
         eta: float = 0.0,
         negative_prompt: str = "",
         height: int | None = None,
@@ -303,7 +302,7 @@ class LatentDiffusion:
             num_images: of each prompt, one after the other.
             num_steps: of the sampler.
             guidance: of classifier-free guidance; 1 samples the conditional distribution itself,
-                with one evaluation a step instead of two.
+                with one evaluation a step instead of two. One number, or one for each step.
             eta: 0 DDIM, 1 ancestral.
             negative_prompt: what guidance leads away from.
             height: of the images in pixels; the network's own when left out.
@@ -335,8 +334,10 @@ class LatentDiffusion:
                 f"encoded prompts must have shape (n, {self.empty.shape[0]}, "
                 f"{self.empty.shape[1]}), got {np.shape(conditions)}"
             )
-        if not math.isfinite(guidance):
-            raise ValueError(f"guidance must be a finite number, got {guidance}")
+        if np.shape(guidance) not in ((), (num_steps,)) or not np.isfinite(guidance).all():
+            raise ValueError(
+                f"guidance must be a finite number, or {num_steps} of them, got {guidance!s:.80}"
+            )
         if key is None and (noise is None or eta > 0):
             raise ValueError("pass key=jax.random.key(seed) to draw the noise")
         key = jax.random.key(0) if key is None else key
@@ -364,8 +365,9 @@ class LatentDiffusion:
             if mesh is not None:
                 batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
             latents = _sample(
-                *fixed, *batch, guidance, num_steps=num_steps, eta=eta, guided=guidance != 1.0
-            )
+                *fixed, *batch, jnp.asarray(guidance, jnp.float32), num_steps=num_steps, eta=eta,
+                guided=bool(np.any(np.asarray(guidance) != 1.0)),
+            )  # fmt: skip
             latents = latents[: n - start]
             results.append(self.decode(latents) if decode else np.asarray(latents))
         return np.concatenate(results)
@@ -535,13 +537,16 @@ def _score(unet, schedule: Schedule, t: Array, context: Array, x: Array) -> Arra
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "eta", "guided"))
 def _sample(unet, schedule, negative, contexts, noise, keys, guidance, *, num_steps, eta, guided):
+    grid = jnp.asarray(schedule.timesteps(num_steps))
+
     def one(context, x, key):
         def predict_at(x, t):
             if not guided:
                 return _predictions(unet, t, context[None], x[None])[0]
             pair = jnp.stack([negative, context])
             away, towards = _predictions(unet, t, pair, jnp.stack([x, x]))
-            return away + guidance * (towards - away)
+            weight = guidance if guidance.ndim == 0 else guidance[jnp.argmax(grid == t)]
+            return away + weight * (towards - away)
 
         return sample(
             predict_at, x, schedule, num_steps=num_steps, eta=eta, key=key,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 VOCAB, MERGES, FULL = "vocab.json", "merges.txt", "tokenizer.json"
 _NAMES = (CONFIG, SPECIAL, ADDED, VOCAB, MERGES, FULL)
+_END = "</w>"  # ends a token that ends a word
 _LONGEST = 2**16  # of model_max_length: transformers writes 10^30 for "unknown"
 _TOKEN_KEYS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask"))
 _LIST_KEYS = ("additional_special_tokens", "extra_special_tokens")
@@ -87,6 +88,24 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return max(self.backend.get_vocab().values()) + 1
+
+    def num_tokens(self, prompt: str) -> int:
+        """Ids that a prompt takes, start and end included, before any is cut."""
+        return len(self.backend(_checked_prompts(prompt)[0], truncation=False)["input_ids"])
+
+    def pieces(self) -> list[str]:
+        """Texts of all tokens but the special ones, in the order of their ids, none empty."""
+        special = set(self.backend.all_special_ids)
+        ids = sorted(i for i in self.backend.get_vocab().values() if i not in special)
+        texts = [text.strip() for text in self.backend.batch_decode([[i] for i in ids])]
+        return [text for text in texts if text and "\ufffd" not in text]  # parts of a character
+
+    def words(self) -> list[str]:
+        """Tokens that are whole words of three letters or more, in the order of their ids."""
+        vocabulary = self.backend.get_vocab()
+        words = [token.removesuffix(_END) for token in vocabulary if token.endswith(_END)]
+        known = sorted(words, key=lambda word: vocabulary[word + _END])
+        return [word for word in known if len(word) > 2 and word.isascii() and word.isalpha()]
 
     def __call__(self, prompts: str | Iterable[str]) -> np.ndarray:
         """Token ids ``(n, length)``, int32; a single string is one prompt.

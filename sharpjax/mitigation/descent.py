@@ -1,0 +1,152 @@
+"""Descend a loss from a batch of starting points, each until it is low enough.
+
+The descent that every method of mitigation shares, whatever it moves (the initial noise, the
+encoded prompt) and whatever it lowers (the sharpness, the score difference).  One compilation
+serves all prompts: what differs between them is an argument.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from sharpjax._types import Array
+from sharpjax.curvature.loops import over_points
+
+STEP_SIZE = 0.05  # of Adam, per entry
+MAX_STEPS = 50
+OUTCOMES = ("met", "budget", "not finite")
+_MET, _BUDGET, _NOT_FINITE, _RUNNING = range(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Descent:
+    """Where a batch of descents ended.
+
+    Attributes:
+        point: ``(n, *shape)``; of one whose measure or gradient became NaN or infinite, the last
+            at which both were finite.
+        before: the measure at the start, ``(n,)``.
+        after: the measure at ``point``, ``(n,)``.
+        steps: of the optimizer, ``(n,)``.
+        outcome: ``met`` the threshold, spent its ``budget`` of steps, or ``not finite``, ``(n,)``.
+    """
+
+    point: Array
+    before: np.ndarray
+    after: np.ndarray
+    steps: np.ndarray
+    outcome: np.ndarray
+
+
+@functools.cache
+def adam(step_size: float = STEP_SIZE) -> optax.GradientTransformation:
+    """Adam, the same object for the same step size: the descent is compiled once for it."""
+    return optax.adam(step_size)
+
+
+def descend(
+    loss: Callable[[Any, Array, Array], tuple[Array, Array]],
+    fixed: Any,
+    start: Array,
+    *,
+    threshold: float | Array,
+    max_steps: int = MAX_STEPS,
+    optimizer: optax.GradientTransformation | None = None,
+    mesh: Mesh | None = None,
+) -> Descent:
+    """Minimise ``loss(fixed, x, start)`` over ``x``, from every starting point on its own.
+
+    Args:
+        loss: gives what is minimised, and the measure that the threshold is for (the same without
+            penalties). At module level or kept by the caller: a fresh one is compiled anew.
+        fixed: what it depends on; a pytree.
+        start: ``(n, *shape)``.
+        threshold: a point whose measure is at most this stays where it is.
+        max_steps: of the optimizer; 0 only evaluates.
+        optimizer: any of optax; Adam by default.
+        mesh: devices that share the candidates, each going on by itself.
+
+    Raises:
+        ValueError: no starting point, a threshold that no loss can meet, or a negative budget.
+    """
+    start = jnp.asarray(start)
+    if start.ndim < 1 or len(start) < 1:
+        raise ValueError(f"at least one candidate is needed, got an array of shape {start.shape}")
+    if not threshold > 0:
+        raise ValueError(
+            f"threshold must be positive, got {threshold}: no measure falls below 0. A quantile "
+            "of it on prompts that are not memorized is a sensible one (mitigation.calibrate)"
+        )
+    if max_steps < 0:
+        raise ValueError(f"max_steps must be at least 0, got {max_steps}")
+    ended = _descend(
+        fixed, start, jnp.asarray(threshold, start.dtype), jnp.asarray(max_steps),
+        loss=loss, optimizer=adam() if optimizer is None else optimizer, mesh=mesh,
+    )  # fmt: skip
+    point, before, after, steps, outcome = ended
+    return Descent(
+        point, np.asarray(before), np.asarray(after), np.asarray(steps),
+        np.array(OUTCOMES)[np.asarray(outcome)],
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("loss", "optimizer", "mesh"))
+def _descend(fixed, start, threshold, max_steps, *, loss, optimizer, mesh):
+    def one(common, start):
+        fixed, threshold, max_steps = common
+
+        def evaluate(x):
+            (_, measure), gradient = jax.value_and_grad(
+                lambda x: loss(fixed, x, start), has_aux=True
+            )(x)
+            return measure, gradient
+
+        def finite(value, gradient):
+            return jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+
+        def running(state):
+            return state[-1] == _RUNNING
+
+        def step(state):
+            # One evaluation in the whole program: a network's gradient takes long to compile.
+            x, last, before, after, memory, steps, _ = state
+            measure, gradient = evaluate(x)
+            fine, first = finite(measure, gradient), steps == 0
+            outcome = jnp.where(
+                ~fine, _NOT_FINITE,
+                jnp.where(
+                    measure <= threshold, _MET, jnp.where(steps >= max_steps, _BUDGET, _RUNNING)
+                ),
+            )  # fmt: skip
+            goes_on = outcome == _RUNNING
+            updates, memory = optimizer.update(gradient, memory, x)
+            onward = optax.apply_updates(x, updates)
+            return (
+                jnp.where(goes_on, onward, jnp.where(fine, x, last)),
+                x,
+                jnp.where(first, measure, before),
+                jnp.where(fine | first, measure, after),
+                memory,
+                steps + goes_on - (~fine & ~first),  # a step into NaN is taken back
+                outcome,
+            )
+
+        nothing = jnp.zeros((), start.dtype)
+        state = (
+            start, start, nothing, nothing, optimizer.init(start),
+            jnp.zeros((), max_steps.dtype), jnp.asarray(_RUNNING),
+        )  # fmt: skip
+        x, _, before, after, _, steps, outcome = jax.lax.while_loop(running, step, state)
+        return x, before, after, steps, outcome
+
+    def part(common, start):
+        return jax.vmap(one, (None, 0))(common, start)
+
+    return over_points(part, mesh, (fixed, threshold, max_steps), start)

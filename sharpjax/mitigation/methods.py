@@ -1,0 +1,116 @@
+"""The methods of mitigation by name, with what their strength means."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+from sharpjax.mitigation import baselines
+from sharpjax.mitigation.calibration import SCORE_DIFFERENCE
+from sharpjax.mitigation.descent import descend
+from sharpjax.mitigation.problem import Problem, Treatment
+from sharpjax.mitigation.sail import sharpness_loss
+from sharpjax.mitigation.sharpness import DELTA
+from sharpjax.mitigation.trust import adam_on_sphere
+
+_OF_MEDIAN = "threshold over the median of clean prompts"
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """An entry of the registry.
+
+    Attributes:
+        apply: what it does to a problem at a strength.
+        strengths: those that a curve is drawn over, from the weakest.
+        meaning: of the strength.
+        source: where it was published.
+        loss: what it descends, whose values on clean prompts set its threshold; None if nothing.
+    """
+
+    apply: Callable[[Problem, float], Treatment]
+    strengths: tuple[float, ...]
+    meaning: str
+    source: str
+    loss: str | None = None
+
+
+def _sail(form: str, evaluations: float, *, sphere: bool = False):
+    # what one step costs: the loss's forward passes and tangents, and twice that to go back
+    def apply(problem: Problem, strength: float) -> Treatment:
+        ended = descend(
+            sharpness_loss(form, DELTA, 0.0), problem.pair, problem.noise,
+            threshold=strength * problem.levels.threshold(form, 0.5).value,
+            max_steps=problem.max_steps, mesh=problem.mesh,
+            optimizer=adam_on_sphere() if sphere else None,
+        )  # fmt: skip
+        return baselines.moved(problem, ended, evaluations=evaluations)
+
+    return apply
+
+
+# The sharpness is a square of third order in the score, so it falls over a wider range.
+_SHARPNESS = (1.0, 0.3, 0.1)
+_LENGTH = (1.0, 0.7, 0.4)
+
+METHODS: dict[str, Method] = {
+    "sail": Method(_sail("exact", 12), _SHARPNESS, _OF_MEDIAN, "Jeon et al. 2025, exact tangent"),
+    "sail_finite_difference": Method(
+        _sail("finite_difference", 12), _SHARPNESS, _OF_MEDIAN, "Jeon et al. 2025",
+        "finite_difference",
+    ),
+    "sail_official": Method(
+        _sail("official", 6), _LENGTH, _OF_MEDIAN, "Jeon et al. 2025, public code",
+        "official",
+    ),
+    "sail_on_sphere": Method(
+        _sail("exact", 12, sphere=True), _SHARPNESS, _OF_MEDIAN,
+        "sharpjax: the noise keeps its length", "exact",
+    ),
+    "random_tokens": Method(
+        baselines.random_tokens, (1, 2, 4), "tokens added", "Somepalli et al. 2023"
+    ),
+    "random_words": Method(
+        baselines.random_words, (1, 2, 4), "words added", "Somepalli et al. 2023"
+    ),
+    "prompt_embedding": Method(
+        baselines.prompt_embedding, _LENGTH, _OF_MEDIAN, "Wen et al. 2024", SCORE_DIFFERENCE
+    ),
+    "noise_gradient": Method(
+        baselines.noise_gradient, _LENGTH, _OF_MEDIAN, "Han et al. 2025, per sample",
+        SCORE_DIFFERENCE,
+    ),
+    "noise_batch": Method(
+        baselines.noise_batch, (0.1, 0.3, 0.5), "steps without guidance, as a fraction",
+        "Han et al. 2025, batch-wise",
+    ),
+    "lower_guidance": Method(
+        baselines.lower_guidance, (1.5, 3, 6), "guidance divided by this", "folklore"
+    ),
+    "delayed_guidance": Method(
+        baselines.delayed_guidance, (0.3, 0.5, 0.6), "steps without guidance, as a fraction",
+        "Jain et al. 2024",
+    ),
+    "best_of": Method(
+        baselines.best_of, (4, 16, 48), "noises to choose from", "sharpjax, by ‖H_D s_D‖"
+    ),
+}  # fmt: skip
+NONE = "none"
+
+
+def treat(name: str, problem: Problem, strength: float) -> Treatment:
+    """What a method makes of a problem.
+
+    Raises:
+        ValueError: an unknown method, or a strength that it does not take.
+    """
+    if name == NONE:
+        return baselines.untreated(problem)
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; choose one of {', '.join((NONE, *METHODS))}")
+    if not 0 < strength < float("inf"):
+        raise ValueError(f"the strength of {name} must be a positive number, got {strength}")
+    return METHODS[name].apply(problem, strength)
+
+
+def losses_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The losses whose clean values the methods ask for."""
+    return tuple(sorted({METHODS[n].loss for n in names if n != NONE and METHODS[n].loss}))
