@@ -54,7 +54,7 @@ _LENGTH = (1.0, 0.7, 0.4)
 METHODS: dict[str, Method] = {
     "sail": Method(_sail("exact", 12), _SHARPNESS, _OF_MEDIAN, "Jeon et al. 2025, exact tangent"),
     "sail_finite_difference": Method(
-        _sail("finite_difference", 12), _SHARPNESS, _OF_MEDIAN, "Jeon et al. 2025",
+        _sail("finite_difference", 12), (0.3,), _OF_MEDIAN, "Jeon et al. 2025",
         "finite_difference",
     ),
     "sail_official": Method(
@@ -62,7 +62,7 @@ METHODS: dict[str, Method] = {
         "official",
     ),
     "sail_on_sphere": Method(
-        _sail("exact", 12, sphere=True), _SHARPNESS, _OF_MEDIAN,
+        _sail("exact", 12, sphere=True), (0.3,), _OF_MEDIAN,
         "sharpjax: the noise keeps its length", "exact",
     ),
     "random_tokens": Method(
@@ -83,14 +83,14 @@ METHODS: dict[str, Method] = {
         "Han et al. 2025, batch-wise",
     ),
     "lower_guidance": Method(
-        baselines.lower_guidance, (1.5, 3, 6), "guidance divided by this", "folklore"
+        baselines.lower_guidance, (1.5, 3, 6), "guidance divided by this", "Ho & Salimans 2022"
     ),
     "delayed_guidance": Method(
         baselines.delayed_guidance, (0.3, 0.5, 0.6), "steps without guidance, as a fraction",
         "Jain et al. 2024",
     ),
     "best_of": Method(
-        baselines.best_of, (4, 16, 48), "noises to choose from", "sharpjax, by ‖H_D s_D‖"
+        baselines.best_of, (4, 16), "noises to choose from", "sharpjax, by ‖H_D s_D‖"
     ),
 }  # fmt: skip
 NONE = "none"

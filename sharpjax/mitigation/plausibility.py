@@ -47,15 +47,15 @@ def plausibility(noise: ArrayLike) -> Plausibility:
     """The figures of one noise ``(..., height, width)`` or ``(d,)``.
 
     Raises:
-        ValueError: fewer than 8 entries, or one that is not finite.
+        ValueError: fewer than 2 entries, or one that is not finite.
 
     >>> draw = np.random.default_rng(0).normal(size=(4, 16, 16))
     >>> plausibility(draw).is_gaussian, plausibility(1.5 * draw).is_gaussian
     (True, False)
     """
     x = np.asarray(noise, np.float64)
-    if x.size < 8:
-        raise ValueError(f"a noise of at least 8 entries is needed, got {x.size}")
+    if x.size < 2:
+        raise ValueError(f"a noise of at least 2 entries is needed, got {x.size}")
     if not np.isfinite(x).all():
         raise ValueError("the noise contains NaN or infinite entries")
     d = x.size

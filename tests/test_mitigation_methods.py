@@ -1,0 +1,145 @@
+"""Each method of mitigation on a tiny Stable Diffusion model, against what it says it does."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sharpjax.detection.statistics import hessian_score_difference
+from sharpjax.mitigation import METHODS, Levels, Problem, treat
+from sharpjax.mitigation.baselines import GAMMA, RHO
+from sharpjax.mitigation.perturbation import add_random
+from sharpjax.models.latent_diffusion import LatentDiffusion
+
+LEVELS = Levels({name: np.array([1e-9, 1e-9]) for name in ("score_difference", "official")})
+
+
+@pytest.fixture(scope="module")
+def model(stable_diffusion_directory):
+    return LatentDiffusion.from_pretrained(stable_diffusion_directory)
+
+
+@pytest.fixture(scope="module")
+def problem(model):
+    noise = jax.random.normal(jax.random.key(1), (2, *model.shape))
+    return Problem(
+        model, "cat dog", noise, jax.random.key(2), 3.0, 10, LEVELS, model.tokenizer, 3
+    )  # fmt: skip
+
+
+def test_none_changes_nothing(problem, model):
+    found = treat("none", problem, 0.0)
+    np.testing.assert_array_equal(found.noise, problem.noise)
+    np.testing.assert_array_equal(found.context[1], model.encode(["cat dog"])[0])
+    assert found.guidance == 3.0
+    assert found.evaluations.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("what", ["tokens", "words"])
+def test_random_additions(model, what):
+    vocabulary = model.tokenizer
+    choices = vocabulary.pieces() if what == "tokens" else ["cat", "dog"]
+    changed = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        words = _Words(vocabulary) if what == "words" else vocabulary
+        text = add_random("x y", 2, rng, words, what=what).split()
+        rest = list(text)
+        rest.remove("x")
+        rest.remove("y")
+        assert text.index("x") < len(text) - 1 - text[::-1].index("y")
+        assert len(rest) == 2
+        assert set(rest) <= set(choices)
+        changed.append(" ".join(text))
+    assert len(set(changed)) > 5
+    assert add_random("x y", 0, rng, words, what=what) == "x y"
+
+
+class _Words:
+    """The tiny vocabulary has no whole word of three letters."""
+
+    def __init__(self, tokenizer):
+        self.length, self.num_tokens = tokenizer.length, tokenizer.num_tokens
+
+    def words(self):
+        return ["cat", "dog"]
+
+
+def test_no_room_for_more(model):
+    length = model.tokenizer.length
+    with pytest.raises(ValueError, match=rf"no room for {length} random tokens: with them it"):
+        add_random("cat", length, np.random.default_rng(0), model.tokenizer, what="tokens")
+    full = "a " * (length - 2)
+    assert model.tokenizer.num_tokens(full) == length
+    with pytest.raises(ValueError, match="no room for 1 random tokens"):
+        add_random(full, 1, np.random.default_rng(0), model.tokenizer, what="tokens")
+    with pytest.raises(ValueError, match="must be at least 0, got -1"):
+        add_random("cat", -1, np.random.default_rng(0), model.tokenizer, what="tokens")
+
+
+def test_the_bundled_vocabulary_has_words():
+    from sharpjax import zoo
+    from sharpjax.models.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_pretrained(zoo.find("openmoji"), "tokenizer")
+    words = tokenizer.words()
+    assert "crutch" in words
+    assert all(tokenizer.num_tokens(word) == 3 for word in words[::50])
+    assert set(words) <= set(tokenizer.pieces())
+    assert tokenizer.num_tokens("crutch " * 40) == 42
+
+
+def test_guidance(problem):
+    assert treat("lower_guidance", problem, 2.0).guidance == 1.5
+    late = treat("delayed_guidance", problem, 0.3).guidance
+    np.testing.assert_array_equal(late, [0, 0, 0] + 7 * [3.0])
+    with pytest.raises(ValueError, match="fraction of steps without guidance"):
+        treat("delayed_guidance", problem, 1.0)
+
+
+def test_noise_batch_is_two_steps_against_the_growth(problem):
+    found = treat("noise_batch", problem, 0.2)
+    pair, x = problem.pair, problem.noise[0]
+    for _ in range(2):
+        here = -pair.sigma * pair.difference(x)
+        rho = RHO * np.sqrt(x.size)
+        there = -pair.sigma * pair.difference(x + rho * here / jnp.linalg.norm(here))
+        x = x - GAMMA * (there - here)
+    np.testing.assert_allclose(found.noise[0], x, rtol=1e-3, atol=1e-5)
+    assert found.evaluations.tolist() == [8, 8]
+
+
+def test_best_of_takes_the_flattest(problem):
+    found = treat("best_of", problem, 3)
+    x = problem.noise[1]
+    fresh = jax.random.normal(jax.random.fold_in(problem.key, 1), (2, *x.shape))
+    candidates = jnp.concatenate([x[None], fresh])
+    values = [float(hessian_score_difference(problem.pair, y)) for y in candidates]
+    np.testing.assert_allclose(found.noise[1], candidates[int(np.argmin(values))], rtol=1e-6)
+    assert found.details[1]["before"] == pytest.approx(values[0], rel=1e-3)
+    assert found.evaluations.tolist() == [12, 12]
+    with pytest.raises(ValueError, match=r"a number of things, got 2\.5"):
+        treat("best_of", problem, 2.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["prompt_embedding", "noise_gradient", "sail_official", "sail", "sail_on_sphere"]
+)
+def test_descents_go_down(problem, name):
+    levels = Levels({n: np.array([1e-9, 1e-9]) for n in ("score_difference", "official", "exact")})
+    found = treat(name, Problem(**(vars(problem) | {"levels": levels})), 1.0)
+    for one in found.details:
+        assert one["after"] < one["before"]
+        assert (one["steps"], one["outcome"]) == (3, "budget")
+    assert (found.evaluations > 0).all()
+    changed = not np.allclose(found.noise, problem.noise)
+    assert changed == (name != "prompt_embedding")
+
+
+def test_unknown_names_and_strengths(problem):
+    with pytest.raises(ValueError, match="unknown method 'prayer'; choose one of none, sail"):
+        treat("prayer", problem, 1.0)
+    with pytest.raises(ValueError, match="strength of sail must be a positive number, got -1"):
+        treat("sail", problem, -1.0)
+    assert all(list(m.strengths) == sorted(m.strengths) or m.loss for m in METHODS.values())
