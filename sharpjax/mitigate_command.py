@@ -34,6 +34,14 @@ _FEW, _MANY = (4, 4), (18, 12)  # memorized and clean prompts of the bundled mod
 _TUNING = 3  # every third memorized prompt is for choosing strengths
 
 
+def _meanings() -> str:
+    """What strengths are, methods with the same meaning together."""
+    by_meaning: dict[str, list[str]] = {}
+    for name, method in METHODS.items():
+        by_meaning.setdefault(method.meaning, []).append(name)
+    return "; ".join(f"{meaning} ({', '.join(n)})" for meaning, n in by_meaning.items())
+
+
 def mitigate_prompts(
     model: ModelOption = "openmoji",
     prompts: Annotated[
@@ -53,11 +61,7 @@ def mitigate_prompts(
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = DEFAULT_METHOD,
     strength: Annotated[
         float | None,
-        typer.Option(
-            help="Of the method: "
-            + "; ".join(f"{name}: {m.meaning}" for name, m in METHODS.items())
-            + ". Default: the middle one of its curve."
-        ),
+        typer.Option(help=f"Of the method: {_meanings()}. Default: the middle one of its curve."),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="DDIM steps.")] = 50,
@@ -144,6 +148,7 @@ def mitigate_prompts(
     and leaves the others as they are.  With --compare it draws the trade-off of every method.
     """
     chosen_methods = _methods(method, methods, compare=compare)
+    power = _strength(method, strength)
     directory = find(model)
     devices.split_cpu(num_devices)
     mesh = devices.local_mesh(num_devices)
@@ -180,7 +185,6 @@ def mitigate_prompts(
     if not everything:
         found = _detect(network, directory, texts, folder, calibration, who, seed, mesh)
         treated = [i for i, (_, verdict) in enumerate(found[0]) if verdict.startswith("memorized")]
-    power = _strength(method, strength)
     wanted = jobs(range(len(texts)), NONE) + jobs(treated, method, [power])
     records = mitigate(network, texts, wanted, folder, settings, **options)
     rows = report.judged_rows(folder, records, judge)

@@ -52,7 +52,9 @@ _SHARPNESS = (1.0, 0.3, 0.1)
 _LENGTH = (1.0, 0.7, 0.4)
 
 METHODS: dict[str, Method] = {
-    "sail": Method(_sail("exact", 12), _SHARPNESS, _OF_MEDIAN, "Jeon et al. 2025, exact tangent"),
+    "sail": Method(
+        _sail("exact", 12), _SHARPNESS, _OF_MEDIAN, "Jeon et al. 2025, exact tangent", "exact"
+    ),
     "sail_finite_difference": Method(
         _sail("finite_difference", 12), (0.3,), _OF_MEDIAN, "Jeon et al. 2025",
         "finite_difference",
