@@ -277,7 +277,9 @@ def _cases(
         raise ValueError(f"--prompts FILE is needed: {directory} names no prompts of its own")
     truths = _truths(directory)
     count, num_clean = _MANY if compare else _FEW
-    memorized = [Case(t.caption, t.verdict) for t in truths if t.verdict == "memorized"]
+    memorized = [
+        Case(t.caption, t.verdict, level=t.level) for t in truths if t.verdict == "memorized"
+    ]
     clean = [
         Case(t.caption, t.verdict)
         for t in truths
@@ -376,6 +378,8 @@ def _compare(
     )
     wide.print(report.curve_table(comparison))
     wide.print(report.chosen_table(comparison))
+    if (table := report.level_table(comparison, [cases[i].level for i in judged])) is not None:
+        wide.print(table)
     wide.print(report.verdict_line(comparison))
     files = ", ".join(path.name for path in written)
     console.print(f"Written to [bold]{folder}[/bold]: {files}, images/")

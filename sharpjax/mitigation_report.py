@@ -214,6 +214,36 @@ def _by_success(comparison: Comparison) -> list[tuple[str, Chosen]]:
     return sorted(comparison.chosen.items(), key=lambda item: -item[1].point.success.value)
 
 
+def level_table(comparison: Comparison, levels: Sequence[int]) -> Table | None:
+    """Copies and successes at the chosen strengths by how often a prompt's image was repeated.
+
+    ``levels`` are those of the judged prompts, in their order; None if they are not known.
+    """
+    levels = np.asarray(levels)
+    if not (levels > 0).all():
+        return None
+    kinds = sorted(set(levels.tolist()))
+    table = Table(
+        title="By how often the prompt's image was repeated",
+        caption="copies | success, of "
+        + ", ".join(f"{np.sum(levels == k)} prompts at x{k}" for k in kinds),
+    )
+    table.add_column("method")
+    for kind in kinds:
+        table.add_column(f"x{kind}", justify="right")
+    chosen = [(name, one.point) for name, one in _by_success(comparison)]
+    for name, point in [(NONE, comparison.baseline), *chosen]:
+        one = point.outcomes
+        table.add_row(
+            name,
+            *(
+                f"{one.copied[levels == k].mean():.2f} | {one.success[levels == k].mean():.2f}"
+                for k in kinds
+            ),
+        )
+    return table
+
+
 def verdict_line(comparison: Comparison) -> str:
     """Whether a method reaches the aim, in words."""
     able = [n for n, c in comparison.chosen.items() if c.reduction >= LESS and c.kept >= KEPT]

@@ -193,7 +193,7 @@ def size(path):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_instants(small, tmp_path):
+def test_killed_at_random_instants(small, tmp_path):
     """SIGKILL whenever it comes; the file at the end is that of a run that was never stopped."""
     prompts = [" ".join(random.Random(i).choices(["cat", "dog", "a", "b"], k=4)) for i in range(40)]
     (tmp_path / "p.txt").write_text("\n".join(prompts))
@@ -203,7 +203,7 @@ def test_killed_at_twenty_instants(small, tmp_path):
     rng, kills = random.Random(0), 0
     command = [sys.executable, "-m", "sharpjax", *map(str, options), "--output", "killed"]
     path = tmp_path / "killed/results.jsonl"
-    while kills < 20:
+    while kills < 8:
         process = subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -222,7 +222,7 @@ def test_killed_at_twenty_instants(small, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-    assert kills >= 10
+    assert kills >= 4
     again = sharpjax(*options, "--output", "killed", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     lines = path.read_text().splitlines()

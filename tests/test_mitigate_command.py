@@ -37,6 +37,7 @@ def picture(path):
         return np.asarray(image)
 
 
+@pytest.mark.slow
 def test_detected_prompts_are_treated_and_others_pass_untouched(small, tmp_path):
     run = sharpjax(
         "calibrate", *small[1:3], "--prompts", "clean.txt", "--statistics", "score_difference",
@@ -100,7 +101,7 @@ def test_killed_and_resumed_is_the_run_that_was_not(small, tmp_path):
     assert whole.returncode == 0, whole.stderr
     command = [sys.executable, "-m", "sharpjax", *map(str, small), "--output", "killed"]
     rng = random.Random(0)
-    for _ in range(4):
+    for _ in range(3):
         process = subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

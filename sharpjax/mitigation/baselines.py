@@ -10,10 +10,12 @@ noise batch        moves noises against the change of :math:`\epsilon_D = -\sigm
                    some steps ("batch-wise", the same paper): no gradient
 lower guidance     the guidance weight
 delayed guidance   no guidance for the first steps (Jain et al. 2024, arXiv:2411.16738)
+gradient, delayed  the noise gradient, then delayed guidance: ours, of the two above
 best of n          of n noises the one with the smallest :math:`\|H_D s_D\|`: ours, no gradient
 ================== =============================================================================
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -162,16 +164,18 @@ def _adjust(pair: ScorePair, noise: Array, rho: float, *, mesh) -> Array:
 
 def lower_guidance(problem: Problem, strength: float) -> Treatment:
     """Guidance divided by ``strength``."""
-    base = untreated(problem)
-    return Treatment(base.context, base.noise, problem.guidance / strength, base.evaluations,
-                     base.details)  # fmt: skip
+    return dataclasses.replace(untreated(problem), guidance=problem.guidance / strength)
 
 
 def delayed_guidance(problem: Problem, strength: float) -> Treatment:
     """The unconditional score for the first ``strength`` (a fraction) of the steps."""
-    base = untreated(problem)
-    guidance = _delayed(problem, strength)
-    return Treatment(base.context, base.noise, guidance, base.evaluations, base.details)
+    return dataclasses.replace(untreated(problem), guidance=_delayed(problem, strength))
+
+
+def noise_gradient_delayed(problem: Problem, strength: float) -> Treatment:
+    """Noises by :func:`noise_gradient` at 0.7, then no guidance for ``strength`` of the steps."""
+    treatment = noise_gradient(problem, 0.7)
+    return dataclasses.replace(treatment, guidance=_delayed(problem, strength))
 
 
 def _delayed(problem: Problem, strength: float) -> np.ndarray:

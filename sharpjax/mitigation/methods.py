@@ -91,6 +91,10 @@ METHODS: dict[str, Method] = {
         baselines.delayed_guidance, (0.3, 0.5, 0.6), "steps without guidance, as a fraction",
         "Jain et al. 2024",
     ),
+    "noise_gradient_delayed": Method(
+        baselines.noise_gradient_delayed, (0.1, 0.3), "steps without guidance, as a fraction",
+        "sharpjax, of the two", SCORE_DIFFERENCE,
+    ),
     "best_of": Method(
         baselines.best_of, (4, 16), "noises to choose from", "sharpjax, by ‖H_D s_D‖"
     ),
