@@ -227,6 +227,23 @@ def test_batches_and_numbers_of_images_do_not_change_samples(plain):
     np.testing.assert_allclose(again, together, atol=2e-4 * np.abs(together).max())
 
 
+def test_guidance_of_each_step(plain):
+    noise, weights = draw(1, 4, 8, 8), [0.0, 1.0, 5.0, -2.0]
+    options = dict(noise=noise, num_steps=4, decode=False)
+    found = plain.sample(["a cat"], guidance=weights, **options)
+    by_step = dict(zip(plain.schedule.timesteps(4).tolist(), weights, strict=True))
+    x, (grid, alphas, sigmas) = jnp.asarray(noise[0]), plain.schedule.levels(4)
+    for k, t in enumerate(grid.tolist()):
+        score = plain.scores("a cat", t).guided(x, by_step[t])
+        x0 = (x + sigmas[k] ** 2 * score) / alphas[k]
+        x = alphas[k + 1] * x0 - sigmas[k + 1] * sigmas[k] * score
+    assert relative_error(found[0], x) < 1e-4
+    constant = plain.sample(["a cat"], guidance=[3.0] * 4, **options)
+    assert relative_error(constant, plain.sample(["a cat"], guidance=3.0, **options)) < 1e-5
+    with pytest.raises(ValueError, match=r"a finite number, or 4 of them, got \[3\.0, 3\.0\]"):
+        plain.sample(["a cat"], guidance=[3.0, 3.0], **options)
+
+
 def test_negative_prompt_and_size(stable_diffusion_directory, plain):
     theirs = pipeline(stable_diffusion_directory)
     noise = draw(1, 4, 12, 4)

@@ -97,6 +97,7 @@ def test_guidance(problem):
         treat("delayed_guidance", problem, 1.0)
 
 
+@pytest.mark.slow
 def test_noise_batch_is_two_steps_against_the_growth(problem):
     found = treat("noise_batch", problem, 0.2)
     pair, x = problem.pair, problem.noise[0]
@@ -109,6 +110,7 @@ def test_noise_batch_is_two_steps_against_the_growth(problem):
     assert found.evaluations.tolist() == [8, 8]
 
 
+@pytest.mark.slow
 def test_best_of_takes_the_flattest(problem):
     found = treat("best_of", problem, 3)
     x = problem.noise[1]

@@ -299,7 +299,7 @@ def test_fit_stops_when_the_loss_is_not_finite():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["toy_2d", "p_laplacian_mixture"])
+@pytest.mark.parametrize("name", ["toy_2d", "p_laplacian_mixture", "mitigate_mixture"])
 def test_example_runs(name, tmp_path):
     run = subprocess.run(
         [sys.executable, EXAMPLES / f"{name}.py", "--quick", "--output", tmp_path],

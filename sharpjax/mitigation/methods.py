@@ -60,7 +60,7 @@ METHODS: dict[str, Method] = {
         "finite_difference",
     ),
     "sail_official": Method(
-        _sail("official", 6), _LENGTH, _OF_MEDIAN, "Jeon et al. 2025, public code",
+        _sail("official", 6), (1.0, 0.7), _OF_MEDIAN, "Jeon et al. 2025, public code",
         "official",
     ),
     "sail_on_sphere": Method(
