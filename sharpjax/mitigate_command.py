@@ -1,6 +1,7 @@
 """``sharpjax mitigate``: images of prompts that do not copy, and how methods compare."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from sharpjax.detection.calibration import CALIBRATION_NAME, Calibration, Thresh
 from sharpjax.detection.cases import Case, from_file, spread
 from sharpjax.detection.settings import DetectSettings
 from sharpjax.detection.truth import TRUTH_NAME, read_truths
-from sharpjax.mitigation.methods import METHODS, NONE
+from sharpjax.mitigation.methods import METHODS, NONE, check_strength
 from sharpjax.mitigation.run import Job, MitigationSettings, claim_run, jobs, mitigate
 from sharpjax.models.checkpoints import from_pretrained
 from sharpjax.models.fingerprint import fingerprint
@@ -38,7 +39,7 @@ def _meanings() -> str:
     """What strengths are, methods with the same meaning together."""
     by_meaning: dict[str, list[str]] = {}
     for name, method in METHODS.items():
-        by_meaning.setdefault(method.meaning, []).append(name)
+        by_meaning.setdefault(method.meaning, []).append(f"{name} {method.default:g}")
     return "; ".join(f"{meaning} ({', '.join(n)})" for meaning, n in by_meaning.items())
 
 
@@ -61,7 +62,7 @@ def mitigate_prompts(
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = DEFAULT_METHOD,
     strength: Annotated[
         float | None,
-        typer.Option(help=f"Of the method: {_meanings()}. Default: the middle one of its curve."),
+        typer.Option(help=f"Of the method: {_meanings()}. Its default stands after its name."),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="Images of each prompt.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="DDIM steps.")] = 50,
@@ -159,9 +160,11 @@ def mitigate_prompts(
             "sharpjax.mitigation.sail works on any pair of scores"
         )
     bundled = _knows_its_memories(directory)
-    judge = _judge(network, directory, bundled, references, sscd, clip)
-    if compare and judge is None:
-        raise ValueError("--compare needs a judge of copies: --references and --sscd, and --clip")
+    judge = _judge(network, directory, bundled, references, sscd, clip, compare=compare)
+    if compare and (judge is None or (references is not None and clip is None)):
+        raise ValueError(
+            "--compare needs judges of copies and of fidelity: --references and --sscd, and --clip"
+        )
     cases = _cases(directory, bundled, prompts, limit, compare=compare)
     texts = [case.condition for case in cases]
     network.check(texts)
@@ -179,7 +182,7 @@ def mitigate_prompts(
     if compare:
         _compare(network, cases, folder, settings, chosen_methods, judge, options, as_json=as_json)
         return
-    claim_run(folder, settings, fingerprint=who)
+    claim_run(folder, texts, settings, fingerprint=who)
     found = None
     treated = list(range(len(texts)))
     if not everything:
@@ -193,16 +196,20 @@ def mitigate_prompts(
     title = f"without mitigation (left) and with {method} at {power:g} (right); red frame: copy"
     if treated and any(r["images"] for r in records if r["method"] != NONE):
         written.append(report.side_by_side(folder, records, rows, title))
+    failed = treated and all("error" in r for r in records if r["method"] != NONE)
     if as_json:
-        table = report.prompt_rows(rows, texts, found)
-        print(json.dumps({"directory": str(folder), "prompts": table}))
-        return
-    wide = wide_console()
-    wide.print(report.prompt_table(rows, texts, found, f"{method} at {power:g}"))
-    for line in report.prompt_remarks(records, texts, treated, found):
-        wide.print(line)
-    files = ", ".join(path.name for path in written)
-    console.print(f"Written to [bold]{folder}[/bold]: {files}, images/")
+        table = report.prompt_rows(rows, records, texts, found)
+        answer = {"directory": str(folder), "method": method, "strength": power, "prompts": table}
+        print(json.dumps(answer))
+    else:
+        wide = wide_console()
+        wide.print(report.prompt_table(rows, records, texts, found, f"{method} at {power:g}"))
+        for line in report.prompt_remarks(records, texts, treated, found):
+            wide.print(line)
+        files = ", ".join(path.name for path in written)
+        console.print(f"Written to [bold]{folder}[/bold]: {files}, images/")
+    if failed:
+        raise typer.Exit(1)
 
 
 def _methods(method: str, methods: str | None, *, compare: bool) -> list[str]:
@@ -215,18 +222,17 @@ def _methods(method: str, methods: str | None, *, compare: bool) -> list[str]:
     else:
         names = list(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
     if unknown := [name for name in names if name not in METHODS] or not names:
-        raise ValueError(f"unknown method {unknown}; choose from {', '.join(METHODS)}")
+        raise ValueError(
+            f"unknown method {', '.join(unknown) or '(none given)'}; choose from "
+            f"{', '.join(METHODS)}"
+        )
     return names
 
 
 def _strength(method: str, strength: float | None) -> float:
     if strength is None:
-        own = METHODS[method].strengths
-        return own[len(own) // 2]
-    if not 0 < strength < float("inf"):
-        raise ValueError(
-            f"--strength must be a positive number ({METHODS[method].meaning}), got {strength}"
-        )
+        return METHODS[method].default
+    check_strength(method, strength)
     return strength
 
 
@@ -240,7 +246,7 @@ def _knows_its_memories(directory: Path) -> bool:
     )
 
 
-def _judge(network, directory, bundled, references, sscd, clip) -> judging.Judge | None:
+def _judge(network, directory, bundled, references, sscd, clip, *, compare) -> judging.Judge | None:
     if (references is None) != (sscd is None):
         raise ValueError("--references and --sscd go together: training images, and what compares")
     if references is not None:
@@ -254,7 +260,9 @@ def _judge(network, directory, bundled, references, sscd, clip) -> judging.Judge
     try:
         pictograms = planted_pictograms()
     except ImportError as error:
-        console.print(f"[yellow]Images are not judged:[/yellow] {error}")
+        if compare:
+            raise
+        warnings.warn(f"copies and fidelity are not judged: {error}", stacklevel=2)
         return None
     memorized = [t.caption for t in _truths(directory) if t.verdict == "memorized"]
     limits = replication.control(network, pictograms)

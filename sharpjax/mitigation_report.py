@@ -329,6 +329,7 @@ def side_by_side(
 
 def prompt_rows(
     rows: Sequence[Mapping[str, Any]],
+    records: Sequence[Mapping[str, Any]],
     prompts: Sequence[str],
     found: tuple[Sequence[tuple[float, str]], Threshold] | None,
 ) -> list[dict[str, Any]]:
@@ -346,28 +347,34 @@ def prompt_rows(
             for name in ("score_difference", "copied", "fidelity"):
                 values = [r[name] for r in members if name in r]
                 row[f"{name}_{side}"] = float(np.mean(values)) if values else None
-        row["treated"] = row["score_difference_after"] is not None
+            row[f"images_{side}"] = [r["file"] for r in members]
+        after = [r for r in records if r["index"] == index and r["method"] != NONE]
+        row["treated"] = any(r["images"] for r in after)
+        row["details"] = [d for r in after for d in r.get("details", [])]
+        row["error"] = next((r["error"] for r in after if "error" in r), None)
         table.append(row)
     return table
 
 
 def prompt_table(
     rows: Sequence[Mapping[str, Any]],
+    records: Sequence[Mapping[str, Any]],
     prompts: Sequence[str],
     found: tuple[Sequence[tuple[float, str]], Threshold] | None,
     what: str,
 ) -> Table:
     """The same on screen."""
-    limit = "" if found is None else f" (threshold {found[1].value:.3f})"
-    table = Table(
-        title=f"Mitigation by {what}",
-        caption="without → with; ‖s_D‖ where the images start; prompts that detection calls clean "
-        f"are left as they are{limit}",
-    )
+    caption = "without → with; ‖s_D‖ at the noises that these images start from"
+    if found is not None:
+        caption += (
+            f"; detection: score_difference at other noises, memorized above {found[1].value:.3f}, "
+            "unsure within the threshold's interval"
+        )
+    table = Table(title=f"Mitigation by {what}", caption=caption)
     columns = ["prompt", "detection", "‖s_D‖", "copies", "fidelity"]
     for column in columns:
         table.add_column(column, justify="left" if column == "prompt" else "right")
-    for row in prompt_rows(rows, prompts, found):
+    for row in prompt_rows(rows, records, prompts, found):
         told = "" if found is None else f"{row['statistic']:.3f} {row['verdict']}"
         cells = []
         for name in ("score_difference", "copied", "fidelity"):
@@ -385,16 +392,19 @@ def prompt_remarks(
     found: tuple[Sequence[tuple[float, str]], Threshold] | None,
 ) -> list[str]:  # fmt: skip
     """What was treated, what failed, and which noises no longer look like noise."""
-    lines = []
-    if found is not None:
-        lines.append(
-            f"{len(treated)} of {len(prompts)} prompts are called memorized and treated; the "
-            f"images of the other {len(prompts) - len(treated)} are those that no mitigation gives."
-        )
+    done = sum(1 for r in records if r["method"] != NONE and r["images"])
+    if found is None:
+        lines = [f"{done} of {len(prompts)} prompts are treated (--all-prompts: none was judged)."]
+    else:
+        lines = [
+            f"{len(treated)} of {len(prompts)} prompts are called memorized, {done} are treated; "
+            f"the images of the other {len(prompts) - len(treated)} are those that no mitigation "
+            "gives."
+        ]
     details = [d for r in records for d in r.get("details", [])]
     stopped = [d["outcome"] for d in details if "outcome" in d]
     for outcome, said in (
-        ("budget", "spent their budget of steps above the threshold"),
+        ("budget", "spent their steps above the threshold; --max-steps gives more"),
         ("not finite", "stopped at NaN or infinity and keep their last finite noise"),
     ):
         if count := stopped.count(outcome):
@@ -409,11 +419,8 @@ def prompt_remarks(
             f"{len(odd)} noises no longer look like draws of N(0, I) (a z-score beyond {ODD:g}); "
             f"the longest has {worst['norm']:.2f} times the usual length."
         )
-    lines += [
-        f"[red]failed:[/red] {escape(r['prompt'][:60])}: {escape(r['error'])}"
-        for r in records
-        if "error" in r
-    ]
+    if failed := sum("error" in r for r in records):
+        lines.append(f"[red]{failed} failed[/red], as told above; results.jsonl has the reasons.")
     return lines
 
 

@@ -64,7 +64,10 @@ def test_detected_prompts_are_treated_and_others_pass_untouched(small, tmp_path)
         "--output", "on", cwd=tmp_path,
     )  # fmt: skip
     assert on.returncode == 0, on.stderr
-    assert "1 of 3 prompts are called memorized and treated" in on.stdout.replace("\n", " ")
+    assert (
+        "1 of 3 prompts are called memorized, 1 are treated; the images of the other 2"
+        in on.stdout.replace("\n", " ")
+    )
     off = sharpjax(
         *small, "--all-prompts", "--method", "delayed_guidance", "--strength", 0.5,
         "--output", "off", cwd=tmp_path,
@@ -139,11 +142,12 @@ def test_a_prompt_without_room_is_told_and_the_others_go_on(small, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--method", "prayer"], "unknown method ['prayer']; choose from sail,"),
+    [(["--method", "prayer"], "unknown method prayer; choose from sail,"),
      (["--methods", "sail"], "--methods goes with --compare"),
-     (["--strength", "-1"], "--strength must be a positive number"),
-     (["--strength", "nan", "--method", "sail", "--clean", "clean.txt"], "--strength must be"),
-     (["--compare"], "--compare needs a judge of copies"),
+     (["--strength", "-1"], "the strength of lower_guidance must be a positive number"),
+     (["--strength", "nan", "--method", "sail", "--clean", "clean.txt"], "of sail must be"),
+     (["--strength", "2.5", "--method", "best_of"], "must be a whole number of at least 1 (noises"),
+     (["--compare"], "--compare needs judges of copies and"),
      (["--method", "sail"], "--clean FILE is needed"),
      ([], "no thresholds of detection"),
      (["--sscd", "none.pt"], "--references and --sscd go together"),

@@ -93,7 +93,7 @@ def test_guidance(problem):
     assert treat("lower_guidance", problem, 2.0).guidance == 1.5
     late = treat("delayed_guidance", problem, 0.3).guidance
     np.testing.assert_array_equal(late, [0, 0, 0] + 7 * [3.0])
-    with pytest.raises(ValueError, match="fraction of steps without guidance"):
+    with pytest.raises(ValueError, match="must be a number between 0 and 1"):
         treat("delayed_guidance", problem, 1.0)
 
 
@@ -120,7 +120,7 @@ def test_best_of_takes_the_flattest(problem):
     np.testing.assert_allclose(found.noise[1], candidates[int(np.argmin(values))], rtol=1e-6)
     assert found.details[1]["before"] == pytest.approx(values[0], rel=1e-3)
     assert found.evaluations.tolist() == [12, 12]
-    with pytest.raises(ValueError, match=r"a number of things, got 2\.5"):
+    with pytest.raises(ValueError, match=r"must be a whole number of at least 1 .*, got 2\.5"):
         treat("best_of", problem, 2.5)
 
 

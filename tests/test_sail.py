@@ -184,8 +184,8 @@ class TestDescent:
     @pytest.mark.parametrize(
         ("start", "options", "message"),
         [(np.zeros((0, 2)), {"threshold": 1.0}, "at least one candidate is needed"),
-         (np.ones((1, 2)), {"threshold": 0.0}, "threshold must be positive, got 0.0: no measure"),
-         (np.ones((1, 2)), {"threshold": np.nan}, "threshold must be positive, got nan"),
+         (np.ones((1, 2)), {"threshold": 0.0}, "must be a positive finite number, got 0.0"),
+         (np.ones((1, 2)), {"threshold": np.nan}, "must be a positive finite number, got nan"),
          (np.ones((1, 2)), {"threshold": 1.0, "max_steps": -1}, "max_steps must be at least 0")],
     )  # fmt: skip
     def test_what_it_does_not_take(self, start, options, message):
@@ -232,6 +232,11 @@ class TestSail:
         assert again.attempts.tolist() == [3, 3, 3]
         np.testing.assert_allclose(again.threshold, 1e-10)
         np.testing.assert_array_equal(again.steps, 6)
+        # the best of three attempts is kept, and is what ``after`` and ``before`` are of
+        assert (again.after <= once.after).all()
+        np.testing.assert_allclose(
+            again.after, jax.vmap(lambda x: exact(pair, x))(again.noise), rtol=1e-4
+        )
         assert not np.allclose(again.noise, once.noise)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -248,10 +253,12 @@ class TestSail:
         ("options", "message"),
         [({"num_candidates": 0}, "num_candidates must be at least 1, got 0"),
          ({"key": None}, "pass noise, or key="),
-         ({"threshold": -1.0}, "threshold must be positive, got -1.0"),
+         ({"threshold": -1.0}, "threshold must be a positive finite number, got -1.0"),
          ({"penalty": -1.0}, "penalty must be a finite number >= 0"),
          ({"retries": -1}, "retries must be at least 0"),
-         ({"retries": 1, "raise_by": 0.5}, "raise_by at least 1, got 1 and 0.5"),
+         ({"retries": 1, "raise_by": 0.5}, "of at least 1, got 1 and 0.5"),
+         ({"shape": 64}, "shape must be that of one noise"),
+         ({"threshold": np.inf}, "threshold must be a positive finite number, got inf"),
          ({"form": "sharp"}, "unknown form 'sharp'")],
     )  # fmt: skip
     def test_what_it_does_not_take(self, options, message):
@@ -345,6 +352,8 @@ class TestCalibration:
         found = levels.values["score_difference"]
         assert found.shape == (len(names),)
         np.testing.assert_allclose(found[2], np.linalg.norm(pair.difference(x)), rtol=1e-4)
+        with pytest.raises(ValueError, match="calibrate takes a list of prompts"):
+            calibrate(tiny_model, names[0], key)
         with pytest.raises(ValueError, match="at least two clean prompts, got 1"):
             calibrate(tiny_model, names[:1], key)
         with pytest.raises(ValueError, match="unknown form 'sharp'"):

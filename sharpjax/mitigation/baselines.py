@@ -61,8 +61,7 @@ def random_words(problem: Problem, strength: float) -> Treatment:
 def _reworded(problem: Problem, strength: float, what: str) -> Treatment:
     rng, vocabulary = problem.rng, problem.vocabulary
     prompts = [
-        add_random(problem.prompt, whole(strength), rng, vocabulary, what=what)
-        for _ in problem.noise
+        add_random(problem.prompt, int(strength), rng, vocabulary, what=what) for _ in problem.noise
     ]
     context = jnp.concatenate([problem.model.encode([prompt]) for prompt in prompts])
     details = [{"prompt_used": prompt} for prompt in prompts]
@@ -179,8 +178,6 @@ def noise_gradient_delayed(problem: Problem, strength: float) -> Treatment:
 
 
 def _delayed(problem: Problem, strength: float) -> np.ndarray:
-    if not 0 <= strength < 1:
-        raise ValueError(f"the fraction of steps without guidance is in [0, 1), got {strength}")
     guidance = np.full(problem.num_steps, float(problem.guidance))
     guidance[: round(strength * problem.num_steps)] = 0.0
     return guidance
@@ -188,9 +185,7 @@ def _delayed(problem: Problem, strength: float) -> np.ndarray:
 
 def best_of(problem: Problem, strength: float) -> Treatment:
     """Of ``strength`` noises, the given one among them, the one with the smallest ``‖H_D s_D‖``."""
-    count = whole(strength)
-    if count < 1:
-        raise ValueError(f"at least one candidate is needed, got {count}")
+    count = int(strength)
     pair, chosen, details = problem.pair, [], []
     for i, x in enumerate(problem.noise):
         key = jax.random.fold_in(problem.key, i)
@@ -217,21 +212,10 @@ _CHUNK = 8
 def _chunks(points: Array) -> list[Array]:
     """Batches of one size, the last filled up: one compilation."""
     missing = -len(points) % _CHUNK
-    whole = jnp.concatenate([points, jnp.repeat(points[-1:], missing, axis=0)])
-    return list(whole.reshape(-1, _CHUNK, *points.shape[1:]))
+    filled = jnp.concatenate([points, jnp.repeat(points[-1:], missing, axis=0)])
+    return list(filled.reshape(-1, _CHUNK, *points.shape[1:]))
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _statistic(pair: ScorePair, points: Array, *, mesh) -> Array:
     return over_points(jax.vmap(hessian_score_difference, (None, 0)), mesh, pair, points)
-
-
-def whole(strength: float) -> int:
-    """A strength that is a number of things.
-
-    Raises:
-        ValueError: it has a fraction.
-    """
-    if strength != int(strength):
-        raise ValueError(f"this strength is a number of things, got {strength}")
-    return int(strength)

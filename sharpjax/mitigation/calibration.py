@@ -83,8 +83,8 @@ def calibrate(
 
     Args:
         model: that generates.
-        prompts: known not to be memorized, of the kind that will be asked for; 72 or more close
-            the interval of the 95% quantile.
+        prompts: known not to be memorized, of the kind that will be asked for; repeated ones count
+            once. Six close the interval of the median, 72 that of the 95% quantile.
         key: draws the noises.
         names: of losses: ``exact``, ``finite_difference``, ``official``, ``score_difference``.
         num_steps: of sampling: decides which timestep is the first.
@@ -93,6 +93,12 @@ def calibrate(
     Raises:
         ValueError: fewer than two prompts, an unknown loss, or values that are not finite.
     """
+    if isinstance(prompts, str) or key is None:
+        raise ValueError(
+            "calibrate takes a list of prompts and key=jax.random.key(seed), got "
+            f"{prompts!r:.40} and {key!r:.40}"
+        )
+    prompts = list(dict.fromkeys(prompts))
     if len(prompts) < 2:
         raise ValueError(f"a calibration needs at least two clean prompts, got {len(prompts)}")
     for name in names:

@@ -77,12 +77,16 @@ def descend(
         ValueError: no starting point, a threshold that no loss can meet, or a negative budget.
     """
     start = jnp.asarray(start)
-    if start.ndim < 1 or len(start) < 1:
-        raise ValueError(f"at least one candidate is needed, got an array of shape {start.shape}")
-    if not threshold > 0:
+    if not jnp.issubdtype(start.dtype, jnp.floating):
+        start = start.astype(jnp.float32)
+    if start.ndim < 2 or len(start) < 1:
         raise ValueError(
-            f"threshold must be positive, got {threshold}: no measure falls below 0. A quantile "
-            "of it on prompts that are not memorized is a sensible one (mitigation.calibrate)"
+            f"at least one candidate is needed, (n, *shape), got an array of shape {start.shape}"
+        )
+    if not 0 < threshold < float("inf"):
+        raise ValueError(
+            f"threshold must be a positive finite number, got {threshold}; a "
+            "quantile on prompts that are not memorized is a sensible one (mitigation.calibrate)"
         )
     if max_steps < 0:
         raise ValueError(f"max_steps must be at least 0, got {max_steps}")

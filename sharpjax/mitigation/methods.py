@@ -11,6 +11,7 @@ from sharpjax.mitigation.sail import sharpness_loss
 from sharpjax.mitigation.sharpness import DELTA
 from sharpjax.mitigation.trust import adam_on_sphere
 
+_FRACTION = "fraction of steps without guidance"
 _OF_MEDIAN = "threshold over the median of clean prompts"
 
 
@@ -23,6 +24,7 @@ class Method:
         strengths: those that a curve is drawn over, from the weakest.
         meaning: of the strength.
         source: where it was published.
+        whole: whether the strength is a number of things.
         loss: what it descends, whose values on clean prompts set its threshold; None if nothing.
     """
 
@@ -31,6 +33,12 @@ class Method:
     meaning: str
     source: str
     loss: str | None = None
+    whole: bool = False
+
+    @property
+    def default(self) -> float:
+        """The middle strength."""
+        return self.strengths[len(self.strengths) // 2]
 
 
 def _sail(form: str, evaluations: float, *, sphere: bool = False):
@@ -68,10 +76,12 @@ METHODS: dict[str, Method] = {
         "sharpjax: the noise keeps its length", "exact",
     ),
     "random_tokens": Method(
-        baselines.random_tokens, (1, 2, 4), "tokens added", "Somepalli et al. 2023"
+        baselines.random_tokens, (1, 2, 4), "tokens added", "Somepalli et al. 2023",
+        whole=True,
     ),
     "random_words": Method(
-        baselines.random_words, (1, 2, 4), "words added", "Somepalli et al. 2023"
+        baselines.random_words, (1, 2, 4), "words added", "Somepalli et al. 2023",
+        whole=True,
     ),
     "prompt_embedding": Method(
         baselines.prompt_embedding, _LENGTH, _OF_MEDIAN, "Wen et al. 2024", SCORE_DIFFERENCE
@@ -81,25 +91,48 @@ METHODS: dict[str, Method] = {
         SCORE_DIFFERENCE,
     ),
     "noise_batch": Method(
-        baselines.noise_batch, (0.1, 0.3, 0.5), "steps without guidance, as a fraction",
+        baselines.noise_batch, (0.1, 0.3, 0.5), _FRACTION,
         "Han et al. 2025, batch-wise",
     ),
     "lower_guidance": Method(
         baselines.lower_guidance, (1.5, 3, 6), "guidance divided by this", "Ho & Salimans 2022"
     ),
     "delayed_guidance": Method(
-        baselines.delayed_guidance, (0.3, 0.5, 0.6), "steps without guidance, as a fraction",
+        baselines.delayed_guidance, (0.3, 0.5, 0.6), _FRACTION,
         "Jain et al. 2024",
     ),
     "noise_gradient_delayed": Method(
-        baselines.noise_gradient_delayed, (0.1, 0.3), "steps without guidance, as a fraction",
+        baselines.noise_gradient_delayed, (0.1, 0.3), _FRACTION,
         "sharpjax, of the two", SCORE_DIFFERENCE,
     ),
     "best_of": Method(
-        baselines.best_of, (4, 16), "noises to choose from", "sharpjax, by ‖H_D s_D‖"
+        baselines.best_of, (4, 16), "noises to choose from", "sharpjax, by ‖H_D s_D‖",
+        whole=True,
     ),
 }  # fmt: skip
 NONE = "none"
+
+
+def check_strength(name: str, strength: float) -> None:
+    """Refuse a method, or a strength, that there is not.
+
+    Raises:
+        ValueError: an unknown method, or a strength that it does not take.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; choose one of {', '.join((NONE, *METHODS))}")
+    method = METHODS[name]
+    wanted = None
+    if method.whole and (not 1 <= strength < float("inf") or strength != int(strength)):
+        wanted = "a whole number of at least 1"
+    elif method.meaning == _FRACTION and not 0 < strength < 1:
+        wanted = "a number between 0 and 1"
+    elif not 0 < strength < float("inf"):
+        wanted = "a positive number"
+    if wanted:
+        raise ValueError(
+            f"the strength of {name} must be {wanted} ({method.meaning}), got {strength}"
+        )
 
 
 def treat(name: str, problem: Problem, strength: float) -> Treatment:
@@ -110,10 +143,7 @@ def treat(name: str, problem: Problem, strength: float) -> Treatment:
     """
     if name == NONE:
         return baselines.untreated(problem)
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; choose one of {', '.join((NONE, *METHODS))}")
-    if not 0 < strength < float("inf"):
-        raise ValueError(f"the strength of {name} must be a positive number, got {strength}")
+    check_strength(name, strength)
     return METHODS[name].apply(problem, strength)
 
 

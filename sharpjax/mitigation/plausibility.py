@@ -63,7 +63,8 @@ def plausibility(noise: ArrayLike) -> Plausibility:
     centred = x - x.mean()
     variance = np.mean(centred**2)
     if variance == 0:
-        return Plausibility(np.sqrt(square / d), (square - d) / np.sqrt(2 * d), np.inf, np.inf)
+        z = float((square - d) / np.sqrt(2 * d))
+        return Plausibility(float(np.sqrt(square / d)), z, float("inf"), float("inf"))
     excess = np.mean(centred**4) / variance**2 - 3 + 6 / (d + 1)
     scaled = centred / np.sqrt(variance)
     products = [scaled[..., 1:] * scaled[..., :-1]]

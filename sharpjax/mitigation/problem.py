@@ -1,6 +1,7 @@
 """What a method of mitigation is given, and what it gives back."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import jax
@@ -55,7 +56,9 @@ class Problem:
     @property
     def context(self) -> Array:
         """The encoded prompt."""
-        return self.model.encode([self.prompt])[0]
+        with warnings.catch_warnings():  # of a prompt that is too long: it was announced
+            warnings.simplefilter("ignore", UserWarning)
+            return self.model.encode([self.prompt])[0]
 
     @property
     def rng(self) -> np.random.Generator:

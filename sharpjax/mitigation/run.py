@@ -7,6 +7,7 @@ alone, so images are compared one by one; and it is the noise of ``sharpjax samp
 
 import dataclasses
 import functools
+import hashlib
 import json
 import time
 import warnings
@@ -129,18 +130,8 @@ def mitigate(
     """
     if not wanted:
         raise ValueError("no jobs: at least one prompt and one method are needed")
-    folder = claim_run(directory, settings, fingerprint=fingerprint)
+    folder, records = claim_run(directory, prompts, settings, fingerprint=fingerprint)
     path = folder / RESULTS_NAME
-    records = {
-        Job(r["method"], r["strength"], r["index"]): r for r in read_lines(path, _FIELDS)
-    }  # fmt: skip
-    for job, record in records.items():
-        if job.index < len(prompts) and record["prompt"] != prompts[job.index]:
-            raise ValueError(
-                f"{folder} holds images of other prompts: number {job.index} is "
-                f"{record['prompt']!r} there, {prompts[job.index]!r} now; repeat its prompts in "
-                "their order (more may follow), or choose another directory"
-            )
     key = jax.random.key(settings.seed)
     levels = _levels(folder, model, clean, key, settings, wanted, mesh)
     make_folder(folder / IMAGES_NAME)
@@ -156,14 +147,32 @@ def mitigate(
     return [records[job] for job in wanted]
 
 
-def claim_run(directory: str | Path, settings: MitigationSettings, *, fingerprint: str) -> Path:
-    """The directory of a run of :func:`mitigate`, made or found to be that of this very run.
+def claim_run(
+    directory: str | Path,
+    prompts: Sequence[str],
+    settings: MitigationSettings,
+    *,
+    fingerprint: str,
+) -> tuple[Path, dict[Job, dict[str, Any]]]:
+    """The directory of a run of :func:`mitigate`, and the records that are there, before any work.
 
     Raises:
-        ValueError, FileExistsError, OSError: as :func:`sharpjax.rundir.claim`.
+        ValueError, FileExistsError, OSError: another run, or one of other prompts.
     """
     defining = {"run": "mitigate", "model": fingerprint} | dataclasses.asdict(settings)
-    return claim(directory, defining, what="mitigate")
+    folder = claim(directory, defining, what="mitigate")
+    records = {
+        Job(r["method"], r["strength"], r["index"]): r
+        for r in read_lines(folder / RESULTS_NAME, _FIELDS)
+    }
+    for job, record in records.items():
+        if job.index < len(prompts) and record["prompt"] != prompts[job.index]:
+            raise ValueError(
+                f"{folder} holds images of other prompts: number {job.index} is "
+                f"{record['prompt']!r} there, {prompts[job.index]!r} now; repeat its prompts in "
+                "their order (more may follow), or choose another directory"
+            )
+    return folder, records
 
 
 def _groups(missing: Sequence[Job]) -> list[list[Job]]:
@@ -299,16 +308,26 @@ def _levels(folder, model, clean, key, settings, wanted, mesh) -> Levels:
     names = losses_of(dict.fromkeys(job.method for job in wanted))
     if not names:
         return Levels({})
-    path = folder / LEVELS_NAME
+    path, digest = (
+        folder / LEVELS_NAME,
+        hashlib.sha256(json.dumps(list(clean)).encode()).hexdigest(),
+    )
     if path.is_file():
-        found = Levels.from_json(json.loads(path.read_text(encoding="utf-8")))
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["clean"] != digest:
+            raise ValueError(
+                f"{folder} has its thresholds from other clean prompts; repeat those, or choose "
+                "another directory"
+            )
+        found = Levels.from_json(document["values"])
         if set(names) <= found.values.keys():
             return found
     levels = calibrate(
         model, clean, jax.random.fold_in(key, 2**31 - 2), names=names,
         num_steps=settings.num_steps, mesh=mesh,
     )  # fmt: skip
-    write_text(path, json.dumps(levels.as_json()) + "\n")
+    document = {"clean": digest, "values": levels.as_json()}
+    write_text(path, json.dumps(document) + "\n")
     return levels
 
 

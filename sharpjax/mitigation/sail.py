@@ -35,12 +35,12 @@ class Sailed:
 
     Attributes:
         noise: ``(n, *shape)``.
-        before: sharpness at the first noise of each candidate, ``(n,)``.
+        before: sharpness at the noise that each began from, ``(n,)``.
         after: sharpness at ``noise``, ``(n,)``.
         steps: of the optimizer, all attempts together, ``(n,)``.
         outcome: ``met`` the threshold, spent its ``budget`` of steps, or ``not finite``, ``(n,)``.
         attempts: noises that were tried, ``(n,)``; 1 without retries.
-        threshold: that of the last attempt, ``(n,)``.
+        threshold: that of the last attempt, ``(n,)``; the best of all attempts is kept.
         plausibility: of each noise, None of one that is not finite.
     """
 
@@ -108,12 +108,15 @@ def sail(
     if noise is None:
         if key is None or shape is None:
             raise ValueError("pass noise, or key=jax.random.key(seed) and shape=model.shape")
+        if not isinstance(shape, tuple | list):
+            raise ValueError(f"shape must be that of one noise, such as model.shape, got {shape!r}")
         if num_candidates < 1:
             raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
         noise = jax.random.normal(jax.random.fold_in(key, 0), (num_candidates, *shape))
-    if retries < 0 or (retries and not raise_by >= 1):
+    if retries < 0 or (retries and not 1 <= raise_by < float("inf")):
         raise ValueError(
-            f"retries must be at least 0 and raise_by at least 1, got {retries} and {raise_by}"
+            "retries must be at least 0 and raise_by a finite number of at least 1, got "
+            f"{retries} and {raise_by}"
         )
     if retries and key is None:
         raise ValueError("retries draw new noises: pass key=jax.random.key(seed)")
@@ -123,24 +126,29 @@ def sail(
     options = {"max_steps": max_steps, "optimizer": optimizer, "mesh": mesh}
     ended = descend(loss, pair, noise, threshold=threshold, **options)
     point, outcome = np.array(ended.point), ended.outcome.copy()
-    before, after, steps = ended.before, ended.after.copy(), ended.steps.copy()
+    before, after, steps = ended.before.copy(), ended.after.copy(), ended.steps.copy()
     attempts, limits = np.ones(len(point), int), np.full(len(point), float(threshold))
     for attempt in range(1, retries + 1):
-        again = np.flatnonzero(outcome != "met")
-        if not len(again):
+        again = outcome != "met"
+        if not again.any():
             break
         raised = threshold * raise_by**attempt
         warnings.warn(
-            f"{len(again)} of {len(point)} candidates did not get there; they begin anew from "
-            f"other noises, with the threshold raised from {limits[again[0]]:.4g} to {raised:.4g}",
+            f"{again.sum()} of {len(point)} candidates did not get there; they begin anew from "
+            f"other noises, with the threshold raised from {limits[again][0]:.4g} to {raised:.4g}",
             stacklevel=2,
         )
         fresh = jax.random.normal(jax.random.fold_in(key, attempt), point.shape)
         ended = descend(loss, pair, fresh, threshold=raised, **options)
-        point[again] = np.asarray(ended.point)[again]
-        after[again], outcome[again] = ended.after[again], ended.outcome[again]
         steps[again] += ended.steps[again]
         attempts[again], limits[again] = attempt + 1, raised
+        # what an earlier attempt reached is not given up for less
+        worse = (outcome == "not finite") | ~(after <= ended.after)
+        taken = again & (ended.outcome != "not finite") & worse
+        point[taken] = np.asarray(ended.point)[taken]
+        before[taken], after[taken] = ended.before[taken], ended.after[taken]
+        outcome[taken] = ended.outcome[taken]
+        outcome[again & (after <= raised)] = "met"
     return Sailed(
         jnp.asarray(point), before, after, steps, outcome, attempts, limits,
         tuple(plausibility(x) if np.isfinite(x).all() else None for x in point),

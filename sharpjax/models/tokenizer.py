@@ -91,7 +91,8 @@ class Tokenizer:
 
     def num_tokens(self, prompt: str) -> int:
         """Ids that a prompt takes, start and end included, before any is cut."""
-        return len(self.backend(_checked_prompts(prompt)[0], truncation=False)["input_ids"])
+        text = _checked_prompts(prompt)[0]
+        return len(self.backend(text, truncation=False, verbose=False)["input_ids"])
 
     def pieces(self) -> list[str]:
         """Texts of all tokens but the special ones, in the order of their ids, none empty."""
