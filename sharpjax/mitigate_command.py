@@ -28,7 +28,7 @@ from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_n
 from sharpjax.prompts import read_prompts
 from sharpjax.rundir import write_csv
 
-DEFAULT_METHOD = "noise_gradient"
+DEFAULT_METHOD = "prompt_embedding"  # most successes: docs/mitigation.md
 _JUDGE = "What judges the images"
 _COMPARE = "Comparison"
 _FEW, _MANY = (4, 4), (18, 12)  # memorized and clean prompts of the bundled model
