@@ -335,7 +335,8 @@ def _detect(
     values = [
         float(np.mean(r["network"][name])) if "network" in r else float("nan") for r in records
     ]
-    return [(v, limit.verdict(v)) for v in values], limit
+    verdicts = [limit.verdict(v) if np.isfinite(v) else "not known: it failed" for v in values]
+    return list(zip(values, verdicts, strict=True)), limit
 
 
 def _compare(

@@ -339,14 +339,16 @@ def prompt_rows(
         mine = [row for row in rows if row["index"] == index]
         row: dict[str, Any] = {"prompt": prompt, "statistic": None, "verdict": None}
         if found is not None:
-            row["statistic"], row["verdict"] = found[0][index]
+            value, row["verdict"] = found[0][index]
+            row["statistic"] = value if np.isfinite(value) else None
         for side, members in (
             ("before", [r for r in mine if r["method"] == NONE]),
             ("after", [r for r in mine if r["method"] != NONE]),
         ):
             for name in ("score_difference", "copied", "fidelity"):
                 values = [r[name] for r in members if name in r]
-                row[f"{name}_{side}"] = float(np.mean(values)) if values else None
+                mean = float(np.mean(values)) if values else np.nan
+                row[f"{name}_{side}"] = mean if np.isfinite(mean) else None  # JSON has no NaN
             row[f"images_{side}"] = [r["file"] for r in members]
         after = [r for r in records if r["index"] == index and r["method"] != NONE]
         row["treated"] = any(r["images"] for r in after)
@@ -375,11 +377,12 @@ def prompt_table(
     for column in columns:
         table.add_column(column, justify="left" if column == "prompt" else "right")
     for row in prompt_rows(rows, records, prompts, found):
-        told = "" if found is None else f"{row['statistic']:.3f} {row['verdict']}"
+        value = "" if row["statistic"] is None else f"{row['statistic']:.3f} "
+        told = "" if found is None else value + row["verdict"]
         cells = []
         for name in ("score_difference", "copied", "fidelity"):
             before, after = row[f"{name}_before"], row[f"{name}_after"]
-            if before is None or np.isnan(before):
+            if before is None:
                 cells.append("")
             else:
                 cells.append(f"{before:.2f}" + ("" if after is None else f" → {after:.2f}"))
