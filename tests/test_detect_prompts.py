@@ -39,7 +39,9 @@ def run(model, directory, settings=FIRST, prompts=PROMPTS, batch_size=4, **optio
 def test_every_prompt_has_its_record(records):
     assert [r["condition"] for r in records] == PROMPTS
     assert [r["index"] for r in records] == list(range(5))
-    assert records[0]["network"] == records[3]["network"]  # the same prompt in one batch
+    for name, values in records[0]["network"].items():  # the same prompt in one batch
+        # a sum may be split otherwise at another place of a batch: float32 to a few digits
+        np.testing.assert_allclose(records[3]["network"][name], values, rtol=1e-4, atol=1e-6)
     empty = records[2]["network"]
     assert empty["score_difference@981"] == pytest.approx([0, 0], abs=1e-4)
     assert np.shape(empty["guidance_alignment@41"]) == (2, 2)
