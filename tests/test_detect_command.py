@@ -203,7 +203,7 @@ def test_killed_at_random_instants(small, tmp_path):
     rng, kills = random.Random(0), 0
     command = [sys.executable, "-m", "sharpjax", *map(str, options), "--output", "killed"]
     path = tmp_path / "killed/results.jsonl"
-    while kills < 8:
+    while kills < 6:
         process = subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -14,7 +14,6 @@ from sharpjax import Gaussian, GaussianMixture, Schedule, ScorePair, sample
 from sharpjax.mitigation import (
     Levels,
     adam,
-    calibrate,
     descend,
     plausibility,
     sail,
@@ -342,19 +341,3 @@ class TestCalibration:
         assert (limit.low, limit.high) == ranks
         with pytest.raises(ValueError, match="no values of 'official'; there are exact"):
             Levels({"exact": values}).threshold("official", 0.5)
-
-    def test_of_a_model(self, tiny_model):
-        key = jax.random.key(0)
-        names = list(tiny_model.conditions)
-        levels = calibrate(tiny_model, names, key, names=("score_difference",))
-        x = jax.random.normal(jax.random.fold_in(key, 2), tiny_model.shape)
-        pair = tiny_model.scores(names[2], 981)
-        found = levels.values["score_difference"]
-        assert found.shape == (len(names),)
-        np.testing.assert_allclose(found[2], np.linalg.norm(pair.difference(x)), rtol=1e-4)
-        with pytest.raises(ValueError, match="calibrate takes a list of prompts"):
-            calibrate(tiny_model, names[0], key)
-        with pytest.raises(ValueError, match="at least two clean prompts, got 1"):
-            calibrate(tiny_model, names[:1], key)
-        with pytest.raises(ValueError, match="unknown form 'sharp'"):
-            calibrate(tiny_model, names, key, names=("sharp",))
