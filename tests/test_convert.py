@@ -300,12 +300,12 @@ def test_command_prints_what_it_wrote(source, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_killed_anywhere_it_is_all_there_or_nothing(source, tmp_path):
-    """SIGKILL seven times, from the first file of a convert until after its end."""
+    """SIGKILL twelve times, from the first file of a convert until after its end."""
     arguments = [sys.executable, "-m", "sharpjax", "convert", source, tmp_path / "out"]
     generator, seen = random.Random(0), []
     staging = tmp_path / "out.part"
     mark = staging / ".sharpjax-convert"  # touched when a run begins to write
-    for _ in range(7):
+    for _ in range(12):
         before = mark.stat().st_mtime_ns if mark.exists() else None
         run = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         while run.poll() is None and (not mark.exists() or mark.stat().st_mtime_ns == before):
