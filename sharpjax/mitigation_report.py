@@ -14,7 +14,6 @@ from sharpjax.detection.calibration import Threshold
 from sharpjax.judging import Judge
 from sharpjax.mitigation.methods import NONE
 from sharpjax.mitigation.plausibility import ODD
-from sharpjax.mitigation.run import load_images
 from sharpjax.mitigation.tradeoff import (
     KEPT,
     Curve,
@@ -26,6 +25,7 @@ from sharpjax.mitigation.tradeoff import (
     paired,
     relative_reduction,
 )
+from sharpjax.replication import load_images
 from sharpjax.rundir import write_csv
 
 IMAGES_TABLE, CURVES_TABLE, CHOSEN_TABLE = "images.csv", "curves.csv", "chosen.csv"
@@ -42,7 +42,7 @@ def judged_rows(
         if not record["images"]:
             continue
         prompts = [record["prompt"]] * len(record["images"])
-        verdict = None if judge is None else judge(load_images(folder, [record]), prompts)
+        verdict = None if judge is None else judge(_images(folder, record), prompts)
         for j, file in enumerate(record["images"]):
             row = {
                 "method": record["method"], "strength": record["strength"],
@@ -59,6 +59,10 @@ def judged_rows(
                 }  # fmt: skip
             rows.append(row)
     return rows
+
+
+def _images(folder: Path, record: Mapping[str, Any]) -> np.ndarray:
+    return load_images([folder / name for name in record["images"]])
 
 
 def outcomes(rows: Sequence[Mapping[str, Any]], index: Sequence[int]) -> list[Outcomes]:
@@ -317,7 +321,7 @@ def side_by_side(
         before = next(r for r in records if (r["method"], r["index"]) == (NONE, record["index"]))
         pair = []
         for one in (before, record):
-            cells = load_images(folder, [one])[:most]
+            cells = _images(folder, one)[:most]
             marks = [
                 copied.get((one["method"], one["strength"], one["index"], j), False)
                 for j in range(len(cells))

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 
 from sharpjax._types import Array
 from sharpjax.conditional import ConditionalModel
@@ -329,13 +328,3 @@ def _levels(folder, model, clean, key, settings, wanted, mesh) -> Levels:
     document = {"clean": digest, "values": levels.as_json()}
     write_text(path, json.dumps(document) + "\n")
     return levels
-
-
-def load_images(folder: str | Path, records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """The images of records, one after the other, ``(n, 3, h, w)`` float32 in [-1, 1]."""
-    pixels = []
-    for record in records:
-        for name in record["images"]:
-            with Image.open(Path(folder) / name) as image:
-                pixels.append(np.asarray(image.convert("RGB"), np.float32))
-    return (np.stack(pixels) / 127.5 - 1).transpose(0, 3, 1, 2)
