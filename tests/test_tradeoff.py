@@ -103,10 +103,8 @@ def test_paired_test():
     ours, theirs = outcome(copied=0.1, seed=1), outcome(copied=0.9, seed=1)
     found = paired(ours, theirs)
     assert found.difference.value == pytest.approx((ours.success - theirs.success).mean())
-    # 12 prompts of one sign: 2 of 2^12 sign flips are as extreme
-    each = (ours.success - theirs.success).mean(axis=1)
-    if (each > 0).all():
-        assert found.p_value <= 0.002
+    # 12 prompts, hardly one of the other sign: a few of 2^12 sign flips are as extreme
+    assert found.p_value <= 0.01
     assert found.difference.low > 0
     same = paired(ours, ours)
     assert same.p_value == 1
