@@ -1,9 +1,6 @@
 """The ``sharpjax`` command: the only module that joins everything."""
 
-import dataclasses
-import json
 import logging
-import math
 import os
 import signal
 import sys
@@ -14,26 +11,21 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import jax
-import numpy as np
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from sharpjax import __version__, plots, replication, report
-from sharpjax import spectrum as spectra
-from sharpjax.detect_command import calibrate, detect
-from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
-from sharpjax.detection.truth import TRUTH_NAME, read_truths, typical
-from sharpjax.ground_truth_command import ground_truth
-from sharpjax.identities import verify as verify_identities
-from sharpjax.mitigate_command import mitigate_prompts
-from sharpjax.model_commands import convert, sample
-from sharpjax.models.fingerprint import fingerprint
-from sharpjax.models.latent_diffusion import LatentDiffusion
-from sharpjax.models.load import find, load
-from sharpjax.models.pixel_diffusion import PixelDiffusion
-from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name, wide_console
-from sharpjax.train_commands import train_app
+from sharpjax import __version__
+from sharpjax.commands.calibrate import calibrate
+from sharpjax.commands.convert import convert
+from sharpjax.commands.detect import detect
+from sharpjax.commands.ground_truth import ground_truth
+from sharpjax.commands.mitigate import mitigate_prompts
+from sharpjax.commands.options import console
+from sharpjax.commands.sample import sample
+from sharpjax.commands.spectrum import spectrum
+from sharpjax.commands.train import train_app
+from sharpjax.commands.verify import verify
 
 app = typer.Typer(
     help="Measure how sharp a diffusion model's probability landscape is, and tell from that "
@@ -62,118 +54,14 @@ app.command()(detect)
 app.command()(calibrate)
 
 
-@app.command()
-def spectrum(
-    model: ModelOption = "openmoji",
-    output: Annotated[
-        Path | None, typer.Option(help="Run directory. Default: runs/spectrum-NAME.")
-    ] = None,
-    condition: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A condition or prompt; repeat for more. Default: memorized and not, by the "
-            "ground truth that ships with the model."
-        ),
-    ] = None,
-    score: Annotated[
-        str, typer.Option(help=f"Whose Jacobian: {', '.join(spectra.SCORES)}.")
-    ] = "conditional",
-    noises: Annotated[int, typer.Option(help="Sampling paths a condition.")] = 1,
-    stages: Annotated[
-        int, typer.Option(help="Steps of the path that are analysed, first to last.")
-    ] = 3,
-    steps: Annotated[int, typer.Option(help="DDIM steps of the path.")] = 50,
-    matvecs: Annotated[int, typer.Option(help="Steps of Lanczos and of Arnoldi.")] = 48,
-    tolerance: Annotated[
-        float, typer.Option(help="An eigenvalue of σ²H this close to 0 counts as near zero.")
-    ] = 0.05,
-    seed: SeedOption = 0,
-    as_json: JsonOption = False,
-) -> None:
-    """All eigenvalues of the Hessian at the first, middle and last steps of sampling.
-
-    Exact, with Lanczos and Arnoldi values and, where the training set is known, the exact score's
-    spectrum beside.  Writes JSON Lines, CSV and a plot to the run directory; resumable.
-    """
-    if not 0 <= tolerance < math.inf:
-        raise ValueError(f"--tolerance must be a finite number >= 0, got {tolerance}")
-    directory = find(model)
-    network = load(directory)
-    chosen = tuple(condition) if condition else _typical(directory, network)
-    known = isinstance(network, PixelDiffusion) and (directory / TRAINING_SET_NAME).is_file()
-    folder = output or Path("runs") / f"spectrum-{run_name(model, directory)}"
-    records = spectra.spectrum(
-        network,
-        chosen,
-        folder,
-        spectra.SpectrumSettings(
-            num_noises=noises,
-            num_stages=stages,
-            num_steps=steps,
-            num_matvecs=matvecs,
-            score=score,
-            seed=seed,
-        ),
-        fingerprint=fingerprint(directory),
-        training_set=TrainingSet.load(directory) if known else None,
-        labels=np.asarray(network.encode(chosen)) if known else None,
-    )
-    rows = spectra.write_table(folder / "spectrum.csv", records, tolerance=tolerance)
-    picture = plots.spectra(records, folder / "spectrum.png")
-    if as_json:
-        print(json.dumps({"directory": str(folder), "spectra": rows}))
-        return
-    wide_console().print(report.spectrum_table(rows, tolerance=tolerance))
-    console.print(
-        f"Written to [bold]{folder}[/bold]: {spectra.RESULTS_NAME}, spectrum.csv, {picture.name}"
-    )
-
-
+app.command()(spectrum)
 app.command("ground-truth")(ground_truth)
 app.command("mitigate")(mitigate_prompts)
 app.command()(sample)
 app.command()(convert)
 
 
-@app.command()
-def verify(
-    dim: Annotated[int, typer.Option(help="Dimensions of the densities, 2 to 32.")] = 5,
-    samples: Annotated[int, typer.Option(help="Draws behind each mean, at least 1,000.")] = 50_000,
-    seed: SeedOption = 0,
-    as_json: JsonOption = False,
-) -> None:
-    """Check the identities that sharpjax stands on by numbers, and the printed forms beside.
-
-    Draws densities from the seed and compares both sides of L1 to L5 (moments of scores) and P1 to
-    P4 (p-Laplacians) by Monte Carlo and automatic differentiation, in float64.  Exit status 1 if
-    an identity fails.  Proofs and the forms as printed: docs/identities.md.
-    """
-    rows = verify_identities(dim=dim, num_samples=samples, seed=seed)
-    if as_json:
-        values = [dataclasses.asdict(r) | {"z": r.z, "verdict": r.verdict} for r in rows]
-        print(json.dumps({"dim": dim, "samples": samples, "seed": seed, "rows": values}))
-    else:
-        wide = wide_console()
-        wide.print(report.statements_table(rows))
-        wide.print()
-        wide.print(report.identities_table(rows))
-        for line in report.identities_remarks(rows):
-            wide.print(line)
-    if any(row.verdict != "holds" for row in rows):
-        raise typer.Exit(1)
-
-
-def _typical(directory: Path, network: PixelDiffusion | LatentDiffusion) -> tuple[str, ...]:
-    """What is shown if nothing is named: memorized and not, by the model's own ground truth."""
-    if not (directory / TRUTH_NAME).is_file():
-        known = getattr(network, "conditions", None)
-        raise ValueError(
-            f"{directory} has no {TRUTH_NAME} to choose by; name conditions or prompts with "
-            "--condition" + (f": {', '.join(known)}" if known else "")
-        )
-    if isinstance(network, PixelDiffusion):
-        return typical(read_truths(directory))
-    return replication.typical(read_truths(directory, replication.CaptionTruth))
+app.command()(verify)
 
 
 def _enable_compilation_cache() -> None:

@@ -25,21 +25,8 @@ LAYERS = (
     ("mitigation", "recipes", "replication", "spectrum"),
     ("judging",),
     ("plots",),
-    (
-        "report",
-        "caption_report",
-        "detection_report",
-        "mitigation_report",
-        "options",
-        "detect_options",
-    ),
-    (
-        "model_commands",
-        "train_commands",
-        "ground_truth_command",
-        "detect_command",
-        "mitigate_command",
-    ),
+    ("report",),
+    ("commands",),
     ("cli",),
     ("__main__",),
 )

@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
-from sharpjax import caption_report
 from sharpjax.datasets.openmoji import planted_pictograms
 from sharpjax.detection.truth import read_truths, write_truths
 from sharpjax.replication import (
@@ -20,6 +19,7 @@ from sharpjax.replication import (
     load_images,
     measured_concepts,
 )
+from sharpjax.report import captions
 from sharpjax.similarity import outline_correlation, outlines, pixel_correlation
 
 PICTOGRAMS = planted_pictograms()
@@ -154,9 +154,9 @@ def test_written_and_read(tmp_path):
 def test_table_counts_verdicts_by_level():
     rows = truths()
     console = Console(file=io.StringIO(), width=160)
-    console.print(caption_report.level_table(rows))
+    console.print(captions.level_table(rows))
     text = console.file.getvalue()
-    for name, members in caption_report.by_level(rows):
+    for name, members in captions.by_level(rows):
         verified = sum(t.copy_rate >= 0.5 for t in members)
         line = next(x for x in text.splitlines() if x.strip(" │|").startswith(name + " "))
         cells = [cell.strip() for cell in line.strip(" │").split("│")]
@@ -168,7 +168,7 @@ def test_table_counts_verdicts_by_level():
 def test_control_line_says_what_the_threshold_does():
     limits = Control(0.7, np.linspace(0, 0.8, 101), np.array([0.6, 0.9, 0.9, 0.95]))
     assert limits.found == 0.75
-    line = caption_report.control_line(limits)
+    line = captions.control_line(limits)
     assert "above 0.700" in line
     assert "75.0% are above" in line
 
@@ -194,7 +194,7 @@ def test_grid(tmp_path):
             image = PICTOGRAMS.fixed_images(index)[0] if j == 0 else np.zeros((3, 64, 64))
             levels = np.round((image.transpose(1, 2, 0) + 1) * 127.5).astype(np.uint8)
             Image.fromarray(levels).save(tmp_path / "images" / f"{i:05d}-{j}.png")
-    path = caption_report.write_grid(tmp_path, rows, PICTOGRAMS, 0.7)
+    path = captions.write_grid(tmp_path, rows, PICTOGRAMS, 0.7)
     with Image.open(path) as picture:
         red = np.asarray(picture.convert("RGB")).astype(int)
     # the copy, and nothing else, has a frame in the colour of copies

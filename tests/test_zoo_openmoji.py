@@ -12,13 +12,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import sharpjax as sj
-from sharpjax import caption_report, replication, zoo
+from sharpjax import replication, zoo
 from sharpjax.datasets.openmoji import SPLIT_PATH, planted_pictograms
 from sharpjax.detection.images import find_images
 from sharpjax.detection.truth import read_truths
 from sharpjax.models.checkpoints import from_pretrained
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.recipes.openmoji_vae import psnr
+from sharpjax.report import captions
 
 FOLDER = zoo.find("openmoji")
 PICTOGRAMS = planted_pictograms()
@@ -99,7 +100,7 @@ def test_memorization_is_verified_and_controls_are_clean(truths):
 def test_card_says_what_the_table_says(truths):
     card = (FOLDER / "README.md").read_text()
     lines = {line.split("|")[1].strip(): line for line in card.splitlines() if "|" in line}
-    for name, rows in caption_report.by_level(truths):
+    for name, rows in captions.by_level(truths):
         cells = [cell.strip() for cell in lines[name].split("|")][2:-1]
         verdicts = [truth.verdict for truth in rows]
         columns = ("copy_rate", "similarity", "other_similarity", "concept_rate")

@@ -10,12 +10,30 @@ from sharpjax import zoo
 
 console = Console()
 
+MODEL_FILES = "Model files"  # a panel of the help
+ANY_MODEL = (
+    f"A bundled model ({', '.join(zoo.bundled())}), a diffusers directory, or a Hugging Face hub "
+    "id such as CompVis/stable-diffusion-v1-4."
+)
+
 ModelOption = Annotated[
     str,
     typer.Option(help=f"A bundled model ({', '.join(zoo.bundled())}) or a diffusers directory."),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+VariantOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Weight files to read: fp16 for names like model.fp16.safetensors.",
+        rich_help_panel=MODEL_FILES,
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=MODEL_FILES),
+]
 
 
 def wide_console() -> Console:

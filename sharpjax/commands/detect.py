@@ -1,21 +1,17 @@
-"""``sharpjax detect`` and ``sharpjax calibrate``: which conditions or prompts are memorized."""
+"""``sharpjax detect``: which conditions, prompts or images are memorized."""
 
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import typer
 
-from sharpjax import detection_report as report
 from sharpjax import devices, replication
-from sharpjax.curvature.validation import positive_integer
-from sharpjax.datasets.openmoji import CAPTIONS_NAME
-from sharpjax.detect_options import (
+from sharpjax.commands.detect_options import (
     IMAGES,
     JUDGING,
     SPREAD,
@@ -34,20 +30,33 @@ from sharpjax.detect_options import (
     StepsOption,
     TimestepOption,
     TraceNoisesOption,
+    load_network,
+    prompt_settings,
+    refuse_with_images,
+    with_type,
 )
+from sharpjax.commands.options import (
+    JsonOption,
+    ModelOption,
+    SeedOption,
+    console,
+    run_name,
+    wide_console,
+)
+from sharpjax.curvature.validation import positive_integer
 from sharpjax.detection import run
-from sharpjax.detection.calibration import CALIBRATION_NAME, QUANTILE, Calibration
+from sharpjax.detection.calibration import CALIBRATION_NAME, Calibration
 from sharpjax.detection.cases import Case, balanced, from_file
 from sharpjax.detection.columns import evaluations
 from sharpjax.detection.images import ImageSettings, detect_images, find_images
 from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
-from sharpjax.detection.settings import NEAR_THE_END, DetectSettings, named
+from sharpjax.detection.settings import NEAR_THE_END, DetectSettings
 from sharpjax.detection.summary import REFERENCE, Judged, summarize
 from sharpjax.detection.truth import TRUTH_NAME, read_truths, select_truths
 from sharpjax.models.fingerprint import fingerprint
-from sharpjax.models.load import find, load
+from sharpjax.models.load import find
 from sharpjax.models.pixel_diffusion import PixelDiffusion
-from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name, wide_console
+from sharpjax.report import detection as report
 
 
 def detect(
@@ -155,18 +164,18 @@ def detect(
     devices.split_cpu(num_devices)
     _join(coordinator, processes, process)
     mesh = devices.local_mesh(num_devices)
-    network = _load(directory, dtype)
+    network = load_network(directory, dtype)
     if images is not None:
         if prompts is not None or condition:
             raise ValueError("--images is without prompts: leave --prompts and --condition out")
-        _refuse_with_images(
+        refuse_with_images(
             statistics=statistics, independent_noise=independent, squared=squared,
             trace_noises=trace_noises, all=everything, coordinator=coordinator,
         )  # fmt: skip
         settings = ImageSettings(
             num_directions=directions, exact=exact, timestep=timestep, seed=seed
         )
-        who = _with_type(fingerprint(directory), dtype)
+        who = with_type(fingerprint(directory), dtype)
         folder = output or Path("runs") / f"images-{run_name(model, directory)}"
         _images(
             network, images, folder, settings, who,
@@ -177,7 +186,7 @@ def detect(
     if everything and is_pixel:
         noises, probes, trace_noises = 16, 32, 4
     default = "all" if everything and not is_pixel else "first,traces" if is_pixel else "first"
-    settings = _settings(
+    settings = prompt_settings(
         network, default if statistics is None else statistics, noises=noises, steps=steps,
         guidance=guidance, probes=probes, trace_noises=trace_noises, independent=independent,
         squared=squared, seed=seed, num_directions=directions,
@@ -185,7 +194,7 @@ def detect(
     cases = _cases(network, directory, prompts, condition, everything=everything)
     known = is_pixel and (directory / TRAINING_SET_NAME).is_file()
     names = [case.condition for case in cases]
-    who = _with_type(fingerprint(directory), dtype)
+    who = with_type(fingerprint(directory), dtype)
     thresholds, remark = _calibration(calibration, directory, settings, who)
     chosen = _deciding(decide_by, settings.names(network.schedule), thresholds, remark)
     folder = output or Path("runs") / f"detect-{run_name(model, directory)}"
@@ -219,120 +228,6 @@ def detect(
         console.print(remark)
     files = ", ".join(path.name for path in [*run.result_files(folder), *written])
     console.print(f"Written to [bold]{folder}[/bold]: {files}")
-
-
-def calibrate(
-    model: ModelOption = "openmoji",
-    prompts: PromptsOption = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            help="Calibrate on the images of this directory instead, known to be clean, for "
-            "detect --images.",
-            rich_help_panel=IMAGES,
-        ),
-    ] = None,
-    directions: DirectionsOption = 128,
-    timestep: TimestepOption = NEAR_THE_END,
-    exact: ExactOption = False,
-    output: Annotated[
-        Path | None, typer.Option(help="Run directory. Default: runs/calibrate-NAME.")
-    ] = None,
-    statistics: StatisticsOption = None,
-    quantile: Annotated[
-        float, typer.Option(help="Fraction of clean prompts that may not be called memorized.")
-    ] = QUANTILE,
-    noises: NoisesOption = 4,
-    steps: StepsOption = 50,
-    guidance: GuidanceOption = 7.5,
-    probes: ProbesOption = 4,
-    trace_noises: TraceNoisesOption = None,
-    independent: IndependentOption = False,
-    squared: SquaredOption = False,
-    dtype: DtypeOption = "float32",
-    seed: SeedOption = 0,
-    batch: BatchOption = None,
-    as_json: JsonOption = False,
-    num_devices: DevicesOption = None,
-) -> None:
-    """Set thresholds on prompts that are known to be clean, for a model whose memories are not.
-
-    Writes calibration.json to the run directory, which sharpjax detect --calibration takes: the
-    threshold of every statistic with its interval, and the means and standard deviations that
-    guidance_alignment and step_displacement are measured by.  Use prompts of the kind that will be
-    judged, at least 72: fewer leave the threshold's interval open, and --quantile 0.99 needs 368.
-    The bundled model has 100 captions for that.
-    """
-    directory = find(model)
-    devices.split_cpu(num_devices)
-    mesh = devices.local_mesh(num_devices)
-    network = _load(directory, dtype)
-    who = _with_type(fingerprint(directory), dtype)
-    folder = output or Path("runs") / f"calibrate-{run_name(model, directory)}"
-    settings: DetectSettings | ImageSettings
-    if images is not None:
-        if prompts is not None:
-            raise ValueError("--images is without prompts: leave --prompts out")
-        _refuse_with_images(
-            statistics=statistics, independent_noise=independent, squared=squared,
-            trace_noises=trace_noises,
-        )  # fmt: skip
-        settings = ImageSettings(
-            num_directions=directions, exact=exact, timestep=timestep, seed=seed
-        )
-        cases = find_images(images)
-        _check_clean(cases, images)
-        records = detect_images(network, images, cases, folder, settings, fingerprint=who)
-    else:
-        default = "first,traces" if isinstance(network, PixelDiffusion) else "first"
-        settings = _settings(
-            network, default if statistics is None else statistics, noises=noises, steps=steps,
-            guidance=guidance, probes=probes, trace_noises=trace_noises, independent=independent,
-            squared=squared, seed=seed, num_directions=directions,
-        )  # fmt: skip
-        cases = _clean_cases(directory, prompts)
-        records = run.detect(
-            network, [case.condition for case in cases], folder, settings, fingerprint=who,
-            batch_size=4 * (mesh.size if mesh else 1) if batch is None else batch, mesh=mesh,
-        )  # fmt: skip
-    fitted = Calibration.fit(records, settings, fingerprint=who, quantile=quantile)
-    path = fitted.save(folder / CALIBRATION_NAME)
-    if as_json:
-        print(path.read_text())
-        return
-    console.print(report.threshold_table(fitted))
-    for line in report.failures(Judged.of(records, cases)):
-        console.print(line)
-    console.print(
-        f"Written to [bold]{folder}[/bold]: {path.name}; use it by sharpjax detect "
-        f"{'' if images is None else '--images DIR '}--calibration {path}"
-    )
-
-
-def _clean_cases(directory: Path, prompts: Path | None) -> list[Case]:
-    if prompts is not None:
-        cases = from_file(prompts)
-        _check_clean(cases, prompts)
-        return cases
-    if (captions := directory / CAPTIONS_NAME).is_file():
-        return [Case(caption, "clean") for caption in replication.clean_captions(captions)]
-    raise ValueError(
-        "--prompts is needed: a file of prompts that the model has certainly not memorized"
-    )
-
-
-def _check_clean(cases: Sequence[Case], where: Path) -> None:
-    if wrong := [case for case in cases if case.verdict not in (None, "clean")]:
-        raise ValueError(
-            f"{where} must hold clean ones only; {len(wrong)} are labelled otherwise, such as "
-            f"{wrong[0].condition!r} ({wrong[0].verdict})"
-        )
-
-
-def _refuse_with_images(**given: object) -> None:
-    """Options that have no meaning without prompts."""
-    if wrong := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
-        raise ValueError(f"{', '.join(wrong)}: not with --images, which computes the p-Laplacian")
 
 
 def _images(
@@ -371,35 +266,6 @@ def _images(
         console.print(remark)
     files = ", ".join(path.name for path in [*run.result_files(folder), *written])
     console.print(f"Written to [bold]{folder}[/bold]: {files}")
-
-
-def _load(directory: Path, dtype: str) -> Any:
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"--dtype must be float32 or bfloat16, got {dtype!r}")
-    if dtype == "float32":
-        return load(directory)
-    return load(directory, dtype=jnp.bfloat16)
-
-
-def _with_type(who: str, dtype: str) -> str:
-    """What a run belongs to: numbers of another type are other numbers."""
-    return who if dtype == "float32" else f"{who} in {dtype}"
-
-
-def _settings(network, statistics: str, *, noises, steps, probes, trace_noises, **options):
-    names = named([name.strip() for name in statistics.split(",") if name.strip()])
-    if noises < 2 and "tiled_l2" not in statistics:  # it came with a group, and needs two
-        names = tuple(name for name in names if name != "tiled_l2")
-    if trace_noises is not None and trace_noises > noises:
-        raise ValueError(f"--trace-noises {trace_noises} exceeds --noises {noises}")
-    return DetectSettings(
-        statistics=names,
-        num_noises=noises,
-        num_steps=steps,
-        num_probes=probes,
-        trace_noises=min(2, noises) if trace_noises is None else trace_noises,
-        **options,
-    )
 
 
 def _cases(

@@ -10,9 +10,16 @@ import numpy as np
 import typer
 
 from sharpjax import devices, judging, replication
-from sharpjax import mitigation_report as report
+from sharpjax.commands.detect_options import DevicesOption
+from sharpjax.commands.options import (
+    JsonOption,
+    ModelOption,
+    SeedOption,
+    console,
+    run_name,
+    wide_console,
+)
 from sharpjax.datasets.openmoji import CAPTIONS_NAME, SPLIT_PATH, planted_pictograms
-from sharpjax.detect_options import DevicesOption
 from sharpjax.detection import run as detection_run
 from sharpjax.detection.calibration import CALIBRATION_NAME, Calibration, Threshold
 from sharpjax.detection.cases import Case, from_file, spread
@@ -24,8 +31,8 @@ from sharpjax.models.checkpoints import from_pretrained
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import find, load
-from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name, wide_console
 from sharpjax.prompts import read_prompts
+from sharpjax.report import mitigation as report
 from sharpjax.rundir import write_csv
 
 DEFAULT_METHOD = "prompt_embedding"  # most successes: docs/mitigation.md

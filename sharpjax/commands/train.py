@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import typer
 
 from sharpjax import zoo
-from sharpjax.options import SeedOption, console
+from sharpjax.commands.options import SeedOption, console
 
 if TYPE_CHECKING:
     from sharpjax.training import Settings

@@ -8,7 +8,15 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from sharpjax import caption_report, devices, replication, report, zoo
+from sharpjax import devices, replication, zoo
+from sharpjax.commands.options import (
+    JsonOption,
+    ModelOption,
+    SeedOption,
+    console,
+    run_name,
+    wide_console,
+)
 from sharpjax.datasets.openmoji import CAPTIONS_NAME, SPLIT_PATH, planted_pictograms
 from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
 from sharpjax.detection.truth import TRUTH_NAME, measure_truth
@@ -17,7 +25,8 @@ from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import load
 from sharpjax.models.pixel_diffusion import PixelDiffusion
-from sharpjax.options import JsonOption, ModelOption, SeedOption, console, run_name, wide_console
+from sharpjax.report import captions as caption_tables
+from sharpjax.report import conditions
 
 
 def ground_truth(
@@ -80,12 +89,12 @@ def _conditions(
         fingerprint=fingerprint(directory),
         **options,
     )
-    report.write_sample_grid(folder, truths, training_set)
+    conditions.write_sample_grid(folder, truths, training_set)
     if as_json:
         rows = [dataclasses.asdict(t) | {"verdict": t.verdict} for t in truths]
         print(json.dumps({"directory": str(folder), "truths": rows}))
         return
-    console.print(report.truth_table(truths))
+    console.print(conditions.truth_table(truths))
     console.print(f"Written to [bold]{folder}[/bold]: {TRUTH_NAME}, samples.png, samples/")
 
 
@@ -115,13 +124,13 @@ def _captions(
         mesh=devices.local_mesh(),
         **options,
     )
-    caption_report.write_grid(folder, truths, pictograms, limits.threshold)
+    caption_tables.write_grid(folder, truths, pictograms, limits.threshold)
     if as_json:
         rows = [dataclasses.asdict(t) | {"verdict": t.verdict} for t in truths]
         print(json.dumps({"directory": str(folder), "threshold": limits.threshold, "truths": rows}))
         return
-    console.print(caption_report.control_line(limits))
-    wide_console().print(caption_report.level_table(truths))
+    console.print(caption_tables.control_line(limits))
+    wide_console().print(caption_tables.level_table(truths))
     console.print(f"Written to [bold]{folder}[/bold]: {TRUTH_NAME}, samples.png, images/")
 
 

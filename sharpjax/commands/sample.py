@@ -1,46 +1,33 @@
-"""``sharpjax sample`` and ``sharpjax convert``: what is done with a model's directory alone."""
+"""``sharpjax sample``: images of prompts, or of a model's conditions."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from sharpjax import report, zoo
+from sharpjax.commands.options import (
+    ANY_MODEL,
+    MODEL_FILES,
+    JsonOption,
+    RevisionOption,
+    SeedOption,
+    VariantOption,
+    console,
+    run_name,
+)
 from sharpjax.generation import GRID_NAME, RESULTS_NAME, GenerationSettings, generate
-from sharpjax.models.convert import convert as convert_model
-from sharpjax.models.convert import parse_size
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.load import find, load
-from sharpjax.options import JsonOption, SeedOption, console, run_name
 from sharpjax.prompts import read_prompts
 
-# panels of the help
-_SAMPLER, _FILES = "How images are drawn", "Model files"
-
-_ANY_MODEL = (
-    f"A bundled model ({', '.join(zoo.bundled())}), a diffusers directory, or a Hugging Face hub "
-    "id such as CompVis/stable-diffusion-v1-4."
-)
-VariantOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Weight files to read: fp16 for names like model.fp16.safetensors.",
-        rich_help_panel=_FILES,
-    ),
-]
-RevisionOption = Annotated[
-    str | None,
-    typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=_FILES),
-]
+_SAMPLER = "How images are drawn"  # a panel of the help
 
 
 def sample(
-    model: Annotated[str, typer.Option(help=_ANY_MODEL)] = "mnist",
+    model: Annotated[str, typer.Option(help=ANY_MODEL)] = "mnist",
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="A prompt, or a condition of a pixel model; repeat for more."),
@@ -106,7 +93,7 @@ def sample(
         Literal["float32", "bfloat16"],
         typer.Option(
             help="Of weights and arithmetic; bfloat16 takes half the memory.",
-            rich_help_panel=_FILES,
+            rich_help_panel=MODEL_FILES,
         ),
     ] = "float32",
     variant: VariantOption = None,
@@ -150,42 +137,3 @@ def sample(
         f"Written to [bold]{escape(str(folder))}[/bold]: {len(records)} files in images/, "
         f"{RESULTS_NAME}, {GRID_NAME}"
     )
-
-
-def convert(
-    source: Annotated[str, typer.Argument(help=f"{_ANY_MODEL} Or the directory of a single part.")],
-    destination: Annotated[Path, typer.Argument(help="Directory to make.")],
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"],
-        typer.Option(help="Type of the written weights, whatever that of the source."),
-    ] = "float32",
-    max_shard_size: Annotated[
-        str | None,
-        typer.Option(help="Split parts that are larger, such as 2GB, into several files."),
-    ] = None,
-    as_json: JsonOption = False,
-    variant: VariantOption = None,
-    revision: RevisionOption = None,
-) -> None:
-    """Check a model directory and write it anew: safetensors of one type, with digests.
-
-    PyTorch's libraries read the result.  What was written is read again and compared bit by bit.
-    The directory appears when all of it is there; memory is needed for one part at a time.
-    """
-    done = convert_model(
-        source,
-        destination,
-        dtype=getattr(jnp, dtype),
-        variant=variant,
-        revision=revision,
-        max_shard_size=None if max_shard_size is None else parse_size(max_shard_size),
-    )
-    if as_json:
-        print(json.dumps(dataclasses.asdict(done) | {"directory": str(done.directory)}))
-        return
-    # Rich takes a file or a pipe for 80 columns wide, too few for the table.
-    wide = console if console.is_terminal else Console(width=max(console.width, 120))
-    wide.print(report.conversion_table(done.parts))
-    if done.left_out:
-        wide.print(f"Left out, not part of the model: {escape(', '.join(done.left_out))}")
-    wide.print(f"Written to [bold]{escape(str(done.directory))}[/bold], read again, the same")

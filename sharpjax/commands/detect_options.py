@@ -1,12 +1,14 @@
-"""Options that ``sharpjax detect`` and ``sharpjax calibrate`` have in common."""
+"""Options that ``sharpjax detect`` and ``sharpjax calibrate`` share, and what is made of them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import jax.numpy as jnp
 import typer
 
-from sharpjax.detection.settings import GROUPS
+from sharpjax.detection.settings import GROUPS, DetectSettings, named
 from sharpjax.detection.statistics import STATISTICS
+from sharpjax.models.load import load
 
 SPREAD = "Devices and processes"  # panels of the help
 NUMBERS = "What is computed"
@@ -102,3 +104,40 @@ ExactOption = Annotated[
         rich_help_panel=IMAGES,
     ),
 ]
+
+
+def refuse_with_images(**given: object) -> None:
+    """Options that have no meaning without prompts."""
+    if wrong := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
+        raise ValueError(f"{', '.join(wrong)}: not with --images, which computes the p-Laplacian")
+
+
+def load_network(directory: Path, dtype: str) -> Any:
+    """The model, its weights and arithmetic in this type."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"--dtype must be float32 or bfloat16, got {dtype!r}")
+    if dtype == "float32":
+        return load(directory)
+    return load(directory, dtype=jnp.bfloat16)
+
+
+def with_type(who: str, dtype: str) -> str:
+    """What a run belongs to: numbers of another type are other numbers."""
+    return who if dtype == "float32" else f"{who} in {dtype}"
+
+
+def prompt_settings(network, statistics: str, *, noises, steps, probes, trace_noises, **options):
+    """Settings of a run on prompts or conditions; ``statistics`` as the option has them."""
+    names = named([name.strip() for name in statistics.split(",") if name.strip()])
+    if noises < 2 and "tiled_l2" not in statistics:  # it came with a group, and needs two
+        names = tuple(name for name in names if name != "tiled_l2")
+    if trace_noises is not None and trace_noises > noises:
+        raise ValueError(f"--trace-noises {trace_noises} exceeds --noises {noises}")
+    return DetectSettings(
+        statistics=names,
+        num_noises=noises,
+        num_steps=steps,
+        num_probes=probes,
+        trace_noises=min(2, noises) if trace_noises is None else trace_noises,
+        **options,
+    )
