@@ -22,6 +22,7 @@ from sharpjax.commands.detect import detect
 from sharpjax.commands.ground_truth import ground_truth
 from sharpjax.commands.mitigate import mitigate_prompts
 from sharpjax.commands.options import console
+from sharpjax.commands.report import report
 from sharpjax.commands.sample import sample
 from sharpjax.commands.spectrum import spectrum
 from sharpjax.commands.train import train_app
@@ -59,6 +60,7 @@ app.command("ground-truth")(ground_truth)
 app.command("mitigate")(mitigate_prompts)
 app.command()(sample)
 app.command()(convert)
+app.command()(report)
 
 
 app.command()(verify)

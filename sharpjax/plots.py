@@ -1,4 +1,7 @@
-"""The pictures of a detection run."""
+"""The pictures of runs: PNG files, or SVG for a page, by the suffix of the path.
+
+Names of conditions and prompts are shown as they are: a dollar sign begins no formula.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,12 +13,18 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-_INK, _ORACLE, _GRID = "#1f3b73", "#c26a1a", "#d9d9d9"
+_INK, _ORACLE, _GRID, _GREY = "#1f3b73", "#c26a1a", "#d9d9d9", "#808080"
+_CLASSES = {"memorized": "#d62728", "clean": _INK}
 _COPY = (0.84, 0.15, 0.16)
 
 
 def _save(figure, path: Path) -> Path:
-    figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
+    if path.suffix == ".svg":  # text stays text, the page's own colour shows through
+        # ids are hashed with the salt: several pictures of one page must not share them
+        with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
+            figure.savefig(path, bbox_inches="tight", transparent=True, metadata={"Date": None})
+    else:
+        figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
     plt.close(figure)
     return path
 
@@ -30,10 +39,12 @@ def roc_curves(
     curves: Mapping[str, tuple[np.ndarray, np.ndarray, str]],
     oracle: Mapping[str, tuple[np.ndarray, np.ndarray, str]],
     path: Path,
+    *,
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None,
 ) -> Path:
-    """ROC curve of every statistic, the exact-score oracle's beside it.
+    """ROC curve of every statistic with its 95% band, the exact-score oracle's beside it.
 
-    Both map a statistic's name to ``(fpr, tpr, label)``.
+    Both map a statistic's name to ``(fpr, tpr, label)``; ``bands`` to ``(fpr, low, high)``.
     """
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
@@ -45,6 +56,8 @@ def roc_curves(
     for axes, name in zip(grid.flat, curves, strict=False):
         _clean(axes)
         axes.plot([0, 1], [0, 1], color=_GRID, linewidth=1)
+        if bands and name in bands:
+            axes.fill_between(*bands[name], color=_INK, alpha=0.15, linewidth=0)
         for source, colour, style, who in (
             (curves, _INK, "-", "network"),
             (oracle, _ORACLE, "--", "exact score"),
@@ -57,6 +70,38 @@ def roc_curves(
         axes.legend(loc="best", fontsize=7.5, frameon=False)
     figure.supxlabel("false-positive rate", fontsize=10)
     figure.supylabel("true-positive rate", fontsize=10)
+    return _save(figure, path)
+
+
+def distributions(
+    name: str,
+    classes: Mapping[str, np.ndarray],
+    threshold: tuple[float, float, float] | None,
+    path: Path,
+) -> Path:
+    """Histograms of a statistic, one a class; its threshold as a line, the interval shaded.
+
+    ``classes`` maps ``memorized``, ``clean`` or another name to values; ``threshold`` is
+    ``(value, low, high)``, whose ends may be infinite.
+    """
+    figure, axes = plt.subplots(figsize=(3.6, 2.7), layout="constrained")
+    _clean(axes)
+    everything = np.concatenate(list(classes.values()))
+    bins = np.histogram_bin_edges(everything, bins=min(40, max(8, int(len(everything) ** 0.6))))
+    for label, values in classes.items():
+        axes.hist(
+            values, bins, histtype="stepfilled", alpha=0.45, linewidth=1.2, label=label,
+            color=_CLASSES.get(label, _GREY), edgecolor=_CLASSES.get(label, _GREY),
+        )  # fmt: skip
+    if threshold is not None:
+        value, low, high = threshold
+        left, right = axes.get_xlim()
+        axes.axvspan(max(low, left), min(high, right), color=_GREY, alpha=0.2, linewidth=0)
+        axes.axvline(value, color=_GREY, linewidth=1.2, linestyle="--", label="threshold")
+        axes.set_xlim(left, right)
+    axes.set_title(name.replace("@", " at t = "), fontsize=10)
+    axes.set_ylabel("conditions", fontsize=9)
+    axes.legend(fontsize=7.5, frameon=False)
     return _save(figure, path)
 
 
@@ -141,7 +186,15 @@ def sample_grid(
     axes.set_axis_off()
     axes.set_title(title, fontsize=9)
     for r, (label, *_) in enumerate(rows):
-        axes.text(-8, (r + 0.47) * row_h * zoom, label, ha="right", va="center", fontsize=8)
+        axes.text(
+            -8,
+            (r + 0.47) * row_h * zoom,
+            label,
+            ha="right",
+            va="center",
+            fontsize=8,
+            parse_math=False,
+        )
     return _save(figure, path)
 
 
@@ -169,7 +222,10 @@ def caption_grid(
     axes.set_axis_off()
     axes.set_title(title, fontsize=9)
     for r, (label, *_) in enumerate(rows):
-        axes.text(-6, (r + 0.47) * (cell_h + gap), label, ha="right", va="center", fontsize=7)
+        axes.text(
+            -6, (r + 0.47) * (cell_h + gap), label, ha="right", va="center", fontsize=7,
+            parse_math=False,
+        )  # fmt: skip
     return _save(figure, path)
 
 
@@ -206,7 +262,9 @@ def spectra(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
                 )  # fmt: skip
             axes.axhline(0, color="#808080", linewidth=0.7)
             axes.set_xscale("log")
-            axes.set_title(f"{record['condition']}, t = {record['t']}", fontsize=10)
+            axes.set_title(
+                f"{record['condition'][:40]}, t = {record['t']}", fontsize=10, parse_math=False
+            )
             _clean(axes)
     for axes in grid[-1]:
         axes.set_xlabel("rank of the eigenvalue, largest first", fontsize=9)
@@ -301,5 +359,8 @@ def before_and_after(
     axes.set_axis_off()
     axes.set_title(title, fontsize=9)
     for r, (label, *_) in enumerate(rows):
-        axes.text(-6, (r + 0.47) * (cell_h + gap), label[:40], ha="right", va="center", fontsize=7)
+        axes.text(
+            -6, (r + 0.47) * (cell_h + gap), label[:40], ha="right", va="center", fontsize=7,
+            parse_math=False,
+        )  # fmt: skip
     return _save(figure, path)

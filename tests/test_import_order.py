@@ -15,6 +15,7 @@ ROOT = Path(sharpjax.__file__).parent
 # and everything on a lower line, and nothing on its own line or above.
 LAYERS = (
     ("_types", "progress", "prompts", "rundir", "similarity", "zoo"),
+    ("provenance",),
     ("schedules", "densities"),
     ("score",),
     ("conditional",),
@@ -26,6 +27,7 @@ LAYERS = (
     ("judging",),
     ("plots",),
     ("report",),
+    ("page",),
     ("commands",),
     ("cli",),
     ("__main__",),

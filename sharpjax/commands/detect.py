@@ -1,5 +1,6 @@
 """``sharpjax detect``: which conditions, prompts or images are memorized."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ from sharpjax.commands.detect_options import (
 from sharpjax.commands.options import (
     JsonOption,
     ModelOption,
+    PageOption,
     SeedOption,
     console,
     run_name,
@@ -51,11 +53,13 @@ from sharpjax.detection.columns import evaluations
 from sharpjax.detection.images import ImageSettings, detect_images, find_images
 from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
 from sharpjax.detection.settings import NEAR_THE_END, DetectSettings
-from sharpjax.detection.summary import REFERENCE, Judged, summarize
+from sharpjax.detection.summary import REFERENCE, Judged, Summary, summarize
 from sharpjax.detection.truth import TRUTH_NAME, read_truths, select_truths
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.load import find
 from sharpjax.models.pixel_diffusion import PixelDiffusion
+from sharpjax.page import write_page
+from sharpjax.provenance import Clock
 from sharpjax.report import detection as report
 
 
@@ -126,6 +130,7 @@ def detect(
             rich_help_panel=JUDGING,
         ),
     ] = False,
+    page: PageOption = True,
     as_json: JsonOption = False,
     num_devices: DevicesOption = None,
     coordinator: Annotated[
@@ -160,6 +165,7 @@ def detect(
     --processes and --process.  Whatever ends early, the same commands, or one without these
     options, go on from what is there.
     """
+    clock = Clock(model)
     directory = find(model)
     devices.split_cpu(num_devices)
     _join(coordinator, processes, process)
@@ -180,6 +186,7 @@ def detect(
         _images(
             network, images, folder, settings, who,
             calibration=calibration, decide_by=decide_by, nearest=nearest, as_json=as_json,
+            clock=clock, page=page,
         )  # fmt: skip
         return
     is_pixel = isinstance(network, PixelDiffusion)
@@ -220,14 +227,8 @@ def detect(
     )
     grid = report.copy_shipped_grid(directory, folder)
     written += [grid] if grid else []
-    if as_json:
-        print(json.dumps({"directory": str(folder), "summary": report.as_json(summaries)}))
-        return
-    _show(judged, summaries, costs, thresholds, chosen)
-    if remark:
-        console.print(remark)
-    files = ", ".join(path.name for path in [*run.result_files(folder), *written])
-    console.print(f"Written to [bold]{folder}[/bold]: {files}")
+    found = _Found(judged, summaries, costs, thresholds, chosen, remark)
+    _finish(folder, found, written, clock=clock, page=page, as_json=as_json)
 
 
 def _images(
@@ -241,6 +242,8 @@ def _images(
     decide_by: str | None,
     nearest: bool,
     as_json: bool,
+    clock: Clock,
+    page: bool,
 ) -> None:
     cases = find_images(images)
     thresholds, remark = None, (
@@ -258,14 +261,50 @@ def _images(
     written = report.write_detection(
         folder, judged, summaries, costs, calibration=thresholds, decide_by=chosen
     )
+    found = _Found(judged, summaries, costs, thresholds, chosen, remark)
+    _finish(folder, found, written, clock=clock, page=page, as_json=as_json)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """What a run came to, and what it was judged by."""
+
+    judged: Judged
+    summaries: list[Summary]
+    costs: dict[str, dict[str, float]]
+    thresholds: Calibration | None
+    decide_by: str | None
+    remark: str
+
+
+def _finish(
+    folder: Path, found: _Found, written: list[Path], *, clock: Clock, page: bool, as_json: bool
+) -> None:
+    """Note what the run was judged by, write its page, tell."""
+    limits = found.thresholds.thresholds if found.thresholds else {}
+    clock.record(
+        folder,
+        decide_by=found.decide_by,
+        remark=found.remark,
+        **report.plain(
+            {
+                "thresholds": {name: dataclasses.asdict(one) for name, one in limits.items()},
+                "costs": found.costs,
+            }
+        ),
+    )
+    path = write_page([folder]) if page else None
     if as_json:
-        print(json.dumps({"directory": str(folder), "summary": report.as_json(summaries)}))
+        answer = {"directory": str(folder), "report": path and str(path)}
+        print(json.dumps(answer | {"summary": report.as_json(found.summaries)}))
         return
-    _show(judged, summaries, costs, thresholds, chosen)
-    if remark:
-        console.print(remark)
+    _show(found.judged, found.summaries, found.costs, found.thresholds, found.decide_by)
+    if found.remark:
+        console.print(found.remark)
     files = ", ".join(path.name for path in [*run.result_files(folder), *written])
     console.print(f"Written to [bold]{folder}[/bold]: {files}")
+    if path is not None:
+        console.print(f"To look at: [bold]{path}[/bold]", soft_wrap=True)
 
 
 def _cases(

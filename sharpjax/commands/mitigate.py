@@ -14,6 +14,7 @@ from sharpjax.commands.detect_options import DevicesOption
 from sharpjax.commands.options import (
     JsonOption,
     ModelOption,
+    PageOption,
     SeedOption,
     console,
     run_name,
@@ -31,9 +32,11 @@ from sharpjax.models.checkpoints import from_pretrained
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import find, load
+from sharpjax.page import write_page
 from sharpjax.prompts import read_prompts
+from sharpjax.provenance import Clock
 from sharpjax.report import mitigation as report
-from sharpjax.rundir import write_csv
+from sharpjax.rundir import write_csv, write_text
 
 DEFAULT_METHOD = "prompt_embedding"  # most successes: docs/mitigation.md
 _JUDGE = "What judges the images"
@@ -148,6 +151,7 @@ def mitigate_prompts(
     ] = None,
     seed: SeedOption = 0,
     num_devices: DevicesOption = None,
+    page: PageOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Generate images of prompts without copying training images.
@@ -157,6 +161,7 @@ def mitigate_prompts(
     """
     chosen_methods = _methods(method, methods, compare=compare)
     power = _strength(method, strength)
+    clock = Clock(model)
     directory = find(model)
     devices.split_cpu(num_devices)
     mesh = devices.local_mesh(num_devices)
@@ -187,7 +192,10 @@ def mitigate_prompts(
         "clean": clean_prompts, "vocabulary": network.tokenizer, "fingerprint": who, "mesh": mesh,
     }  # fmt: skip
     if compare:
-        _compare(network, cases, folder, settings, chosen_methods, judge, options, as_json=as_json)
+        _compare(
+            network, cases, folder, settings, chosen_methods, judge, options, as_json=as_json,
+            clock=clock, page=page,
+        )  # fmt: skip
         return
     claim_run(folder, texts, settings, fingerprint=who)
     found = None
@@ -204,17 +212,19 @@ def mitigate_prompts(
     if treated and any(r["images"] for r in records if r["method"] != NONE):
         written.append(report.side_by_side(folder, records, rows, title))
     failed = treated and all("error" in r for r in records if r["method"] != NONE)
+    table = report.prompt_rows(rows, records, texts, found)
+    write_text(folder / report.PROMPTS_NAME, json.dumps(table, indent=1) + "\n")
+    clock.record(folder, method=method, strength=power)
+    path = write_page([folder]) if page else None
     if as_json:
-        table = report.prompt_rows(rows, records, texts, found)
-        answer = {"directory": str(folder), "method": method, "strength": power, "prompts": table}
-        print(json.dumps(answer))
+        answer = {"directory": str(folder), "report": path and str(path)}
+        print(json.dumps(answer | {"method": method, "strength": power, "prompts": table}))
     else:
         wide = wide_console()
         wide.print(report.prompt_table(rows, records, texts, found, f"{method} at {power:g}"))
         for line in report.prompt_remarks(records, texts, treated, found):
             wide.print(line)
-        files = ", ".join(path.name for path in written)
-        console.print(f"Written to [bold]{folder}[/bold]: {files}, images/")
+        _tell(folder, written, path)
     if failed:
         raise typer.Exit(1)
 
@@ -356,6 +366,8 @@ def _compare(
     options: dict[str, Any],
     *,
     as_json: bool,
+    clock: Clock,
+    page: bool,
 ) -> None:
     texts = [case.condition for case in cases]
     memorized = [i for i, case in enumerate(cases) if case.verdict == "memorized"]
@@ -384,8 +396,11 @@ def _compare(
         ]  # fmt: skip
         title = f"without mitigation (left) and with {name} at {power:g} (right); red frame: copy"
         written.append(report.side_by_side(folder, shown, rows, title, name=f"{name}.png"))
+    clock.record(folder)
+    path = write_page([folder]) if page else None
     if as_json:
-        print(json.dumps({"directory": str(folder), "chosen": report.chosen_rows(comparison)}))
+        answer = {"directory": str(folder), "report": path and str(path)}
+        print(json.dumps(answer | {"chosen": report.chosen_rows(comparison)}))
         return
     wide = wide_console()
     wide.print(
@@ -397,5 +412,11 @@ def _compare(
     if (table := report.level_table(comparison, [cases[i].level for i in judged])) is not None:
         wide.print(table)
     wide.print(report.verdict_line(comparison))
+    _tell(folder, written, path)
+
+
+def _tell(folder: Path, written: Sequence[Path], page: Path | None) -> None:
     files = ", ".join(path.name for path in written)
     console.print(f"Written to [bold]{folder}[/bold]: {files}, images/")
+    if page is not None:
+        console.print(f"To look at: [bold]{page}[/bold]", soft_wrap=True)

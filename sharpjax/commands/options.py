@@ -22,6 +22,9 @@ ModelOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+PageOption = Annotated[
+    bool, typer.Option("--report/--no-report", help="Write report.html, a page of all results.")
+]
 
 VariantOption = Annotated[
     str | None,

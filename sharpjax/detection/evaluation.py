@@ -160,6 +160,20 @@ class _Curve:
         ranked = scores[self.order]
         self.ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of equal scores
 
+    def _counts(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Memorized and other conditions at or above each distinct score, from none on."""
+        ranked, memorized = weights[:, self.order], self.memorized[self.order]
+        true, false = (
+            np.pad(np.cumsum(ranked * chosen, axis=1)[:, self.ends], ((0, 0), (1, 0)))
+            for chosen in (memorized, ~memorized)
+        )
+        return true, false
+
+    def points(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """False- and true-positive rates of the curve, ``(r, points)``, of weights ``(r, n)``."""
+        true, false = self._counts(weights)
+        return false / false[:, -1:], true / true[:, -1:]
+
     def figures(self, weights: np.ndarray, *, nearest: bool = False) -> np.ndarray:
         """AUC, true-positive rate and average precision, ``(r, 3)``, of weights ``(r, n)``.
 
@@ -167,11 +181,7 @@ class _Curve:
         under the curve: ties count half.  The average precision is the mean over memorized
         conditions of the precision at the threshold that lets each pass.
         """
-        ranked, memorized = weights[:, self.order], self.memorized[self.order]
-        true, false = (
-            np.pad(np.cumsum(ranked * chosen, axis=1)[:, self.ends], ((0, 0), (1, 0)))
-            for chosen in (memorized, ~memorized)
-        )
+        true, false = self._counts(weights)
         num_true, num_false = true[:, -1:], false[:, -1:]
         steps = np.diff(true, axis=1)
         area = np.sum(np.diff(false, axis=1) * (true[:, 1:] + true[:, :-1]) / 2, axis=1)
@@ -200,6 +210,47 @@ def roc(scores: np.ndarray, memorized: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """``(false-positive rates, true-positive rates)`` of the ROC curve."""
     fpr, tpr, _ = roc_curve(memorized, scores, drop_intermediate=False)
     return fpr, tpr
+
+
+def roc_band(
+    scores: np.ndarray,
+    memorized: np.ndarray,
+    *,
+    num_bootstrap: int = 500,
+    num_points: int = 101,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pointwise band of the true-positive rate, ``(false-positive rates, low, high)``.
+
+    Percentiles over resamples within each class, as those of :func:`evaluate`; the band holds at
+    each false-positive rate by itself, not for the whole curve at once.
+
+    Args:
+        scores: ``(n,)``, larger means memorized.
+        memorized: ``(n,)`` booleans.
+        num_bootstrap: resamples.
+        num_points: false-positive rates from 0 to 1.
+        seed: of the resamples.
+        level: of the band.
+
+    Raises:
+        ValueError: as :func:`evaluate`.
+
+    >>> fpr, low, high = roc_band(np.arange(40.0), np.arange(40) >= 20, num_bootstrap=50)
+    >>> float(low.min()), float(high.max())  # perfectly apart: no doubt at any rate
+    (1.0, 1.0)
+    """
+    curve = _Curve(scores, memorized)
+    rows = _resamples(curve.memorized, num_bootstrap, np.random.default_rng(seed))
+    grid = np.linspace(0, 1, num_points)
+    draws = np.empty((num_bootstrap, num_points))
+    for draw, (false, true) in zip(draws, zip(*curve.points(rows), strict=True), strict=True):
+        # the largest rate reached at no more false positives: a curve of steps
+        draw[:] = true[np.searchsorted(false, grid + 1e-12, side="right") - 1]
+    tail = (1 - level) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    return grid, low, high
 
 
 def spearman(values: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:

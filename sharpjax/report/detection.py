@@ -14,7 +14,7 @@ from rich.table import Table
 
 from sharpjax import plots
 from sharpjax.detection.calibration import Calibration
-from sharpjax.detection.evaluation import FEWEST, Evaluation, roc
+from sharpjax.detection.evaluation import FEWEST, Evaluation, roc, roc_band
 from sharpjax.detection.run import SECONDS_NAME
 from sharpjax.detection.summary import Judged, Summary, direction, write_table
 from sharpjax.rundir import read_lines, write_csv, write_text
@@ -63,14 +63,18 @@ def write_detection(
 def _plot_roc(path: Path, judged: Judged, summaries: Sequence[Summary]) -> Path:
     chosen = np.isin(judged.verdicts, ("memorized", "clean"))
     curves: dict[str, dict[str, Any]] = {"network": {}, "oracle": {}}
+    bands = {}
     for summary in summaries:
         for who, found in curves.items():
             figures = getattr(summary, who)
             if figures is not None:
                 values = direction(summary.name) * judged.means(who, summary.name)
-                fpr, tpr = roc(values[chosen], judged.verdicts[chosen] == "memorized")
+                labels = judged.verdicts[chosen] == "memorized"
+                fpr, tpr = roc(values[chosen], labels)
                 found[summary.name] = fpr, tpr, f"{figures.auc.value:.3f}"
-    return plots.roc_curves(curves["network"], curves["oracle"], path)
+                if who == "network" and not np.isnan(figures.auc.low):
+                    bands[summary.name] = roc_band(values[chosen], labels)
+    return plots.roc_curves(curves["network"], curves["oracle"], path, bands=bands)
 
 
 def costs(
@@ -387,13 +391,14 @@ def copy_shipped_grid(model_directory: Path, folder: Path) -> Path | None:
 
 
 def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
-    """The summaries as JSON values, which have no NaN: null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(k): plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(v) for v in value]
-        return None if isinstance(value, float) and math.isnan(value) else value
-
+    """The summaries as JSON values."""
     return [plain(dataclasses.asdict(summary)) for summary in summaries]
+
+
+def plain(value: Any) -> Any:
+    """As JSON values, which have neither NaN nor infinity: null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from sharpjax.identities import Row
+from sharpjax.report.numbers import with_error
 
 
 def identities_table(rows: Sequence[Row]) -> Table:
@@ -35,7 +35,7 @@ def identities_table(rows: Sequence[Row]) -> Table:
         table.add_row(
             "" if row.name == previous else row.name,
             row.setting,
-            _with_error(row.estimate, row.standard_error),
+            with_error(row.estimate, row.standard_error),
             ("≤ " if row.kind == "bound" else "") + f"{row.closed_form:.4g}",
             deviations[row.kind].format(row.deviation),
             row.verdict if row.verdict == "holds" else f"[bold red]{row.verdict}[/bold red]",
@@ -45,14 +45,6 @@ def identities_table(rows: Sequence[Row]) -> Table:
         )
         previous = row.name
     return table
-
-
-def _with_error(value: float, error: float) -> str:
-    """Both to the second digit of the error; without an error, to four digits."""
-    if not 0 < error < np.inf:
-        return f"{value:.4g}"
-    digits = max(0, 1 - int(np.floor(np.log10(error))))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def statements_table(rows: Sequence[Row]) -> Table:

@@ -29,6 +29,7 @@ from sharpjax.replication import load_images
 from sharpjax.rundir import write_csv
 
 IMAGES_TABLE, CURVES_TABLE, CHOSEN_TABLE = "images.csv", "curves.csv", "chosen.csv"
+PROMPTS_NAME = "prompts.json"
 REFERENCE_METHOD = "sail"  # that the others are tested against
 LESS = 0.8  # of the copies should be gone
 

@@ -1,0 +1,162 @@
+"""Run directories to one HTML page that needs nothing else: no network, no other file."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from sharpjax.page import detection, mitigation, reading, samples, spectrum
+from sharpjax.page.blocks import Cell, Column, Section, Table, Text
+from sharpjax.page.runs import Run, read_run
+from sharpjax.rundir import write_text
+
+REPORT_NAME = "report.html"
+_SECTIONS = {
+    "detect": [detection.sections, samples.grid],
+    "detect images": [detection.sections],
+    "mitigate": [mitigation.sections],
+    "spectrum": [spectrum.sections],
+    "ground-truth": [samples.sections],
+    "sample": [samples.sections],
+}
+
+
+def write_page(folders: Sequence[str | Path], path: str | Path | None = None) -> Path:
+    """Write the page of one run, or of several that belong together.
+
+    Args:
+        folders: run directories; of one model, as a page speaks of one.
+        path: of the page; ``report.html`` in the first directory if None.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileNotFoundError: a directory does not exist.
+        ValueError: one holds no run that there is a page for, or damaged files; runs of different
+            models.
+        OSError: the page cannot be written.
+    """
+    if not folders:
+        raise ValueError("a page needs at least one run directory")
+    runs = [read_run(folder) for folder in folders]
+    models = {str(run.settings.get("model")) for run in runs}
+    if len(models) > 1:
+        told = ", ".join(f"{run.folder} of {run.settings.get('model')}" for run in runs)
+        raise ValueError(f"these runs are of different models ({told}); write a page for each")
+    path = runs[0].folder / REPORT_NAME if path is None else Path(path)
+    write_text(path, render(runs))
+    return path
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page as text."""
+    sections = [Section("What was run", _about(runs))]
+    for run in runs:
+        found = [section for part in _SECTIONS[run.kind] for section in part(run)]
+        taken = {section.title for section in sections}
+        sections += [
+            Section(f"{one.title} ({run.folder.name})", one.blocks) if one.title in taken else one
+            for one in found
+        ]
+    sections += _missing(runs)
+    sections.append(reading.section())
+    folder = files("sharpjax.page") / "templates"
+    style, script = ((folder / name).read_text() for name in ("page.css", "tables.js"))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sharpjax.page"), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters["visible"] = _visible
+    return environment.get_template("page.html").render(
+        title=f"sharpjax: {runs[0].name}",
+        sections=sections,
+        style=style,
+        script=script,
+        # The browser runs this script alone, whatever a prompt holds, and asks nothing of anyone.
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def _visible(text: Any) -> str:
+    """Text whose control characters are shown as signs, which HTML forbids."""
+    return _CONTROLS.sub(
+        lambda m: "␡" if m.group() == "\x7f" else chr(0x2400 + ord(m.group())), str(text)
+    )
+
+
+def _about(runs: Sequence[Run]) -> list[Any]:
+    rows: list[list[Cell]] = []
+    for run in runs:
+        about, settings = run.about, run.settings
+        rows.append([Cell("directory"), Cell(str(run.folder))])
+        if about:
+            rows.append([Cell("command"), Cell(about["command"])])
+        model = f"{run.name}, " if about else ""
+        rows.append([Cell("model"), Cell(f"{model}fingerprint {settings.get('model')}")])
+        told = ", ".join(
+            f"{name} {_setting(value)}"
+            for name, value in settings.items()
+            if name not in ("run", "model", "conditions", "images")
+        )
+        rows.append([Cell("settings"), Cell(told)])
+        if about:
+            versions = ", ".join(f"{name} {v}" for name, v in about["versions"].items())
+            rows.append([Cell("versions"), Cell(versions)])
+            rows.append([Cell("devices"), Cell(about["devices"])])
+            for session in about["sessions"]:
+                rows.append(
+                    [Cell("time"), Cell(f"{session['seconds']:g} s, begun {session['started']}")]
+                )
+    blocks: list[Any] = [Table("", [Column("what"), Column("value")], rows)]
+    if not all(run.about for run in runs):
+        blocks.append(
+            Text(
+                "A run says nothing of versions and time: it is not finished, or was made by an "
+                "older version of sharpjax. Its numbers are shown as they are.",
+                "note",
+            )
+        )
+    return blocks
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list):
+        return "/".join(map(str, value)) or "none"
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "none"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _missing(runs: Sequence[Run]) -> list[Section]:
+    """What other commands would add to a page of detection, and how."""
+    first = runs[0]
+    kinds = {run.kind for run in runs}
+    if first.kind != "detect" or "model" not in first.about:
+        return []
+    blocks: list[Any] = []
+    model = first.about["model"]
+    command = detection.spectrum_command(first)
+    if "spectrum" not in kinds and command is not None:
+        blocks += [
+            Text("Spectra of the sharpest and the flattest condition of this run:"),
+            Text(command, "code"),
+        ]
+    if "mitigate" not in kinds and model != "mnist":
+        blocks += [
+            Text("Images without copies, before and after:"),
+            Text(f"sharpjax mitigate --model {model}", "code"),
+        ]
+    if not blocks:
+        return []
+    told = "Give the directories that these print to sharpjax report, after this one:"
+    blocks += [Text(told), Text(f"sharpjax report {first.folder} OTHER_RUN ...", "code")]
+    return [Section("What can be added", blocks)]

@@ -1,0 +1,15 @@
+"""Numbers as people read them: no more digits than their error leaves."""
+
+import numpy as np
+
+
+def with_error(value: float, error: float) -> str:
+    """Both to the second digit of the error; without an error, to four digits.
+
+    >>> with_error(1.70535, 0.28187), with_error(981.2, 31.4), with_error(0.5, float("nan"))
+    ('1.71 ± 0.28', '981 ± 31', '0.5')
+    """
+    if not 0 < error < np.inf:
+        return f"{value:.4g}"
+    digits = max(0, 1 - int(np.floor(np.log10(error))))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
