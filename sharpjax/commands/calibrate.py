@@ -40,6 +40,7 @@ from sharpjax.detection.summary import Judged
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.load import find
 from sharpjax.models.pixel_diffusion import PixelDiffusion
+from sharpjax.provenance import Clock
 from sharpjax.report import detection as report
 
 
@@ -85,6 +86,7 @@ def calibrate(
     judged, at least 72: fewer leave the threshold's interval open, and --quantile 0.99 needs 368.
     The bundled model has 100 captions for that.
     """
+    clock = Clock(model)
     directory = find(model)
     devices.split_cpu(num_devices)
     mesh = devices.local_mesh(num_devices)
@@ -119,6 +121,7 @@ def calibrate(
         )  # fmt: skip
     fitted = Calibration.fit(records, settings, fingerprint=who, quantile=quantile)
     path = fitted.save(folder / CALIBRATION_NAME)
+    clock.record(folder)
     if as_json:
         print(path.read_text())
         return

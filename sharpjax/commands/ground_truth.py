@@ -25,6 +25,7 @@ from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import load
 from sharpjax.models.pixel_diffusion import PixelDiffusion
+from sharpjax.provenance import Clock
 from sharpjax.report import captions as caption_tables
 from sharpjax.report import conditions
 
@@ -58,13 +59,14 @@ def ground_truth(
     fixed beforehand, on images that no sample is judged by: see sharpjax/detection/truth.py for the
     conditions of a pixel model, sharpjax/replication.py for captions.  Resumable.
     """
+    clock = Clock(model)
     directory = zoo.find(model)
     devices.split_cpu()
     network = load(directory)
     folder = output or Path("runs") / f"ground-truth-{run_name(model, directory)}"
     if isinstance(network, LatentDiffusion):
         _captions(
-            network, directory, folder, as_json=as_json, captions=captions, num_steps=steps,
+            network, directory, folder, clock, as_json=as_json, captions=captions, num_steps=steps,
             num_samples=8 if samples is None else samples, seed=seed,
             guidance=replication.GUIDANCE if guidance is None else guidance,
         )  # fmt: skip
@@ -72,13 +74,19 @@ def ground_truth(
     if guidance is not None or captions is not None:
         raise ValueError("--guidance and --captions are for models of captions")
     _conditions(
-        network, directory, folder, as_json=as_json, num_steps=steps, seed=seed,
+        network, directory, folder, clock, as_json=as_json, num_steps=steps, seed=seed,
         num_samples=32 if samples is None else samples,
     )  # fmt: skip
 
 
 def _conditions(
-    network: PixelDiffusion, directory: Path, folder: Path, *, as_json: bool, **options
+    network: PixelDiffusion,
+    directory: Path,
+    folder: Path,
+    clock: Clock,
+    *,
+    as_json: bool,
+    **options,
 ) -> None:
     training_set = TrainingSet.load(directory)
     truths = measure_truth(
@@ -90,6 +98,7 @@ def _conditions(
         **options,
     )
     conditions.write_sample_grid(folder, truths, training_set)
+    clock.record(folder)
     if as_json:
         rows = [dataclasses.asdict(t) | {"verdict": t.verdict} for t in truths]
         print(json.dumps({"directory": str(folder), "truths": rows}))
@@ -102,6 +111,7 @@ def _captions(
     network: LatentDiffusion,
     directory: Path,
     folder: Path,
+    clock: Clock,
     *,
     as_json: bool,
     captions: int | None,
@@ -125,6 +135,7 @@ def _captions(
         **options,
     )
     caption_tables.write_grid(folder, truths, pictograms, limits.threshold)
+    clock.record(folder)
     if as_json:
         rows = [dataclasses.asdict(t) | {"verdict": t.verdict} for t in truths]
         print(json.dumps({"directory": str(folder), "threshold": limits.threshold, "truths": rows}))

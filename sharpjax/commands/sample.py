@@ -22,6 +22,7 @@ from sharpjax.generation import GRID_NAME, RESULTS_NAME, GenerationSettings, gen
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.load import find, load
 from sharpjax.prompts import read_prompts
+from sharpjax.provenance import Clock
 
 _SAMPLER = "How images are drawn"  # a panel of the help
 
@@ -106,6 +107,7 @@ def sample(
     of each, leave the others as they are, and a run that was stopped goes on.
     """
     chosen = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    clock = Clock(model)
     directory = find(model, variant=variant, revision=revision)
     options = {"variant": variant, "dtype": None if dtype == "float32" else getattr(jnp, dtype)}
     network = load(directory, **{k: v for k, v in options.items() if v is not None})
@@ -130,6 +132,7 @@ def sample(
         num_images=images,
         batch_size=batch,
     )
+    clock.record(folder)
     if as_json:
         print(json.dumps({"directory": str(folder), "images": records}))
         return

@@ -24,6 +24,7 @@ from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import find, load
 from sharpjax.models.pixel_diffusion import PixelDiffusion
+from sharpjax.provenance import Clock
 from sharpjax.report.spectrum import spectrum_table
 
 
@@ -61,6 +62,7 @@ def spectrum(
     """
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"--tolerance must be a finite number >= 0, got {tolerance}")
+    clock = Clock(model)
     directory = find(model)
     network = load(directory)
     chosen = tuple(condition) if condition else _typical(directory, network)
@@ -84,6 +86,7 @@ def spectrum(
     )
     rows = spectra.write_table(folder / "spectrum.csv", records, tolerance=tolerance)
     picture = plots.spectra(records, folder / "spectrum.png")
+    clock.record(folder)
     if as_json:
         print(json.dumps({"directory": str(folder), "spectra": rows}))
         return

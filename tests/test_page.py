@@ -1,0 +1,378 @@
+"""The page of a run: what it says, of whole and of broken runs."""
+
+import csv
+import html
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sharpjax.detection.calibration import Calibration, threshold
+from sharpjax.detection.cases import Case
+from sharpjax.detection.summary import Judged, summarize
+from sharpjax.page import write_page
+from sharpjax.provenance import ABOUT_NAME, FORMAT, Clock, read_about
+from sharpjax.report.detection import plain, write_detection
+from sharpjax.rundir import append_lines, claim
+
+NAMES = ("score_difference@981", "tiled_l2")
+
+
+@pytest.fixture
+def text_of(tmp_path):
+    """What a page says, without its markup."""
+
+    def read(path):
+        page = path.read_text()
+        body = page[page.index("<main") : page.index("</main>")]
+        body = re.sub(r"<svg.*?</svg>", " ", body, flags=re.DOTALL)
+        return html.unescape(re.sub(r"<[^>]+>", " ", body))
+
+    return read
+
+
+def detection_run(folder, *, prompts=None, labels=True, calibrated=True, about=True):
+    """A run with random numbers, written by what writes real ones."""
+    rng = np.random.default_rng(0)
+    prompts = prompts or [f"prompt {i}" for i in range(40)]
+    cases = [
+        Case(p, ("memorized", "clean")[i % 2] if labels else None, ("hot", "general")[i // 2 % 2],
+             1 + i % 3, i % 2)
+        for i, p in enumerate(prompts)
+    ]  # fmt: skip
+    if not labels:
+        cases = [Case(prompt) for prompt in prompts]
+    shift = [1.0 if case.verdict == "memorized" else 0.0 for case in cases]
+    records = [
+        {
+            "index": i, "condition": prompt,
+            "network": {name: rng.normal(shift[i], 1, 4).tolist() for name in NAMES},
+        }
+        for i, prompt in enumerate(prompts)
+    ]  # fmt: skip
+    claim(
+        folder,
+        {"run": "detect", "model": "abc", "num_conditions": len(prompts), "num_noises": 4},
+        what="detect",
+    )
+    append_lines(folder / "results.jsonl", records)
+    values = np.linspace(-1, 1, 100)
+    limits = {name: threshold(values, direction=1) for name in NAMES}
+    calibration = Calibration("abc", {}, None, None, limits) if calibrated else None
+    judged = Judged.of(records, cases, calibration)
+    summaries = summarize(judged)
+    costs = {"score_difference": {"forwards": 4, "tangents": 0, "seconds": float("nan")}}
+    chosen = NAMES[0] if calibrated else None
+    write_detection(folder, judged, summaries, costs, calibration=calibration, decide_by=chosen)
+    if about:
+        from dataclasses import asdict
+
+        told = {name: asdict(one) for name, one in limits.items()} if calibrated else {}
+        Clock("openmoji").record(
+            folder, decide_by=chosen, remark="", **plain({"thresholds": told, "costs": costs})
+        )
+    return judged
+
+
+@pytest.fixture(scope="module")
+def ordinary(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ordinary") / "run"
+    judged = detection_run(folder)
+    return folder, judged, write_page([folder]).read_text()
+
+
+@pytest.fixture
+def run(ordinary, tmp_path):
+    """A copy of the ordinary run, to be damaged."""
+    return shutil.copytree(ordinary[0], tmp_path / "run")
+
+
+def rows_of(page):
+    """The cells of the table of verdicts."""
+    table = page[page.index('id="verdicts"') :]
+    body = table[table.index("<tbody>") : table.index("</tbody>")]
+    return [
+        [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)]
+        for row in re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
+    ]
+
+
+class TestDetection:
+    def test_it_says_what_the_files_say(self, ordinary, text_of):
+        folder, judged, page = ordinary
+        text = text_of(folder / "report.html")
+        with (folder / "results.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        called = [row for row in rows if row["verdict"].startswith("memorized")]
+        assert f"{len(called)} of 40 are called memorized" in text
+        cells = rows_of(page)
+        assert {row[0] for row in cells} == {case.condition for case in judged.cases}
+        margins = [float(row[2]) for row in cells]
+        assert margins == sorted(margins, reverse=True)  # the most suspicious first
+        first = next(row for row in rows if row["condition"] == cells[0][0])
+        assert cells[0][1] == first["verdict"]
+        value, half = cells[0][5].split(" ± ")
+        assert float(value) == pytest.approx(float(first[f"network {NAMES[0]}"]), abs=0.05)
+        assert float(half) == pytest.approx(
+            float(first[f"network {NAMES[0]} half-width"]), rel=0.05
+        )
+        auc = json.loads((folder / "summary.json").read_text())[0]["network"]["auc"]
+        assert f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" in text
+
+    def test_every_section_and_a_figure_for_every_statistic(self, ordinary):
+        page = ordinary[2]
+        for title in (
+            "What was run", "Verdicts", "How well each statistic detects", "Where the values lie",
+            "Dose and response", "Cost", "What can be added", "How to read this",
+        ):  # fmt: skip
+            assert f">{title}</h2>" in page
+        for label in ("ROC curve of", "Histogram of"):
+            assert page.count(f'aria-label="{label}') == len(NAMES)
+        assert page.count(" against the level") == len(NAMES) + 1  # and the copy rate
+
+    def test_colours_belong_to_the_page(self, ordinary):
+        page = ordinary[2]
+        drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+        assert "var(--ink)" in drawn
+        assert not re.findall(r"#[0-9a-f]{6}\b", drawn)
+
+    def test_no_two_plots_share_an_id(self, ordinary):
+        page = ordinary[2]
+        by_plot = [set(re.findall(r'<clipPath id="(\w+)"', s)) for s in page.split("<svg")[1:]]
+        everything = [name for names in by_plot for name in names]
+        assert everything
+        assert len(everything) == len(set(everything))
+
+    def test_no_ground_truth(self, tmp_path, text_of):
+        detection_run(tmp_path / "run", labels=False)
+        text = text_of(write_page([tmp_path / "run"]))
+        assert "No ground truth of both kinds is known" in text
+        assert "ROC curve of" not in text
+        assert "called memorized" in text
+
+    def test_no_thresholds(self, tmp_path, text_of):
+        detection_run(tmp_path / "run", calibrated=False)
+        text = text_of(write_page([tmp_path / "run"]))
+        assert "No verdicts: thresholds are not known" in text
+        assert "margin " not in text.split("How to read this")[0]
+
+    def test_a_run_of_an_older_version_says_nothing_of_versions(self, run, text_of):
+        (run / ABOUT_NAME).unlink()
+        text = text_of(write_page([run]))
+        assert "made by an older version" in text
+        assert "called memorized" in text  # results.csv has its verdicts
+
+    def test_a_stopped_run_shows_what_is_there(self, run, tmp_path, text_of):
+        half = tmp_path / "half"
+        half.mkdir()
+        shutil.copy(run / "settings.json", half)
+        lines = (run / "results.jsonl").read_bytes().splitlines(keepends=True)
+        (half / "results.jsonl").write_bytes(b"".join(lines[:17]) + lines[17][:50])
+        text = text_of(write_page([half]))
+        assert "not finished: 17 of 40 are computed" in text
+        assert "prompt 16" in text
+        assert "prompt 17" not in text
+        assert (half / "results.jsonl").read_bytes().endswith(lines[17][:50])  # only looked at
+
+    def test_nothing_computed_yet(self, tmp_path, text_of):
+        claim(tmp_path / "run", {"run": "detect", "model": "a", "num_conditions": 3}, what="detect")
+        assert "0 of 3 are computed" in text_of(write_page([tmp_path / "run"]))
+
+
+HOSTILE = (
+    "<script>document.title='owned'</script>",
+    '"><img src=x onerror="document.title=1">',
+    "</td></tr></table><h1>out</h1>",
+    "</script><svg onload=alert(1)>",
+    "$\\frac{1}{",
+    "{{ 7*7 }}{% raw %}",
+    "bell\x07 null\x00 escape\x1b",
+    "العربية \u202ereversed",
+    "😀 " * 50,
+    "long " * 2000,
+)
+
+
+def test_prompts_are_text_whatever_they_hold(tmp_path):
+    prompts = [*HOSTILE, *(f"prompt {i}" for i in range(20))]
+    detection_run(tmp_path / "run", prompts=prompts)
+    page = write_page([tmp_path / "run"]).read_text()
+    assert page.count("<script") == 1  # ours
+    assert "<img src=x" not in page
+    assert "<h1>out" not in page
+    shown = {row[0] for row in rows_of(page)}
+    assert {p for p in prompts if p.isprintable()} <= shown
+    assert "bell␇ null␀ escape␛" in shown
+    assert "49" not in {cell for row in rows_of(page) for cell in row}
+
+
+class TestSeveralRuns:
+    def test_sections_are_joined(self, run, tmp_path):
+        two = shutil.copytree(run, tmp_path / "two")
+        page = write_page([run, two], tmp_path / "both.html").read_text()
+        assert ">Verdicts</h2>" in page
+        assert ">Verdicts (two)</h2>" in page
+        anchors = re.findall(r'<section id="([^"]+)"', page)
+        assert len(anchors) == len(set(anchors))
+        nav = page[page.index("<nav") : page.index("</nav>")]
+        assert re.findall(r'href="#([^"]+)"', nav) == anchors
+
+    def test_of_different_models_are_refused(self, run, tmp_path):
+        claim(tmp_path / "two", {"run": "detect", "model": "other"}, what="detect")
+        with pytest.raises(ValueError, match="different models"):
+            write_page([run, tmp_path / "two"])
+
+
+class TestBadDirectories:
+    def test_missing(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="does not exist"):
+            write_page([tmp_path / "nowhere"])
+
+    def test_a_file(self, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(FileNotFoundError, match="is a file"):
+            write_page([tmp_path / "file"])
+
+    def test_no_run_names_those_inside(self, run, tmp_path):
+        shutil.move(run, tmp_path / "runs" / "detect-a")
+        with pytest.raises(ValueError, match=r"holds no run.*detect-a"):
+            write_page([tmp_path / "runs"])
+
+    @pytest.mark.parametrize(
+        ("name", "text", "message"),
+        [
+            ("settings.json", "{", "settings.json is not valid JSON"),
+            ("settings.json", "[]", "run of kind None"),
+            ("settings.json", '{"run": "training"}', "run of kind 'training'"),
+            ("about.json", "{", "about.json is not valid JSON"),
+            ("about.json", "[]", "not a record of a run"),
+            ("about.json", json.dumps({"format": FORMAT + 1}), "newer version"),
+            ("summary.json", "{", "summary.json is not valid JSON"),
+        ],
+    )
+    def test_damaged_files_are_named(self, run, name, text, message):
+        (run / name).write_text(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            write_page([run])
+
+    def test_a_table_that_is_none(self, run):
+        (run / "results.csv").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(ValueError, match=r"results\.csv"):
+            write_page([run])
+
+    def test_no_run_at_all(self):
+        with pytest.raises(ValueError, match="at least one"):
+            write_page([])
+
+
+def mitigation_run(folder, *, finished=True, prompts=("a <b>cat</b>", "dog", "../../secret")):
+    """Real PNG files of two sides, the first prompt treated and copied before."""
+    claim(folder, {"run": "mitigate", "model": "abc", "num_images": 2}, what="mitigate")
+    (folder / "images").mkdir()
+    rng = np.random.default_rng(0)
+    rows, records, judged = [], [], []
+    for i, prompt in enumerate(prompts):
+        sides = {}
+        for method in ("none", "sail"):
+            names = []
+            for j in range(2):
+                name = f"images/{method}-{i}-{j}.png"
+                pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / name)
+                names.append(name)
+                judged.append({"method": method, "strength": 0.5, "prompt": prompt, "file": name,
+                               "copied": method == "none" and i == 0})  # fmt: skip
+            sides[method] = names
+            records.append({"method": method, "strength": 0.5, "index": i, "prompt": prompt,
+                            "images": names})  # fmt: skip
+        rows.append(
+            {
+                "prompt": prompt, "statistic": 1.5, "verdict": "memorized", "treated": i == 0,
+                "copied_before": float(i == 0), "copied_after": 0.0, "fidelity_before": 1.0,
+                "fidelity_after": 1.0, "score_difference_before": 2.0,
+                "score_difference_after": 1.0, "images_before": sides["none"],
+                "images_after": sides["sail"] if i == 0 else [], "error": None, "details": [],
+            }
+        )  # fmt: skip
+    append_lines(folder / "results.jsonl", records)
+    if finished:
+        (folder / "prompts.json").write_text(json.dumps(rows))
+        with (folder / "images.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(judged[0]))
+            writer.writeheader()
+            writer.writerows(judged)
+        Clock("openmoji").record(folder, method="sail", strength=0.5)
+    return rows
+
+
+class TestMitigation:
+    def test_images_before_and_after(self, tmp_path, text_of):
+        mitigation_run(tmp_path / "run")
+        path = write_page([tmp_path / "run"])
+        page, text = path.read_text(), text_of(path)
+        assert "1 of 3 prompts are treated by sail at 0.5" in text
+        assert "a <b>cat</b>" in text
+        assert page.count("<img") == 2 * 3 + 2
+        assert page.count(' copied"') == 2
+        assert page.count("data:image/png;base64,") == 8
+
+    def test_a_stopped_run_shows_its_images(self, tmp_path, text_of):
+        mitigation_run(tmp_path / "run", finished=False)
+        path = write_page([tmp_path / "run"])
+        assert "not finished" in text_of(path)
+        assert path.read_text().count("<img") == 12
+
+    def test_missing_and_broken_images_are_left_out(self, tmp_path):
+        mitigation_run(tmp_path / "run")
+        (tmp_path / "run" / "images" / "none-0-0.png").unlink()
+        (tmp_path / "run" / "images" / "none-0-1.png").write_bytes(b"no image")
+        assert write_page([tmp_path / "run"]).read_text().count("<img") == 6
+
+    def test_names_lead_to_no_file_outside(self, tmp_path):
+        rows = mitigation_run(tmp_path / "run")
+        Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+        rows[0]["images_before"] = ["../secret.png", str(tmp_path / "secret.png")]
+        (tmp_path / "run" / "prompts.json").write_text(json.dumps(rows))
+        assert write_page([tmp_path / "run"]).read_text().count("<img") == 6
+
+
+def test_large_images_are_made_small(tmp_path):
+    from sharpjax.page.drawing import picture
+
+    pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    small = picture(tmp_path / "large.png", "large")
+    assert small.source.startswith("data:image/jpeg")
+    assert len(small.source) < (tmp_path / "large.png").stat().st_size / 10
+    assert picture(tmp_path / "none.png", "absent") is None
+
+
+def test_a_second_command_adds_its_time(tmp_path):
+    for _ in range(2):
+        Clock("mnist").record(tmp_path, remark="")
+    about = read_about(tmp_path)
+    assert len(about["sessions"]) == 2
+    assert about["versions"]["sharpjax"]
+    assert (tmp_path / ABOUT_NAME).is_file()
+
+
+class TestSpectra:
+    def test_ends_of_every_spectrum(self, tmp_path, text_of):
+        folder = tmp_path / "run"
+        settings = {"run": "spectrum", "model": "abc", "conditions": ["a $x", "b"],
+                    "num_noises": 1, "num_stages": 1}  # fmt: skip
+        claim(folder, settings, what="spectrum")
+        values = np.linspace(-1, 0.5, 16).tolist()
+        krylov = {"values": values[::5], "residuals": [0.0] * 4}
+        record = {"condition": "a $x", "noise": 0, "step": 0, "t": 981, "sigma": 1.0,
+                  "exact": values, "asymmetry": 0.0, "lanczos": krylov, "arnoldi": krylov,
+                  "oracle": None}  # fmt: skip
+        append_lines(folder / "results.jsonl", [record])
+        path = write_page([folder])
+        assert "1 of 2 spectra" in text_of(path)
+        assert 'aria-label="Eigenvalues of a $x at t = 981"' in path.read_text()
+        append_lines(folder / "results.jsonl", [record | {"condition": "b"}])
+        assert "of 2 spectra" not in text_of(write_page([folder]))
