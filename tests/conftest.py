@@ -1,3 +1,6 @@
+import csv
+import dataclasses
+import json
 import os
 
 # Several test processes share the cores: BLAS threads that wait for each other there spin, and
@@ -190,3 +193,114 @@ def write_stable_diffusion():
 def stable_diffusion_directory(tmp_path_factory):
     """The directory that it writes by default: not to be changed."""
     return _write_stable_diffusion(tmp_path_factory.mktemp("models") / "stable-diffusion")
+
+
+@pytest.fixture(scope="session")
+def detection_run():
+    """Writes a detection run: random numbers, put on disk by what writes real ones."""
+    from sharpjax.detection.calibration import Calibration, threshold
+    from sharpjax.detection.cases import Case
+    from sharpjax.detection.summary import Judged, summarize
+    from sharpjax.provenance import Clock
+    from sharpjax.report.detection import plain, write_detection
+    from sharpjax.rundir import append_lines, claim
+
+    def write(folder, *, prompts=None, labels=True, calibrated=True, about=True):
+        """A run with random numbers, written by what writes real ones."""
+        names = ("score_difference@981", "tiled_l2")
+        rng = np.random.default_rng(0)
+        prompts = prompts or [f"prompt {i}" for i in range(40)]
+        cases = [
+            Case(p, ("memorized", "clean")[i % 2], ("hot", "general")[i // 2 % 2], 1 + i % 3, i % 2)
+            for i, p in enumerate(prompts)
+        ]  # fmt: skip
+        if not labels:
+            cases = [Case(prompt) for prompt in prompts]
+        shift = [1.0 if case.verdict == "memorized" else 0.0 for case in cases]
+        records = [
+            {
+                "index": i, "condition": prompt,
+                "network": {name: rng.normal(shift[i], 1, 4).tolist() for name in names},
+            }
+            for i, prompt in enumerate(prompts)
+        ]  # fmt: skip
+        claim(
+            folder,
+            {"run": "detect", "model": "abc", "num_conditions": len(prompts), "num_noises": 4},
+            what="detect",
+        )
+        append_lines(folder / "results.jsonl", records)
+        values = np.linspace(-1, 1, 100)
+        limits = {name: threshold(values, direction=1) for name in names}
+        calibration = Calibration("abc", {}, None, None, limits) if calibrated else None
+        judged = Judged.of(records, cases, calibration)
+        summaries = summarize(judged)
+        costs = {"score_difference": {"forwards": 4, "tangents": 0, "seconds": float("nan")}}
+        chosen = names[0] if calibrated else None
+        write_detection(folder, judged, summaries, costs, calibration=calibration, decide_by=chosen)
+        if about:
+            told = (
+                {name: dataclasses.asdict(one) for name, one in limits.items()}
+                if calibrated
+                else {}
+            )
+            Clock("openmoji").record(
+                folder, decide_by=chosen, remark="", **plain({"thresholds": told, "costs": costs})
+            )
+        return judged
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def mitigation_run():
+    """Writes a mitigation run whose images are noise."""
+    from PIL import Image
+
+    from sharpjax.provenance import Clock
+    from sharpjax.rundir import append_lines, claim
+
+    def write(folder, *, finished=True, prompts=("a <b>cat</b>", "dog", "../../secret")):
+        """Real PNG files of two sides, the first prompt treated and copied before."""
+        claim(folder, {"run": "mitigate", "model": "abc", "num_images": 2}, what="mitigate")
+        (folder / "images").mkdir()
+        rng = np.random.default_rng(0)
+        rows, records, judged = [], [], []
+        for i, prompt in enumerate(prompts):
+            sides = {}
+            for method in ("none", "sail"):
+                names = []
+                for j in range(2):
+                    name = f"images/{method}-{i}-{j}.png"
+                    pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+                    Image.fromarray(pixels).save(folder / name)
+                    names.append(name)
+                    judged.append(
+                        {
+                            "method": method, "strength": 0.5, "prompt": prompt, "file": name,
+                            "copied": method == "none" and i == 0,
+                        }
+                    )  # fmt: skip
+                sides[method] = names
+                records.append({"method": method, "strength": 0.5, "index": i, "prompt": prompt,
+                                "images": names})  # fmt: skip
+            rows.append(
+                {
+                    "prompt": prompt, "statistic": 1.5, "verdict": "memorized", "treated": i == 0,
+                    "copied_before": float(i == 0), "copied_after": 0.0, "fidelity_before": 1.0,
+                    "fidelity_after": 1.0, "score_difference_before": 2.0,
+                    "score_difference_after": 1.0, "images_before": sides["none"],
+                    "images_after": sides["sail"] if i == 0 else [], "error": None, "details": [],
+                }
+            )  # fmt: skip
+        append_lines(folder / "results.jsonl", records)
+        if finished:
+            (folder / "prompts.json").write_text(json.dumps(rows))
+            with (folder / "images.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=list(judged[0]))
+                writer.writeheader()
+                writer.writerows(judged)
+            Clock("openmoji").record(folder, method="sail", strength=0.5)
+        return rows
+
+    return write

@@ -10,15 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sharpjax.detection.calibration import Calibration, threshold
-from sharpjax.detection.cases import Case
-from sharpjax.detection.summary import Judged, summarize
 from sharpjax.page import write_page
 from sharpjax.provenance import ABOUT_NAME, FORMAT, Clock, read_about
-from sharpjax.report.detection import plain, write_detection
 from sharpjax.rundir import append_lines, claim
 
-NAMES = ("score_difference@981", "tiled_l2")
+NAMES = ("score_difference@981", "tiled_l2")  # of the runs that conftest.py writes
 
 
 @pytest.fixture
@@ -34,51 +30,8 @@ def text_of(tmp_path):
     return read
 
 
-def detection_run(folder, *, prompts=None, labels=True, calibrated=True, about=True):
-    """A run with random numbers, written by what writes real ones."""
-    rng = np.random.default_rng(0)
-    prompts = prompts or [f"prompt {i}" for i in range(40)]
-    cases = [
-        Case(p, ("memorized", "clean")[i % 2] if labels else None, ("hot", "general")[i // 2 % 2],
-             1 + i % 3, i % 2)
-        for i, p in enumerate(prompts)
-    ]  # fmt: skip
-    if not labels:
-        cases = [Case(prompt) for prompt in prompts]
-    shift = [1.0 if case.verdict == "memorized" else 0.0 for case in cases]
-    records = [
-        {
-            "index": i, "condition": prompt,
-            "network": {name: rng.normal(shift[i], 1, 4).tolist() for name in NAMES},
-        }
-        for i, prompt in enumerate(prompts)
-    ]  # fmt: skip
-    claim(
-        folder,
-        {"run": "detect", "model": "abc", "num_conditions": len(prompts), "num_noises": 4},
-        what="detect",
-    )
-    append_lines(folder / "results.jsonl", records)
-    values = np.linspace(-1, 1, 100)
-    limits = {name: threshold(values, direction=1) for name in NAMES}
-    calibration = Calibration("abc", {}, None, None, limits) if calibrated else None
-    judged = Judged.of(records, cases, calibration)
-    summaries = summarize(judged)
-    costs = {"score_difference": {"forwards": 4, "tangents": 0, "seconds": float("nan")}}
-    chosen = NAMES[0] if calibrated else None
-    write_detection(folder, judged, summaries, costs, calibration=calibration, decide_by=chosen)
-    if about:
-        from dataclasses import asdict
-
-        told = {name: asdict(one) for name, one in limits.items()} if calibrated else {}
-        Clock("openmoji").record(
-            folder, decide_by=chosen, remark="", **plain({"thresholds": told, "costs": costs})
-        )
-    return judged
-
-
 @pytest.fixture(scope="module")
-def ordinary(tmp_path_factory):
+def ordinary(tmp_path_factory, detection_run):
     folder = tmp_path_factory.mktemp("ordinary") / "run"
     judged = detection_run(folder)
     return folder, judged, write_page([folder]).read_text()
@@ -146,14 +99,14 @@ class TestDetection:
         assert everything
         assert len(everything) == len(set(everything))
 
-    def test_no_ground_truth(self, tmp_path, text_of):
+    def test_no_ground_truth(self, tmp_path, text_of, detection_run):
         detection_run(tmp_path / "run", labels=False)
         text = text_of(write_page([tmp_path / "run"]))
         assert "No ground truth of both kinds is known" in text
         assert "ROC curve of" not in text
         assert "called memorized" in text
 
-    def test_no_thresholds(self, tmp_path, text_of):
+    def test_no_thresholds(self, tmp_path, text_of, detection_run):
         detection_run(tmp_path / "run", calibrated=False)
         text = text_of(write_page([tmp_path / "run"]))
         assert "No verdicts: thresholds are not known" in text
@@ -196,7 +149,7 @@ HOSTILE = (
 )
 
 
-def test_prompts_are_text_whatever_they_hold(tmp_path):
+def test_prompts_are_text_whatever_they_hold(tmp_path, detection_run):
     prompts = [*HOSTILE, *(f"prompt {i}" for i in range(20))]
     detection_run(tmp_path / "run", prompts=prompts)
     page = write_page([tmp_path / "run"]).read_text()
@@ -268,48 +221,8 @@ class TestBadDirectories:
             write_page([])
 
 
-def mitigation_run(folder, *, finished=True, prompts=("a <b>cat</b>", "dog", "../../secret")):
-    """Real PNG files of two sides, the first prompt treated and copied before."""
-    claim(folder, {"run": "mitigate", "model": "abc", "num_images": 2}, what="mitigate")
-    (folder / "images").mkdir()
-    rng = np.random.default_rng(0)
-    rows, records, judged = [], [], []
-    for i, prompt in enumerate(prompts):
-        sides = {}
-        for method in ("none", "sail"):
-            names = []
-            for j in range(2):
-                name = f"images/{method}-{i}-{j}.png"
-                pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / name)
-                names.append(name)
-                judged.append({"method": method, "strength": 0.5, "prompt": prompt, "file": name,
-                               "copied": method == "none" and i == 0})  # fmt: skip
-            sides[method] = names
-            records.append({"method": method, "strength": 0.5, "index": i, "prompt": prompt,
-                            "images": names})  # fmt: skip
-        rows.append(
-            {
-                "prompt": prompt, "statistic": 1.5, "verdict": "memorized", "treated": i == 0,
-                "copied_before": float(i == 0), "copied_after": 0.0, "fidelity_before": 1.0,
-                "fidelity_after": 1.0, "score_difference_before": 2.0,
-                "score_difference_after": 1.0, "images_before": sides["none"],
-                "images_after": sides["sail"] if i == 0 else [], "error": None, "details": [],
-            }
-        )  # fmt: skip
-    append_lines(folder / "results.jsonl", records)
-    if finished:
-        (folder / "prompts.json").write_text(json.dumps(rows))
-        with (folder / "images.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(judged[0]))
-            writer.writeheader()
-            writer.writerows(judged)
-        Clock("openmoji").record(folder, method="sail", strength=0.5)
-    return rows
-
-
 class TestMitigation:
-    def test_images_before_and_after(self, tmp_path, text_of):
+    def test_images_before_and_after(self, tmp_path, text_of, mitigation_run):
         mitigation_run(tmp_path / "run")
         path = write_page([tmp_path / "run"])
         page, text = path.read_text(), text_of(path)
@@ -319,19 +232,19 @@ class TestMitigation:
         assert page.count(' copied"') == 2
         assert page.count("data:image/png;base64,") == 8
 
-    def test_a_stopped_run_shows_its_images(self, tmp_path, text_of):
+    def test_a_stopped_run_shows_its_images(self, tmp_path, text_of, mitigation_run):
         mitigation_run(tmp_path / "run", finished=False)
         path = write_page([tmp_path / "run"])
         assert "not finished" in text_of(path)
         assert path.read_text().count("<img") == 12
 
-    def test_missing_and_broken_images_are_left_out(self, tmp_path):
+    def test_missing_and_broken_images_are_left_out(self, tmp_path, mitigation_run):
         mitigation_run(tmp_path / "run")
         (tmp_path / "run" / "images" / "none-0-0.png").unlink()
         (tmp_path / "run" / "images" / "none-0-1.png").write_bytes(b"no image")
         assert write_page([tmp_path / "run"]).read_text().count("<img") == 6
 
-    def test_names_lead_to_no_file_outside(self, tmp_path):
+    def test_names_lead_to_no_file_outside(self, tmp_path, mitigation_run):
         rows = mitigation_run(tmp_path / "run")
         Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
         rows[0]["images_before"] = ["../secret.png", str(tmp_path / "secret.png")]

@@ -1,0 +1,256 @@
+"""The page of a run in a real browser: Debian's chromium, headless."""
+
+import os
+import shutil
+import time
+
+import pytest
+
+from sharpjax.page import write_page
+
+HOSTILE = (
+    "<script>document.title='owned'</script>",
+    '"><img src=x onerror="document.title=1">',
+    "<style>body{display:none}</style>",
+    "<img src='https://example.org/x.png'>",
+)
+SCHEMES = ("light", "dark")
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        assert "CI" not in os.environ, "the tests of the page need chromium (apt install chromium)"
+        pytest.skip("no chromium on this machine")
+    with sync_playwright() as playwright:
+        # a container's root has no sandbox to enter
+        launched = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory, detection_run, mitigation_run):
+    """A page of detection and mitigation together, hostile prompts among them."""
+    folder = tmp_path_factory.mktemp("pages")
+    detection_run(folder / "detect", prompts=[*HOSTILE, *(f"prompt {i}" for i in range(36))])
+    mitigation_run(folder / "mitigate", prompts=(*HOSTILE, "a cat"))
+    return write_page([folder / "detect", folder / "mitigate"])
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page; at the end nothing may have been said, gone wrong or asked of the network."""
+    contexts, said = [], []
+
+    def open_page(path, *, scheme="light", viewport=DESKTOP, watched=True):
+        context = browser.new_context(viewport=viewport, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        if watched:
+            page.on("console", lambda message: said.append(message.text))
+            page.on("pageerror", lambda error: said.append(str(error)))
+            page.on("dialog", lambda dialog: said.append(dialog.message))
+
+            def asked(request):
+                if not request.url.startswith("data:") and request.url != path.as_uri():
+                    said.append(request.url)
+
+            page.on("request", asked)
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not said
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_it_is_quiet_and_complete(visit, pages, scheme):
+    page = visit(pages, scheme=scheme)
+    assert page.title() == "sharpjax: openmoji"  # what prompts hold is not run
+    assert page.is_visible("h1")
+    loaded = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
+    assert len(loaded) >= 10
+    assert all(loaded)
+    assert page.evaluate("[...document.images].every(i => i.src.startsWith('data:'))")
+    plots = page.evaluate("[...document.querySelectorAll('.panel svg')].map(s => s.clientHeight)")
+    assert len(plots) >= 6
+    assert min(plots) > 100
+
+
+def test_a_script_that_slipped_through_would_not_run(visit, pages, tmp_path):
+    """The page's policy stands behind the escaping, should that ever fail."""
+    text = pages.read_text()
+    attack = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+    (tmp_path / "attacked.html").write_text(text.replace("<main", attack + "<main", 1))
+    page = visit(tmp_path / "attacked.html", watched=False)
+    assert page.title() == "sharpjax: openmoji"
+
+
+KEYS = """
+  [...document.querySelectorAll('#verdicts tbody tr')]
+    .filter(row => !row.hidden).map(row => row.cells[%d].dataset.key ?? row.cells[%d].textContent)
+"""
+
+
+def column_of(page, name):
+    heads = page.eval_on_selector_all("#verdicts thead th", "hs => hs.map(h => h.textContent)")
+    return heads.index(name)
+
+
+def test_columns_sort(visit, pages):
+    page = visit(pages)
+    for name, read in (("score_difference@981", float), ("margin", float), ("condition", str)):
+        place = column_of(page, name)
+        for way in ("descending", "ascending"):
+            page.click(f"#verdicts thead th:nth-child({place + 1}) button")
+            head = page.locator("#verdicts thead th").nth(place)
+            assert head.get_attribute("aria-sort") == way
+            values = [read(key) for key in page.evaluate(KEYS % (place, place))]
+            assert len(values) == 40
+            if read is float:
+                assert values == sorted(values, reverse=way == "descending")
+            else:
+                ordered = page.evaluate("v => [...v].sort((a, b) => a.localeCompare(b))", values)
+                assert values == (ordered if way == "ascending" else ordered[::-1])
+        assert page.locator("#verdicts th[aria-sort]").count() == 1
+
+
+def test_rows_are_found_and_filtered(visit, pages):
+    page = visit(pages)
+    output = page.locator("#verdicts output")
+    assert output.text_content() == "40 of 40"
+    page.fill("#verdicts [data-search]", "PROMPT 1")
+    named = [f"prompt {i}" for i in range(36) if "prompt 1" in f"prompt {i}"]
+    assert output.text_content() == f"{len(named)} of 40"
+    assert page.locator("#verdicts tbody tr:visible").count() == len(named)
+    page.fill("#verdicts [data-search]", "<script>")
+    assert output.text_content() == "1 of 40"
+    page.fill("#verdicts [data-search]", "")
+    page.select_option("#verdicts select >> nth=1", "clean")  # what is known
+    known = column_of(page, "known")
+    assert set(page.evaluate(KEYS % (known, known))) == {"clean"}
+    assert output.text_content() == "20 of 40"
+    page.select_option("#verdicts select >> nth=1", "")
+    assert output.text_content() == "40 of 40"
+
+
+def test_the_keyboard_is_enough(visit, pages):
+    page = visit(pages)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.focus("#verdicts thead th button >> nth=2")
+    page.keyboard.press("Enter")
+    assert page.locator("#verdicts th[aria-sort=descending]").count() == 1
+
+
+# The contrast of every text with what lies behind it, by WCAG 2.2's formula.
+CONTRAST = """() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgba = colour => {
+    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const luminance = ([r, g, b]) => [r, g, b].map(c => c / 255)
+    .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = rgba(getComputedStyle(e).backgroundColor);
+      if (colour[3] === 255) return colour;
+    }
+    return rgba(getComputedStyle(document.body).backgroundColor);
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    if (!walker.currentNode.textContent.trim() || !element.getClientRects().length) continue;
+    if (['STYLE', 'SCRIPT', 'style'].includes(element.tagName)) continue;
+    const style = getComputedStyle(element);
+    const own = rgba(element.closest('svg') ? style.fill : style.color);
+    const [a, b] = [luminance(own), luminance(behind(element))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    found.push([ratio, element.tagName, walker.currentNode.textContent.trim().slice(0, 40)]);
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_text_can_be_read(visit, pages, scheme):
+    found = visit(pages, scheme=scheme).evaluate(CONTRAST)
+    assert len(found) > 300
+    assert any(tag == "text" for _, tag, _ in found)  # of the plots too
+    poor = [entry for entry in found if entry[0] < 4.5]
+    assert not poor
+
+
+def test_everything_has_a_label(visit, pages):
+    page = visit(pages)
+    assert page.get_attribute("html", "lang") == "en"
+    assert page.locator("h1").count() == 1
+    lacking = page.evaluate("""() => [
+      ...[...document.images].filter(i => !i.alt),
+      ...[...document.querySelectorAll('input, select')].filter(i => !i.labels.length),
+      ...[...document.querySelectorAll('button, a, th')].filter(b => !b.textContent.trim()),
+      ...[...document.querySelectorAll('[role]')].filter(r => !r.getAttribute('aria-label')),
+      ...[...document.querySelectorAll('th')].filter(h => h.scope !== 'col'),
+    ].map(e => e.outerHTML.slice(0, 80))""")
+    assert not lacking
+    ids = page.evaluate("[...document.querySelectorAll('main section, h2')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    anchors = page.evaluate("[...document.querySelectorAll('nav a')].map(a => a.hash.slice(1))")
+    assert set(anchors) <= set(ids)
+
+
+@pytest.mark.parametrize("width", [320, 390, 768])
+def test_it_fits_a_phone(visit, pages, width):
+    page = visit(pages, viewport={"width": width, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    narrow = page.evaluate(
+        "Math.min(...[...document.querySelectorAll('.panel')].map(p => p.clientWidth))"
+    )
+    assert narrow > 250
+
+
+def test_it_prints_without_its_controls(visit, pages):
+    page = visit(pages)
+    page.emulate_media(media="print")
+    assert page.is_hidden("#verdicts .tools")
+    assert page.is_hidden("nav")
+    whole = page.evaluate("""() => {
+      const holder = document.querySelector('#verdicts .scroll');
+      return holder.scrollHeight <= holder.clientHeight + 1;
+    }""")
+    assert whole  # nothing hides below the edge of a scrolled table
+    assert page.pdf().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("count", [1000, 5000])
+def test_thousands_of_prompts(visit, detection_run, tmp_path, count):
+    detection_run(tmp_path / "run", prompts=[f"prompt number {i}" for i in range(count)])
+    path = write_page([tmp_path / "run"])
+    assert path.stat().st_size < 10e6
+    start = time.perf_counter()
+    page = visit(path)
+    opened = time.perf_counter() - start
+    place = column_of(page, "margin")
+    start = time.perf_counter()
+    page.click(f"#verdicts thead th:nth-child({place + 1}) button")
+    keys = [float(key) for key in page.evaluate(KEYS % (place, place))]
+    took = time.perf_counter() - start
+    assert keys == sorted(keys, reverse=True)
+    assert len(keys) == count
+    print(
+        f"{count} prompts: {path.stat().st_size / 1e6:.2f} MB, opened {opened:.2f} s, {took:.2f} s"
+    )
+    if count == 1000:
+        assert max(opened, took) < 2
