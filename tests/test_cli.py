@@ -116,6 +116,24 @@ def test_ground_truth_then_detect_judges(tiny_directory, tmp_path):
     assert len(list((tmp_path / "truth" / "samples").glob("*.png"))) == 6
 
 
+def test_runs_are_joined_on_one_page(tmp_path, detection_run, mitigation_run):
+    from typer.testing import CliRunner
+
+    from sharpjax.cli import app
+
+    detection_run(tmp_path / "d")
+    mitigation_run(tmp_path / "m")
+    arguments = ["report", tmp_path / "d", tmp_path / "m", "--output", tmp_path / "both.html"]
+    ran = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert ran.exit_code == 0, ran.output
+    told = json.loads(ran.stdout)
+    page = (tmp_path / "both.html").read_text()
+    assert told == {"report": str(tmp_path / "both.html"), "bytes": len(page.encode())}
+    assert ">Verdicts</h2>" in page
+    assert ">Mitigation: before and after</h2>" in page
+    assert "sharpjax mitigate --model" not in page  # that run is there
+
+
 def test_version_and_help():
     assert sharpjax("--version").stdout.strip() == "sharpjax 0.1.0"
     text = sharpjax("detect", "--help", env={**os.environ, "COLUMNS": "200"}).stdout

@@ -64,6 +64,13 @@ def test_calibrate_then_detect(small, tmp_path):
     assert {"margin guidance_alignment@41", "source", "known", "verdict"} <= rows[0].keys()
     margin = float(rows[0]["margin score_difference@981"])
     assert rows[0]["verdict"].startswith("memorized" if margin > 0 else "clean")
+    assert "d/report.html" in run.stdout
+    page = (tmp_path / "d/report.html").read_text()
+    assert "[bold]&lt;b&gt;&amp;␇ 🦊" in page
+    assert "1 memorized and 2 clean" in page
+    about = json.loads((tmp_path / "d/about.json").read_text())
+    assert about["command"].endswith("--output d --batch 2")
+    assert about["decide_by"] == "score_difference@981"
     # without the calibration: no verdicts, and it is said why
     run = sharpjax("detect", *small, "--condition", "cat", "--output", "e", cwd=tmp_path)
     assert run.returncode == 0, run.stderr

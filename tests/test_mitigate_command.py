@@ -94,6 +94,10 @@ def test_detected_prompts_are_treated_and_others_pass_untouched(small, tmp_path)
     assert {row["evaluations"] for row in rows if row["method"] == "none"} == {"4.0"}
     assert {row["evaluations"] for row in rows if row["method"] != "none"} == {"4.0"}
     assert (tmp_path / "on/side_by_side.png").is_file()
+    assert "on/report.html" in on.stdout.replace("\n", "")
+    page = (tmp_path / "on/report.html").read_text()
+    assert "1 of 3 prompts are treated by lower_guidance at 3" in page
+    assert page.count("<img") == 3 * 2 + 2
 
 
 @pytest.mark.slow
