@@ -1,12 +1,12 @@
-"""SAIL on the bundled text-to-image model, step by step, and where its noises go.
-
-Optimises the initial noises of memorized captions until their sharpness is a fraction of what is
-usual for clean captions, samples with and without, counts copies, and takes the loss apart: how
-much of its fall is a flatter landscape, and how much a shorter score difference? `sharpjax
-mitigate --compare` does this for every method; see docs/mitigation.md.
-
-    python examples/mitigate_openmoji.py --output docs/figures
-"""
+# %% [markdown]
+# # SAIL on the bundled text-to-image model, step by step, and where its noises go
+#
+# Optimises the initial noises of memorized captions until their sharpness is a fraction of what is
+# usual for clean captions, samples with and without, counts copies, and takes the loss apart: how
+# much of its fall is a flatter landscape, and how much a shorter score difference? `sharpjax
+# mitigate --compare` does this for every method; see docs/mitigation.md.
+#
+# `python examples/mitigate_openmoji.py [--quick] [--output DIR]`
 
 # %%
 import argparse
@@ -25,10 +25,10 @@ from sharpjax.judging import PictogramJudge
 from sharpjax.models.checkpoints import from_pretrained
 from sharpjax.replication import CaptionTruth, clean_captions, control
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description="SAIL on the bundled text-to-image model.")
 parser.add_argument("--quick", action="store_true", help="two captions, few steps")
 parser.add_argument("--output", type=Path, default=Path("figures"), help="folder of the figure")
-options = parser.parse_args()
+options, _ = parser.parse_known_args()  # a notebook's kernel has arguments of its own
 
 # %% The model, what it has memorized, and what is usual among captions that it has not
 devices.split_cpu()  # one device a core, before the first array
