@@ -2,13 +2,13 @@
 # # Converting a checkpoint
 #
 # A Stable Diffusion directory is read with every check and written anew, its float32 weights as
-# bfloat16 safetensors of half the size, with a manifest of digests beside each part. Then it is read
-# back and compared: the weights (bfloat16 has 8 bits, so at most 2^-8 of each is lost), the scores,
-# and what is drawn. Where PyTorch is installed, its own pipeline reads the same directory, and its
-# network is compared with ours number for number.
+# bfloat16 safetensors of half the size, with a manifest of digests beside each part. Then it is
+# read back and compared: the weights (bfloat16 has 8 bits, so at most 2^-8 of each is lost), the
+# scores, and what is drawn. Where PyTorch is installed, its own pipeline reads the same
+# directory, and its network is compared with ours number for number.
 #
-# The checkpoint is the bundled model of pictograms; a path or a hub id in its place does the same to
-# yours. `sharpjax convert SOURCE DESTINATION --dtype bfloat16` is the command for it.
+# The checkpoint is the bundled model of pictograms; a path or a hub id in its place does the same
+# to yours. `sharpjax convert SOURCE DESTINATION --dtype bfloat16` is the command for it.
 #
 # `python examples/convert_checkpoint.py [--quick] [--output DIR]`
 
@@ -63,8 +63,8 @@ def size(directory):
 print(f"weights: {size(source):,} bytes in float32, {size(destination):,} in bfloat16")
 
 # %% [markdown]
-# Every part with weights lists the SHA-256 of its files in a manifest, which is verified whenever the
-# part is read: a byte that has changed is an error.
+# Every part with weights lists the SHA-256 of its files in a manifest, which is verified whenever
+# the part is read: a byte that has changed is an error.
 
 # %%
 manifest = json.loads((destination / "unet" / "manifest.sha256.json").read_text())
@@ -75,7 +75,7 @@ damaged = destination / "unet" / "diffusion_pytorch_model.safetensors"
 whole = damaged.read_bytes()
 damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 try:
-    sj.load(destination)
+    sj.models.from_pretrained(destination, "unet")
 except ValueError as error:
     print(f"with one bit of it turned: {error}".replace(f"{destination}/", ""))
 damaged.write_bytes(whole)
@@ -103,9 +103,15 @@ def relative(a, b):
     return float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(np.asarray(b)))
 
 
+@jax.jit
+def value(score, x):
+    return score(x)
+
+
 x = jax.random.normal(jax.random.key(0), models["float32"].shape)
 for t in (981, 501, 21):
-    original, rounded = (model.scores(PROMPTS[0], t).conditional(x) for model in models.values())
+    pairs = [model.scores(PROMPTS[0], t) for model in models.values()]
+    original, rounded = (value(pair.conditional, x) for pair in pairs)
     print(f"t = {t}: the scores differ by {relative(rounded, original):.5f} of their length")
 
 # %% [markdown]
@@ -132,7 +138,9 @@ if HAS_TORCH:
     import torch
 
     context = models["bfloat16"].encode(PROMPTS)
-    ours = models["bfloat16"].unet(noise, jnp.int32(501), context)
+    ours = jax.jit(lambda unet, *inputs: unet(*inputs))(
+        models["bfloat16"].unet, noise, 501, context
+    )
     theirs = diffusers.UNet2DConditionModel.from_pretrained(
         destination, subfolder="unet", dtype=torch.float32
     )

@@ -1,12 +1,12 @@
 # %% [markdown]
 # # Which prompts are memorized? Detection on the bundled text-to-image model
 #
-# Half of the prompts judged here are captions that the model copies, by the ground truth that comes
-# with it (half or more of their samples are the training image); half are clean: hot ones, trained
-# on as often as the memorized but with another rendering each time, and general ones. Three
-# statistics of the first sampling step tell them apart without drawing a sample. Each is a mean over
-# noises, with a t-interval; how well each detects is an AUC, with a bootstrap interval over
-# prompts.
+# Half of the prompts judged here are captions that the model copies, by the ground truth that
+# comes with it (half or more of their samples are the training image); half are clean: hot ones,
+# trained on as often as the memorized but with another rendering each time, and general ones.
+# Three statistics of the first sampling step tell them apart without drawing a sample. Each is a
+# mean over noises, with a t-interval; how well each detects is an AUC, with a bootstrap interval
+# over prompts.
 #
 # `sharpjax detect` does this for every caption, with thresholds, verdicts and a report.
 #

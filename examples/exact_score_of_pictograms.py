@@ -13,7 +13,7 @@
 # the longer vector. How much of the statistic the common directions hold, what it can tell without
 # them, and what its component along s_D can tell (which has a sign), is printed.
 #
-# `python examples/exact_score_of_pictograms.py [--renderings 24] [--quick]`; prints, and draws nothing.
+# `python examples/exact_score_of_pictograms.py [--renderings 24] [--quick]`; prints, no figure.
 # Needs the `datasets` extra.
 
 # %%

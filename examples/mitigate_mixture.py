@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Where SAIL leads, on closed forms: out of a memorized mode, or into it
 #
-# Its loss is the length of ``H_D s_D``, which is small where the landscape is flat, and also wherever
-# the two scores agree, because ``s_D`` is zero there: at a memorized point itself, too. Three
-# conditions under an unconditional density in the plane, all with exact scores:
+# Its loss is the length of ``H_D s_D``, which is small where the landscape is flat, and also
+# wherever the two scores agree, because ``s_D`` is zero there: at a memorized point itself, too.
+# Three conditions under an unconditional density in the plane, all with exact scores:
 #
 # - *rare point*: 2% of what the condition shows is a point (memorized), the rest a broad mode;
 # - *frequent point*: half of it is;

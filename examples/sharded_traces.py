@@ -1,14 +1,14 @@
 # %% [markdown]
 # # Traces on several devices
 #
-# The trace of the Hessian at several points, by random probes, on a mesh of devices: the points are
-# split along its axis "points", the probes of each along "probes". The draws belong to the point and
-# the probe, not to the device, so the numbers are those of one device, to rounding. Nothing changes
-# but the `mesh=`.
+# The trace of the Hessian at several points, by random probes, on a mesh of devices: the points
+# are split along its axis "points", the probes of each along "probes". The draws belong to the
+# point and the probe, not to the device, so the numbers are those of one device, to rounding.
+# Nothing changes but the `mesh=`.
 #
-# A machine without accelerators can simulate devices (here four), which is how the code for a pod is
-# tried out. They share its cores, so at most as many of them as there are cores make it faster: the
-# times say how much, as a ratio to one device in the same run.
+# A machine without accelerators can simulate devices (here four), which is how the code for a pod
+# is tried out. They share its cores, so at most as many of them as there are cores make it
+# faster: the times say how much, as a ratio to one device in the same run.
 #
 # `python examples/sharded_traces.py [--quick] [--output DIR]`
 
