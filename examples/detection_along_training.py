@@ -35,10 +35,17 @@ parser.add_argument("--models", type=Path, default=Path("runs/train-openmoji/mod
 parser.add_argument("--output", type=Path, default=Path("figures"))
 parser.add_argument("--runs", type=Path, default=Path("runs/along-training"))
 parser.add_argument("--samples", type=int, default=4, help="Of each planted caption.")
-options = parser.parse_args()
+options, _ = parser.parse_known_args()  # a notebook's kernel has arguments of its own
 STATISTICS = ("score_difference", "hessian_score_difference", "hessian_score")
 settings = DetectSettings(statistics=STATISTICS)
-steps = sorted(path for path in options.models.iterdir() if path.name.isdecimal())
+steps = []
+if options.models.is_dir():
+    steps = sorted(path for path in options.models.iterdir() if path.name.isdecimal())
+if not steps:
+    raise SystemExit(
+        f"{options.models} holds no models of a training run: `sharpjax train openmoji` makes them "
+        "(hours), --models says where they are"
+    )
 devices.split_cpu()
 mesh = devices.local_mesh()
 

@@ -13,7 +13,8 @@
 # the longer vector. How much of the statistic the common directions hold, what it can tell without
 # them, and what its component along s_D can tell (which has a sign), is printed.
 #
-# `python examples/exact_score_of_pictograms.py [--renderings 24]`; needs the `datasets` extra.
+# `python examples/exact_score_of_pictograms.py [--renderings 24] [--quick]`; prints, no figure.
+# Needs the `datasets` extra.
 
 # %%
 import argparse
@@ -31,9 +32,12 @@ from sharpjax.detection.truth import read_truths
 
 parser = argparse.ArgumentParser(description="Statistics of the exact score of the pictograms.")
 parser.add_argument("--renderings", type=int, default=24, help="Of a caption that is not copied.")
-NUM_RENDERINGS = parser.parse_args().renderings
+parser.add_argument("--quick", action="store_true", help="few captions, renderings and noises")
+options, _ = parser.parse_known_args()  # a notebook's kernel has arguments of its own
+NUM_RENDERINGS = 2 if options.quick else options.renderings
+FEWER = slice(6 if options.quick else None)  # of each group
 NAMES = ("score_difference", "hessian_score_difference", "hessian_score")
-T, NUM_NOISES, NUM_COMMON = 981, 4, (1, 4, 16)
+T, NUM_NOISES, NUM_COMMON = 981, 1 if options.quick else 4, (1, 4, 16)
 
 # %% [markdown]
 # ## The training set, as latents
@@ -44,8 +48,9 @@ truths = read_truths(zoo.find("openmoji"), replication.CaptionTruth)
 verdicts = {truth.caption: truth.verdict for truth in truths}
 memorized = [
     i for i in pictograms.of("memorized") if verdicts[pictograms.captions[i]] == "memorized"
-]
-hot, general = pictograms.of("hot"), pictograms.of("general")[: replication.NUM_NEGATIVES]
+][FEWER]
+hot = pictograms.of("hot")[FEWER]
+general = pictograms.of("general")[: replication.NUM_NEGATIVES][FEWER]
 broad = np.concatenate([hot, general])
 to_latents = jax.jit(lambda images: model.encode_image(images))
 single = np.asarray(to_latents(pictograms.fixed_images(np.array(memorized))))

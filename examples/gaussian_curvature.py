@@ -3,6 +3,8 @@
 #
 # A score is a function of one point. Everything in `sharpjax.curvature` takes `(score, x)` and
 # knows nothing else; here the truth is known in closed form.
+#
+# `python examples/gaussian_curvature.py`; prints, and draws nothing.
 
 # %%
 import jax

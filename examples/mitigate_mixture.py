@@ -1,18 +1,18 @@
-"""Where SAIL leads, on closed forms: out of a memorized mode, or into it.
-
-Its loss is the length of ``H_D s_D``, which is small where the landscape is flat, and also wherever
-the two scores agree, because ``s_D`` is zero there: at a memorized point itself, too. Three
-conditions under an unconditional density in the plane, all with exact scores:
-
-- *rare point*: 2% of what the condition shows is a point (memorized), the rest a broad mode;
-- *frequent point*: half of it is;
-- *point alone*: as a caption has that was trained on a single image often enough.
-
-Noises are optimised until the sharpness is a given fraction of what it was, and sampled by DDIM.
-Prints which share of the samples ends at the memorized point, and draws the noises' paths.
-
-    python examples/mitigate_mixture.py --output docs/figures
-"""
+# %% [markdown]
+# # Where SAIL leads, on closed forms: out of a memorized mode, or into it
+#
+# Its loss is the length of ``H_D s_D``, which is small where the landscape is flat, and also
+# wherever the two scores agree, because ``s_D`` is zero there: at a memorized point itself, too.
+# Three conditions under an unconditional density in the plane, all with exact scores:
+#
+# - *rare point*: 2% of what the condition shows is a point (memorized), the rest a broad mode;
+# - *frequent point*: half of it is;
+# - *point alone*: as a caption has that was trained on a single image often enough.
+#
+# Noises are optimised until the sharpness is a given fraction of what it was, and sampled by DDIM.
+# Prints which share of the samples ends at the memorized point, and draws the noises' paths.
+#
+# `python examples/mitigate_mixture.py [--quick] [--output DIR]`
 
 # %%
 import argparse
@@ -28,10 +28,10 @@ import sharpjax as sj
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description="Where SAIL leads, on closed forms.")
 parser.add_argument("--quick", action="store_true", help="few noises, to see that it runs")
 parser.add_argument("--output", type=Path, default=Path("figures"), help="folder of the figure")
-options = parser.parse_args()
+options, _ = parser.parse_known_args()  # a notebook's kernel has arguments of its own
 
 # %% The densities: at t = 0, and at the first timestep of sampling
 SCHEDULE = sj.Schedule.create()

@@ -1,12 +1,12 @@
-"""SAIL on the bundled text-to-image model, step by step, and where its noises go.
-
-Optimises the initial noises of memorized captions until their sharpness is a fraction of what is
-usual for clean captions, samples with and without, counts copies, and takes the loss apart: how
-much of its fall is a flatter landscape, and how much a shorter score difference? `sharpjax
-mitigate --compare` does this for every method; see docs/mitigation.md.
-
-    python examples/mitigate_openmoji.py --output docs/figures
-"""
+# %% [markdown]
+# # SAIL on the bundled text-to-image model, step by step, and where its noises go
+#
+# Optimises the initial noises of memorized captions until their sharpness is a fraction of what is
+# usual for clean captions, samples with and without, counts copies, and takes the loss apart: how
+# much of its fall is a flatter landscape, and how much a shorter score difference? `sharpjax
+# mitigate --compare` does this for every method; see docs/mitigation.md.
+#
+# `python examples/mitigate_openmoji.py [--quick] [--output DIR]`
 
 # %%
 import argparse
@@ -25,10 +25,10 @@ from sharpjax.judging import PictogramJudge
 from sharpjax.models.checkpoints import from_pretrained
 from sharpjax.replication import CaptionTruth, clean_captions, control
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser = argparse.ArgumentParser(description="SAIL on the bundled text-to-image model.")
 parser.add_argument("--quick", action="store_true", help="two captions, few steps")
 parser.add_argument("--output", type=Path, default=Path("figures"), help="folder of the figure")
-options = parser.parse_args()
+options, _ = parser.parse_known_args()  # a notebook's kernel has arguments of its own
 
 # %% The model, what it has memorized, and what is usual among captions that it has not
 devices.split_cpu()  # one device a core, before the first array
@@ -48,6 +48,7 @@ print(
 # %% Optimise four noises of each caption, to a tenth of that
 t, guidance, steps = int(model.schedule.timesteps(50)[0]), 3.0, 10 if options.quick else 25
 noises, optimised, shares, towards, elsewhere = [], [], [], [], []
+length = jax.jit(sj.detection.score_difference)
 pictograms = planted_pictograms()
 index = [pictograms.captions.index(caption) for caption in memorized]
 images = np.asarray(model.encode_image(pictograms.fixed_images(np.array(index))))
@@ -62,10 +63,7 @@ for number, caption in enumerate(shown):
             pair, noise=noise, threshold=0.1 * limit.value, mesh=mesh,
             max_steps=5 if options.quick else 50,
         )  # fmt: skip
-    lengths = [
-        np.array([float(sj.detection.score_difference(pair, x)) for x in batch])
-        for batch in (noise, sailed.noise)
-    ]
+    lengths = [np.array([float(length(pair, x)) for x in batch]) for batch in (noise, sailed.noise)]
     # L = |H_D s_D|^2 = |s_D|^2 |H_D e|^2 with e the direction of s_D: log L falls by two parts
     shares.append(2 * np.log(lengths[1] / lengths[0]) / np.log(sailed.after / sailed.before))
     moved = np.asarray(sailed.noise - noise).reshape(4, -1)
