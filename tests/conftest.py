@@ -1,11 +1,24 @@
+import atexit
 import csv
 import dataclasses
 import json
 import os
+import shutil
+import tempfile
 
 # Several test processes share the cores: BLAS threads that wait for each other there spin, and
 # small factorizations take many times longer. Before NumPy and SciPy load it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Nearly all the time of these tests is the compilation of small networks. Two things that their
+# results do not depend on make it short, here and in the processes that the tests start: most of
+# XLA's and LLVM's optimizations are left out (``optimized`` below puts them back), and a program
+# that one process has compiled is read by the others.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sharpjax-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +26,24 @@ import numpy as np
 import pytest
 from flax import nnx
 
+UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 TINY_NAMES = ("0 x1", "0 x3", "0 x12", "1 x1", "1 x3", "1 x12")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Compiles a test marked ``optimized``, its fixtures and processes too, as users compile."""
+    if item.get_closest_marker("optimized") is None:
+        return (yield)
+    saved = os.environ[UNOPTIMIZED], jax.config.read("jax_disable_most_optimizations")
+    os.environ[UNOPTIMIZED] = "0"
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # what an earlier test has compiled would be used as it is
+    try:
+        return (yield)
+    finally:
+        os.environ[UNOPTIMIZED] = saved[0]
+        jax.config.update("jax_disable_most_optimizations", saved[1])
 
 
 @pytest.fixture(params=["float64", "float32"])

@@ -1,6 +1,5 @@
 """``AutoencoderKL`` against the PyTorch module: outputs, tangents, and directories both ways."""
 
-import functools
 import json
 import shutil
 
@@ -100,21 +99,17 @@ def inputs(config, seed=1):
     return *x, *z
 
 
-# Compilation takes most of the time of these tests, and more than half of it is optimization.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@quick_jit
+@jax.jit
 def encode_tangent(vae, x, v):
     return jax.jvp(vae.encode, (x,), (v,))
 
 
-@quick_jit
+@jax.jit
 def decode_tangent(vae, z, v):
     return jax.jvp(vae.decode, (z,), (v,))
 
 
-@quick_jit
+@jax.jit
 def encode_and_decode(vae, x, z):
     return vae.encode(x), vae.decode(z)
 

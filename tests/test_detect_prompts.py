@@ -1,5 +1,6 @@
 """A detection run on prompts: every statistic, whatever the prompts are like."""
 
+import functools
 import json
 
 import jax
@@ -70,21 +71,32 @@ def test_all_statistics_one_by_one(model, tmp_path):
     key = jax.random.key(0)
     x = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, 0), 1), model.shape)
     context = model.encode(["dog"])[0]
-    path = jax.jit(lambda c, x: follow(model, c, x, num_steps=5, guidance=3.0))(context, x)
+    walk = jax.jit(lambda c, x: follow(model, c, x, num_steps=5, guidance=3.0))
+    path = walk(context, x)
     draws = jax.random.fold_in(jax.random.fold_in(key, 2), 1)
     first, later, last = settings.timesteps(model.schedule)
+
+    def direct(name, *arguments, **options):
+        """In one program: each operation by itself, a network takes minutes to compile."""
+        function = functools.partial(STATISTICS[name].function, **options)
+        return jax.jit(function)(*arguments)
+
     expected = {
-        "guidance_alignment": STATISTICS["guidance_alignment"].function(
-            model.scores(context, first), model.scores(context, later), x
+        "guidance_alignment": direct(
+            "guidance_alignment", model.scores(context, first), model.scores(context, later), x
         ),
         "path_score_difference": STATISTICS["path_score_difference"].function(path),
         "last_step_difference": STATISTICS["last_step_difference"].function(path),
         "step_displacement": path.displacements,
-        "diagonal_curvature_difference": STATISTICS["diagonal_curvature_difference"].function(
-            model.scores(context, last), path.states[-2], key=draws, num_probes=3
+        "diagonal_curvature_difference": direct(
+            "diagonal_curvature_difference",
+            model.scores(context, last),
+            path.states[-2],
+            key=draws,
+            num_probes=3,
         ),
-        "p_laplacian": STATISTICS["p_laplacian"].function(
-            model.scores(context, 10), path.states[-1], key=draws, num_directions=6
+        "p_laplacian": direct(
+            "p_laplacian", model.scores(context, 10), path.states[-1], key=draws, num_directions=6
         ),
     }
     found = records[1]["network"]
@@ -95,7 +107,7 @@ def test_all_statistics_one_by_one(model, tmp_path):
     assert np.shape(found["tiled_l2"]) == (1,)
     keys = [jax.random.fold_in(jax.random.fold_in(key, 0), i) for i in range(2)]
     noises = [jax.random.normal(k, model.shape) for k in keys]
-    ends = [follow(model, context, x, num_steps=5, guidance=3.0).states[-1] for x in noises]
+    ends = [walk(context, x).states[-1] for x in noises]
     images = model.decode(jnp.stack(ends))
     tiled = STATISTICS["tiled_l2"].function(jnp.clip(images, -1, 1))
     np.testing.assert_allclose(found["tiled_l2"][0], tiled, rtol=5e-3)

@@ -1,7 +1,6 @@
 """``LatentDiffusion`` against PyTorch's ``StableDiffusionPipeline``, from directory to pixels."""
 
 import contextlib
-import functools
 import json
 import shutil
 import subprocess
@@ -20,10 +19,8 @@ from sharpjax.detection.statistics import hessian_score_difference
 PROMPTS = ["a cat", "the dog, 1999"]
 
 
-# Compilation takes most of the time of these tests, and more than half of it is optimization.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-pair_values = quick_jit(lambda pair, x: (pair.both(x), pair.unconditional(x), pair.conditional(x)))
-statistic = quick_jit(hessian_score_difference)
+pair_values = jax.jit(lambda pair, x: (pair.both(x), pair.unconditional(x), pair.conditional(x)))
+statistic = jax.jit(hessian_score_difference)
 
 
 @pytest.fixture(
@@ -68,7 +65,10 @@ def relative_error(ours, theirs):
     return np.linalg.norm(np.asarray(ours) - theirs) / np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 7.5])
+# The first is the whole pipeline as users compile it.
+@pytest.mark.parametrize(
+    "guidance", [pytest.param(1.0, marks=(pytest.mark.slow, pytest.mark.optimized)), 7.5]
+)
 def test_samples_equal_the_pipeline(directory, model, guidance):
     """50 steps of DDIM from the same noise, latents and pixels."""
     noise, theirs = draw(2, 4, 8, 8), pipeline(directory)
