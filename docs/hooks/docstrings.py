@@ -88,7 +88,7 @@ class _Docstrings(Preprocessor):
 
 
 class _Extension(Extension):
-    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+    def extendMarkdown(self, md: Markdown) -> None:
         md.preprocessors.register(_Docstrings(md), "docstrings", _AFTER_FENCES_ARE_WHOLE)
 
 
