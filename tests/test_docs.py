@@ -171,7 +171,8 @@ def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path):
         outside = [a for a in page.asked if a and re.match(r"(?:[a-z]+:)?//", a)]
         assert not outside, path
         assert not re.search(r"url\(['\"]?(?:https?:)?//", text), path
-        assert ":math:" not in text, f"{path}: a formula was not set"
+        if path.parent.name == "api":
+            assert not re.search(":(math|func|class|meth):", text), f"{path}: markup was not read"
     assert {name.removeprefix("docs/").removesuffix(".md") + ".html" for name in NAMES[1:]} <= {
         *pages
     }

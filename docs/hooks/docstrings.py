@@ -84,7 +84,8 @@ class _Docstrings(Preprocessor):
         return self.md.htmlStash.store(link)
 
     def _stored(self, formula: list[str], *, display: str) -> str:
-        return self.md.htmlStash.store(convert(" ".join(formula).strip(), display=display))
+        text = convert(" ".join(formula).strip(), display=display)
+        return self.md.htmlStash.store(text.replace(r"\_", "_"))  # which stays as it is in \text
 
 
 class _Extension(Extension):
