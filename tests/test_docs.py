@@ -114,6 +114,14 @@ def test_quoted_commands_exist(page):
     assert not [one for one in wrong if one[1]]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_quoted_scripts_and_tests_exist(page):
+    quoted = re.findall(r"\b(?:examples|benchmarks|tests)/\w+\.py", page.read_text())
+    if page.name == "contributing.md":  # whose recipes make some
+        quoted = [name for name in quoted if f"# {name}" not in page.read_text()]
+    assert not [name for name in quoted if not (ROOT / name).is_file()]
+
+
 def test_the_test_of_commands_itself():
     shown = commands("```sh\npip install . && sharpjax detect --model m \\\n  --all  # long\n```\n")
     assert list(shown) == ["sharpjax detect --model m --all  # long"]
