@@ -59,6 +59,7 @@ class Statistic:
 
 
 STATISTICS: dict[str, Statistic] = {}
+"""Every statistic by its name, in the order of tables."""
 
 
 def _register(*, direction: int, where: Where, cost: str, source: str, unconditional: bool = True):

@@ -17,6 +17,7 @@ from sharpjax.progress import progress
 __all__ = ["IDENTITIES", "verify"]
 
 IDENTITIES = moments.IDENTITIES + plaplacian.IDENTITIES
+"""L1 to L5 and P1 to P4, as `verify` takes them."""
 
 # The chance that some row of a correct table fails.
 FALSE_ALARM = 1e-3

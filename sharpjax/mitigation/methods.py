@@ -110,6 +110,8 @@ METHODS: dict[str, Method] = {
         whole=True,
     ),
 }  # fmt: skip
+"""Every method by its name, with the strengths that a comparison tries."""
+
 NONE = "none"
 
 

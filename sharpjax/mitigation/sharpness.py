@@ -27,6 +27,8 @@ from sharpjax._types import Array
 from sharpjax.score import ScorePair
 
 FORMS = ("exact", "finite_difference", "official")
+"""Names of the forms of sharpness that `sail` descends."""
+
 # Short enough for an error of a percent, long enough for float32: docs/mitigation.md has the curve.
 DELTA = 0.1
 
