@@ -172,12 +172,12 @@ figure, axes = plt.subplots(
 for row, prompt in enumerate(PROMPTS):
     for column, (name, images) in enumerate(drawn.items()):
         ax = axes[row, column]
-        ax.imshow(((np.moveaxis(images[row], 0, -1) + 1) / 2).clip(0, 1))
+        ax.imshow(((np.moveaxis(images[row], 0, -1) + 1) / 2).clip(0, 1), interpolation="nearest")
         ax.set(xticks=[], yticks=[])
         if row == 0:
             ax.set_title(name, fontsize=9)
     axes[row, 0].set_ylabel(prompt, fontsize=9)
 options.output.mkdir(parents=True, exist_ok=True)
-figure.savefig(options.output / "convert_checkpoint.png", dpi=100, facecolor="white")
+figure.savefig(options.output / "convert_checkpoint.png", dpi=60, facecolor="white")
 place.cleanup()
 print(f"wrote {options.output / 'convert_checkpoint.png'}")
