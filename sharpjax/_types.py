@@ -1,13 +1,15 @@
 """The two callable contracts of sharpjax, and its array aliases."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax.typing import ArrayLike
 
-__all__ = ["Array", "ArrayLike", "Matvec", "Score"]
+__all__ = ["Array", "ArrayLike", "Matvec", "Numbers", "Score"]
 
 Array = jax.Array
+Numbers = ArrayLike | Sequence[Any]  # what makes an array; nested lists of numbers, too
 
 
 @runtime_checkable

@@ -28,6 +28,9 @@ from sharpjax.commands.spectrum import spectrum
 from sharpjax.commands.train import train_app
 from sharpjax.commands.verify import verify
 
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # or read from the cache: much shorter
+_WORTH_TELLING = 0.2  # seconds
+
 app = typer.Typer(
     help="Measure how sharp a diffusion model's probability landscape is, and tell from that "
     "which of its outputs are memorized.",
@@ -47,23 +50,39 @@ def _common(
     if version:
         console.print(f"sharpjax {__version__}")
         raise typer.Exit
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING)
+    _log(verbose=verbose)
     _enable_compilation_cache()
 
 
 app.command()(detect)
 app.command()(calibrate)
-
-
 app.command()(spectrum)
 app.command("ground-truth")(ground_truth)
 app.command("mitigate")(mitigate_prompts)
 app.command()(sample)
 app.command()(convert)
 app.command()(report)
-
-
 app.command()(verify)
+
+
+def _log(*, verbose: bool) -> None:
+    """Log to standard error: warnings, and if verbose what sharpjax does and what compiling takes.
+
+    Libraries are left at their warnings, which would drown it.
+    """
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
+    package = logging.getLogger("sharpjax")
+    package.setLevel(logging.INFO if verbose else logging.NOTSET)
+    if not verbose:
+        return
+
+    def tell(event: str, duration_secs: float, **about: str | int) -> None:
+        if event == _COMPILED and duration_secs >= _WORTH_TELLING:
+            package.info(
+                "compiled %s in %.1f s", about.get("fun_name", "a function"), duration_secs
+            )
+
+    jax.monitoring.register_event_duration_secs_listener(tell)
 
 
 def _enable_compilation_cache() -> None:
@@ -75,7 +94,7 @@ def _enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def _stop(*_) -> None:
+def _stop(*_: object) -> None:
     """Leave at once on Ctrl-C: finished results are on disk, and XLA may be busy for a while."""
     if sys.stderr.isatty():
         sys.stderr.write("\x1b[?25h")  # show the cursor: a progress bar hides it

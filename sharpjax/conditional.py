@@ -1,11 +1,11 @@
 """What detection and mitigation know of a model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
-from sharpjax._types import Array, Score
+from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.schedules import Schedule
 from sharpjax.score import ScorePair
 
@@ -27,11 +27,11 @@ class ConditionalModel(Protocol):
         ...
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         """Shape of one image, channels first."""
         ...
 
-    def encode_image(self, images: Array) -> Array:
+    def encode_image(self, images: ArrayLike) -> Array:
         """States at the end of sampling of images, -1 to 1; what :meth:`decode` turns back."""
         ...
 
@@ -52,14 +52,15 @@ class ConditionalModel(Protocol):
         """Whether :meth:`unconditional` can be asked."""
         ...
 
-    def unconditional(self, t: int | Array) -> Score:
+    def unconditional(self, t: ArrayLike) -> Score:
         """The score without a condition at timestep ``t``."""
         ...
 
-    def scores(self, condition: Any, t: int | Array) -> ScorePair:
+    def scores(self, condition: Any, t: ArrayLike) -> ScorePair:
         """The pair of scores of one condition, a name or an encoded one, at timestep ``t``."""
         ...
 
-    def sample(self, conditions: Any, key: Array | None = None, **options: Any) -> np.ndarray:
-        """One example per condition."""
+    @property
+    def sample(self) -> Callable[..., np.ndarray]:
+        """``(conditions, key, **options)``: one example per condition; a method, as a rule."""
         ...

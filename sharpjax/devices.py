@@ -5,6 +5,7 @@ a core, which has to be said before JAX starts a backend: before the first array
 """
 
 import os
+from typing import Any
 
 import jax
 import numpy as np
@@ -140,7 +141,8 @@ def wait_for_all(what: str) -> None:
         ConnectionError: a process has died.
     """
     try:
-        distributed.global_state.client.wait_at_barrier(f"sharpjax {what}", _A_WEEK)
+        client: Any = distributed.global_state.client  # there: the caller is one of several
+        client.wait_at_barrier(f"sharpjax {what}", _A_WEEK)
     except RuntimeError as error:
         raise ConnectionError(
             "another process of this run has ended before its share was done; what is finished is "

@@ -13,7 +13,7 @@ import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ def generate(
     images = [(i, j) for i in range(len(prompts)) for j in range(num_images)]
     done = {key for key in images if key in records and _file(folder, *key).is_file()}
     key = jax.random.key(settings.seed)
-    options = {"negative_prompt": settings.negative_prompt, "mesh": mesh} if is_latent else {}
+    options: Any = {"negative_prompt": settings.negative_prompt, "mesh": mesh} if is_latent else {}
     contexts: dict[int, Array] = {}
     make_folder(folder / IMAGES_NAME)
     with progress("sampling", total=len(images), done=len(done)) as bar:
@@ -137,7 +137,7 @@ def generate(
                 jax.random.fold_in(keys[0], 1),  # of the steps, used if there is one image
                 noise=jnp.stack([jax.random.normal(jax.random.fold_in(k, 0), shape) for k in keys]),
                 num_steps=settings.num_steps,
-                guidance=settings.guidance,
+                guidance=cast(float, settings.guidance),  # `_completed` filled it in
                 eta=settings.eta,
                 batch_size=size,
                 **options,
@@ -213,8 +213,9 @@ def _completed(
         return dataclasses.replace(settings, guidance=guidance), model.shape
     channels, *sides = model.shape
     unit = model.pixels_per_latent
-    pixels = {"height": settings.height, "width": settings.width}
-    for (name, value), side in zip(pixels.items(), sides, strict=True):
+    given = {"height": settings.height, "width": settings.width}
+    pixels: dict[str, Any] = {}
+    for (name, value), side in zip(given.items(), sides, strict=True):
         if value is not None and (value < 1 or value % unit):
             raise ValueError(f"{name} must be a multiple of {unit} pixels, got {value}")
         pixels[name] = side * unit if value is None else value
@@ -223,13 +224,16 @@ def _completed(
     return dataclasses.replace(settings, guidance=guidance, **pixels), shape
 
 
-def _encode(model, prompt: str, settings: GenerationSettings) -> Array:
+def _encode(
+    model: PixelDiffusion | LatentDiffusion, prompt: str, settings: GenerationSettings
+) -> Array:
     """One prompt at a time: one compilation, and the same bits whatever the others are."""
     if isinstance(model, PixelDiffusion):
         return model.encode([prompt])
     with warnings.catch_warnings():  # of a prompt that is too long: it was announced
         warnings.simplefilter("ignore", UserWarning)
-        return model.encode([prompt], clip_skip=settings.clip_skip)
+        result: Array = model.encode([prompt], clip_skip=settings.clip_skip)
+        return result
 
 
 # --- files -------------------------------------------------------------------------------------

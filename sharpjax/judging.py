@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -83,7 +84,7 @@ class PictogramJudge:
         known = place >= 0
         structural = np.full(len(prompts), np.nan)
         structural[known] = structural_similarity(images[known], self.images[place[known]])
-        answers = np.asarray(probabilities(self.classifier, images)).argmax(axis=1)
+        answers = np.asarray(probabilities(self.classifier, jnp.asarray(images))).argmax(axis=1)
         shown = [self.classifier.labels[answer] for answer in answers]
         return _judgement(
             similarity, place, self.memorized, structural, self.threshold,
@@ -117,7 +118,7 @@ class EmbeddingJudge:
 
     def __call__(self, images: np.ndarray, prompts: Sequence[str]) -> Judgement:
         """Judge ``images`` of ``prompts``, one each."""
-        similarity = _unit(self._sscd(images)) @ self._references.T
+        similarity = _unit(self._sscd(list(images))) @ self._references.T
         known = list(self.prompts)
         place = np.array([known.index(p) if p in known else -1 for p in prompts])
         nothing = np.full(len(prompts), np.nan)
@@ -125,7 +126,14 @@ class EmbeddingJudge:
         return _judgement(similarity, place, known, nothing, self.threshold, fidelity)
 
 
-def _judgement(similarity, place, known, structural, threshold, fidelity) -> Judgement:
+def _judgement(
+    similarity: np.ndarray,
+    place: np.ndarray,
+    known: Sequence[str],
+    structural: np.ndarray,
+    threshold: float,
+    fidelity: np.ndarray,
+) -> Judgement:
     rows = np.arange(len(place))
     own = np.where(place >= 0, similarity[rows, np.maximum(place, 0)], np.nan)
     others = similarity.copy()
@@ -201,7 +209,8 @@ def load_sscd(path: str | Path) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
     def embed(images: Sequence[np.ndarray]) -> np.ndarray:
         prepared = np.stack([(_resized(image, 288) - mean) / std for image in images])
         with torch.no_grad():
-            return network(torch.from_numpy(prepared)).numpy()
+            result: np.ndarray = network(torch.from_numpy(prepared)).numpy()
+            return result
 
     return embed
 
@@ -233,7 +242,8 @@ def load_clip(name: str | Path) -> Callable[[np.ndarray, Sequence[str]], np.ndar
         )
         with torch.no_grad():
             out = network(**inputs)
-        return (out.image_embeds * out.text_embeds).sum(dim=-1).numpy()
+        result: np.ndarray = (out.image_embeds * out.text_embeds).sum(dim=-1).numpy()
+        return result
 
     return score
 
@@ -254,8 +264,12 @@ def _resized(image: np.ndarray, side: int) -> np.ndarray:
 
 def _levels(image: np.ndarray) -> np.ndarray:
     """``(3, h, w)``, -1 to 1, to ``(h, w, 3)`` of bytes."""
-    return np.round((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+    result: np.ndarray = (
+        np.round((np.clip(image, -1, 1) + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
+    )
+    return result
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    result: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return result

@@ -9,6 +9,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -18,7 +20,7 @@ _CLASSES = {"memorized": "#d62728", "clean": _INK}
 _COPY = (0.84, 0.15, 0.16)
 
 
-def _save(figure, path: Path) -> Path:
+def _save(figure: Figure, path: Path) -> Path:
     if path.suffix == ".svg":  # text stays text, the page's own colour shows through
         # ids are hashed with the salt: several pictures of one page must not share them
         with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
@@ -29,7 +31,7 @@ def _save(figure, path: Path) -> Path:
     return path
 
 
-def _clean(axes) -> None:
+def _clean(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -90,7 +92,7 @@ def distributions(
     bins = np.histogram_bin_edges(everything, bins=min(40, max(8, int(len(everything) ** 0.6))))
     for label, values in classes.items():
         axes.hist(
-            values, bins, histtype="stepfilled", alpha=0.45, linewidth=1.2, label=label,
+            values, bins.tolist(), histtype="stepfilled", alpha=0.45, linewidth=1.2, label=label,
             color=_CLASSES.get(label, _GREY), edgecolor=_CLASSES.get(label, _GREY),
         )  # fmt: skip
     if threshold is not None:

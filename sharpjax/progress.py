@@ -10,6 +10,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -28,7 +29,7 @@ class _Rate(ProgressColumn):
 class Bar:
     """What :func:`progress` yields: call :meth:`advance` after each finished unit."""
 
-    def __init__(self, bar: Progress, task: int):
+    def __init__(self, bar: Progress, task: TaskID):
         self._bar, self._task = bar, task
 
     def advance(self, amount: int = 1, *, note: str = "") -> None:

@@ -20,8 +20,10 @@ import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
@@ -165,7 +167,7 @@ def judge(
 
 def concept_rate(classifier: ConceptClassifier, samples: np.ndarray, caption: str) -> float:
     """Fraction of samples whose most likely label is the caption."""
-    answers = np.asarray(probabilities(classifier, samples)).argmax(axis=1)
+    answers = np.asarray(probabilities(classifier, jnp.asarray(samples))).argmax(axis=1)
     return float(np.mean(answers == classifier.labels.index(caption)))
 
 
@@ -287,7 +289,7 @@ def typical(truths: Sequence[CaptionTruth]) -> tuple[str, ...]:
     """
     memorized = max(truths, key=lambda t: (t.copy_rate, t.similarity))
     others = [t for t in truths if t.group in ("hot", "general")]
-    chosen = {}
+    chosen: dict[Any, Any] = {}
     for truth in sorted(others, key=lambda t: (t.level != memorized.level, t.copy_rate)):
         chosen.setdefault(truth.group, truth.caption)
     return (memorized.caption, *(chosen[g] for g in ("hot", "general") if g in chosen))

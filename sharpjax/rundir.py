@@ -7,11 +7,14 @@ processes may claim one directory at the same time; each appends to a file of it
 
 import csv
 import json
+import logging
 import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.json"
 _PART = ".part"  # ends the names of files being written; a kill leaves one behind
@@ -43,6 +46,7 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
         if not path.exists():
             _create(path, json.dumps(settings, indent=2) + "\n")
         elif not os.access(folder, os.W_OK):
@@ -67,6 +71,7 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
             f"{folder} holds a run with other settings ({told}). "
             f"Repeat those settings to resume it, or choose another directory"
         )
+    logger.info("%s: %s", folder, f"a new {what} run" if is_new else f"the {what} run goes on")
     return folder
 
 
@@ -111,7 +116,7 @@ def _write(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def append_lines(path: Path, records: list[Mapping[str, Any]]) -> None:
+def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Append records as JSON lines and fsync; when it returns they are on disk.
 
     Raises:
@@ -122,6 +127,7 @@ def append_lines(path: Path, records: list[Mapping[str, Any]]) -> None:
             file.writelines(json.dumps(record) + "\n" for record in records)
             file.flush()
             os.fsync(file.fileno())
+        logger.info("%d more on disk: %s", len(records), path)
     except OSError as error:
         what = f"cannot write, what was there before is kept ({error.strerror})"
         raise OSError(error.errno, what, str(path)) from error

@@ -76,13 +76,13 @@ def sample(
         grid, alphas, sigmas = timesteps[:-1], schedule.alpha(timesteps), schedule.sigma(timesteps)
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(grid))
 
-    def step(x: Array, level):
+    def step(x: Array, level: tuple[Array, ...]) -> tuple[Array, tuple[Array | None, Any]]:
         t, alpha, sigma, next_alpha, next_sigma, key = level
         prediction, aux = predict_at(x, t) if has_aux else (predict_at(x, t), None)
         x0, eps = clean_and_noise(
             prediction, x, alpha=alpha, sigma=sigma, prediction_type=prediction_type
         )
-        fresh = 0.0
+        fresh: Any = 0.0
         if eta > 0:
             ratio = jnp.maximum(1 - (alpha / next_alpha) ** 2, 0)
             fresh = eta * next_sigma / sigma * jnp.sqrt(ratio)
@@ -94,5 +94,5 @@ def sample(
 
     levels = (jnp.asarray(grid), alphas[:-1], sigmas[:-1], alphas[1:], sigmas[1:], keys)
     x, (states, aux) = jax.lax.scan(step, x_T, levels)
-    result = jnp.concatenate([x_T[None], states]) if trajectory else x
+    result = x if states is None else jnp.concatenate([x_T[None], states])
     return (result, aux) if has_aux else result

@@ -21,6 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sharpjax._types import ArrayLike
+from sharpjax.reprs import one_line
+
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "trailing", "linspace")
@@ -52,7 +55,8 @@ def betas(
     if name == "squaredcos_cap_v2":
         edges = np.arange(num_train_timesteps + 1) / num_train_timesteps
         alpha_bar = np.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2
-        return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+        capped: np.ndarray = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+        return capped
     if not 0 < start <= end < 1:
         raise ValueError(
             "betas need 0 < start <= end < 1, got start (beta_start) "
@@ -117,7 +121,11 @@ class Schedule:
     timestep_spacing: str = dataclasses.field(default="leading", metadata={"static": True})
     steps_offset: int = dataclasses.field(default=1, metadata={"static": True})
     set_alpha_to_one: bool = dataclasses.field(default=False, metadata={"static": True})
-    config: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), metadata={"static": True})
+    config: tuple[tuple[str, Any], ...] = dataclasses.field(
+        default=(), repr=False, metadata={"static": True}
+    )
+
+    __repr__ = one_line
 
     @classmethod
     def create(
@@ -261,15 +269,15 @@ class Schedule:
         """Length ``T`` of the training grid."""
         return self.alphas.shape[0]
 
-    def alpha(self, t: jax.Array | int) -> jax.Array:
+    def alpha(self, t: ArrayLike) -> jax.Array:
         """Signal ``alpha_t`` at integer timestep(s) ``t``; checks ``t`` when it is concrete."""
         return self.alphas[self._checked(t)]
 
-    def sigma(self, t: jax.Array | int) -> jax.Array:
+    def sigma(self, t: ArrayLike) -> jax.Array:
         """Noise ``sigma_t`` at integer timestep(s) ``t``; checks ``t`` when it is concrete."""
         return self.sigmas[self._checked(t)]
 
-    def _checked(self, t: jax.Array | int) -> jax.Array | int:
+    def _checked(self, t: ArrayLike) -> Any:
         if isinstance(t, jax.core.Tracer):
             return t
         given = np.asarray(t)
@@ -291,7 +299,7 @@ class Schedule:
         if num_steps != int(num_steps) or not 1 <= num_steps <= total:
             raise ValueError(f"num_steps must lie in 1..{total}, got {num_steps}")
         if self.timestep_spacing == "leading":
-            grid = np.arange(num_steps) * (total // num_steps) + self.steps_offset
+            grid: np.ndarray = np.arange(num_steps) * (total // num_steps) + self.steps_offset
         elif self.timestep_spacing == "trailing":
             # rounding can make arange one too long; diffusers then has an extra step at t = -1
             grid = np.round(np.arange(total, 0, -total / num_steps)[:num_steps])[::-1] - 1

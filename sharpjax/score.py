@@ -18,7 +18,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from sharpjax._types import Array, Score
+from sharpjax._types import Array, ArrayLike, Score
+from sharpjax.reprs import one_line
 from sharpjax.schedules import PREDICTION_TYPES
 
 
@@ -111,6 +112,8 @@ class ScorePair:
     sigma: Array
     stacked: Callable[[Array], Array] | None = None
 
+    __repr__ = one_line
+
     def at(self, points: Array) -> Array:
         """``(s_u(points[0]), s_c(points[1]))``: two points, one batch."""
         if self.stacked is not None:
@@ -124,12 +127,14 @@ class ScorePair:
     def difference(self, x: Array) -> Array:
         """``s_D(x) = s_c(x) - s_u(x)``, units 1/sigma."""
         unconditional, conditional = self.both(x)
-        return conditional - unconditional
+        difference: Array = conditional - unconditional
+        return difference
 
-    def guided(self, x: Array, guidance: float | Array) -> Array:
+    def guided(self, x: Array, guidance: ArrayLike) -> Array:
         """Classifier-free guidance, ``s_u + guidance (s_c - s_u)`` (arXiv:2207.12598)."""
         unconditional, conditional = self.both(x)
-        return unconditional + guidance * (conditional - unconditional)
+        guided: Array = unconditional + guidance * (conditional - unconditional)
+        return guided
 
     def linearize(self, x: Array) -> "LinearizedPair":
         """Values and the two tangent maps at ``x``, apart: 2 forward evaluations."""
@@ -158,6 +163,8 @@ class LinearizedPair:
     unconditional_tangent: Callable[[Array], Array]
     conditional: Array
     conditional_tangent: Callable[[Array], Array]
+
+    __repr__ = one_line
 
     @property
     def difference(self) -> Array:

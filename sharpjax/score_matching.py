@@ -16,6 +16,7 @@ A conditional expectation minimises a mean square, hence two losses for one netw
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def second_order_loss(score: Score, x0: Array, noise: Array, alpha: Array, sigma
     """
     x = alpha * x0 + sigma * noise
 
-    def twice(x):
+    def twice(x: Array) -> tuple[Array, Array]:
         s = score(x)
         return s, s
 
@@ -157,24 +158,37 @@ def fit(
 
 
 def _optimizer(learning_rate: ArrayLike, steps: ArrayLike) -> optax.GradientTransformation:
-    def rate(k):  # optax's own cosine wants `steps` to be known when it is compiled
-        return 0.5 * learning_rate * (1 + jnp.cos(math.pi * k / steps))
+    def rate(
+        k: ArrayLike,
+    ) -> Any:  # optax's own cosine wants `steps` to be known when it is compiled
+        return 0.5 * jnp.asarray(learning_rate) * (1 + jnp.cos(math.pi * jnp.asarray(k) / steps))
 
     return optax.chain(optax.clip_by_global_norm(_CLIP), optax.adam(rate))
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "batch_size", "second_order"))
 def _advance(
-    state, points, schedule, key, first, count, steps, learning_rate, weight,
-    *, graph, batch_size, second_order,
-):  # fmt: skip
+    state: Any,
+    points: Array,
+    schedule: Schedule,
+    key: Array,
+    first: ArrayLike,
+    count: ArrayLike,
+    steps: ArrayLike,
+    learning_rate: ArrayLike,
+    weight: ArrayLike,
+    *,
+    graph: Any,
+    batch_size: int,
+    second_order: bool,
+) -> Any:
     """`count` of the `steps` steps from `first` on: the state, and a block of losses."""
     optimizer = _optimizer(learning_rate, steps)
 
-    def loss(params, draw):
+    def loss(params: Any, draw: tuple[Array, ...]) -> Array:
         network = nnx.merge(graph, params)
 
-        def one(x0, noise, alpha, sigma):
+        def one(x0: Array, noise: Array, alpha: Array, sigma: Array) -> Array:
             score = network.score(alpha, sigma)
             value = first_order_loss(score, x0, noise, alpha, sigma)
             if second_order:
@@ -183,7 +197,7 @@ def _advance(
 
         return jnp.mean(jax.vmap(one)(*draw))
 
-    def step(i, carry):
+    def step(i: Array, carry: Any) -> Any:
         (params, moments), losses = carry
         draw = _draw(points, schedule, jax.random.fold_in(key, first + i), batch_size)
         value, grads = jax.value_and_grad(loss)(params, draw)
@@ -195,7 +209,7 @@ def _advance(
     return jax.lax.fori_loop(0, count, step, (state, jnp.zeros(_BLOCK)))
 
 
-def _draw(points: Array, schedule: Schedule, key: Array, n: int):
+def _draw(points: Array, schedule: Schedule, key: Array, n: int) -> tuple[Array, ...]:
     """`n` points, their noises and their levels."""
     keys = jax.random.split(key, 3)
     x0 = points[jax.random.randint(keys[0], (n,), 0, len(points))]

@@ -10,7 +10,8 @@ def standardised(features: np.ndarray) -> np.ndarray:
     """``(n, ...)`` to rows ``(n, m)`` of mean 0 and norm 1: products of rows are correlations."""
     flat = np.asarray(features, np.float64).reshape(len(features), -1)
     flat = flat - flat.mean(axis=1, keepdims=True)
-    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+    rows: np.ndarray = flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-12)
+    return rows
 
 
 def pixel_correlation(images: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -20,7 +21,8 @@ def pixel_correlation(images: np.ndarray, references: np.ndarray) -> np.ndarray:
     >>> pixel_correlation(image, np.concatenate([3 * image + 1, -image])).round(6).tolist()
     [[1.0, -1.0]]
     """
-    return standardised(images) @ standardised(references).T
+    correlation: np.ndarray = standardised(images) @ standardised(references).T
+    return correlation
 
 
 def outlines(images: np.ndarray) -> np.ndarray:
@@ -42,7 +44,8 @@ def outline_correlation(images: np.ndarray, references: np.ndarray) -> np.ndarra
     >>> outline_correlation(image, 2 - image).round(6).tolist()  # a negative has the same edges
     [[1.0]]
     """
-    return outlines(images) @ outlines(references).T
+    correlation: np.ndarray = outlines(images) @ outlines(references).T
+    return correlation
 
 
 def structural_similarity(images: np.ndarray, references: np.ndarray) -> np.ndarray:
@@ -68,11 +71,14 @@ def structural_similarity(images: np.ndarray, references: np.ndarray) -> np.ndar
     )
 
     def blur(a: np.ndarray) -> np.ndarray:
-        return gaussian_filter(a, (0, 1.5, 1.5), truncate=3.5)
+        blurred: np.ndarray = gaussian_filter(a, (0, 1.5, 1.5), truncate=3.5)
+        return blurred
 
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
     covariance = blur(x * y) - mean_x * mean_y
     c1, c2 = 0.02**2, 0.06**2
     top = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return (top / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean(axis=(1, 2))
+    each: np.ndarray = top / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+    mean: np.ndarray = each.mean(axis=(1, 2))
+    return mean

@@ -72,7 +72,10 @@ class SpectrumSettings:
     @property
     def stages(self) -> list[int]:
         """Indices of the analysed steps: the first, the last, and what lies evenly between."""
-        return np.linspace(0, self.num_steps - 1, self.num_stages).round().astype(int).tolist()
+        result: list[int] = (
+            np.linspace(0, self.num_steps - 1, self.num_stages).round().astype(int).tolist()
+        )
+        return result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +201,8 @@ def spectrum(
                     record["oracle"] = None
                     if training_set is not None:
                         level = {"alpha": pair.alpha, "sigma": pair.sigma}
-                        values = _oracle(training_set, labels[i], x, **level, which=settings.score)
+                        label = np.asarray(labels)[i]  # which go with the training set
+                        values = _oracle(training_set, label, x, **level, which=settings.score)
                         record["oracle"] = _rounded(values)
                     append_lines(path, [record])
                     done[name, noise, step] = record
@@ -209,7 +213,7 @@ def spectrum(
 def _spectra(pair: ScorePair, x: Array, key: Array, settings: SpectrumSettings) -> dict[str, Any]:
     score, unit = _chosen(pair, settings.score), float(pair.sigma) ** 2
     J = np.asarray(curvature.hessian(score, x), np.float64)
-    krylov = {"key": key, "num_matvecs": min(settings.num_matvecs, x.size)}
+    krylov: Any = {"key": key, "num_matvecs": min(settings.num_matvecs, x.size)}
     lanczos = curvature.lanczos(score, x, **krylov)
     arnoldi = curvature.arnoldi(score, x, **krylov)
     m, n = int(lanczos.num_valid), int(arnoldi.num_valid)
@@ -238,24 +242,28 @@ def _difference(pair: ScorePair, x: Array) -> Array:
 
 
 @jax.jit(static_argnames="num_steps")
-def _path(model, condition, x_T, *, num_steps: int) -> Array:
+def _path(model: ConditionalModel, condition: Array, x_T: Array, *, num_steps: int) -> Array:
     """States of the DDIM path under the condition, noise first."""
 
-    def score_at(x, t):
+    def score_at(x: Array, t: Array) -> Array:
         return model.scores(condition, t).conditional(x)
 
-    return sample(score_at, x_T, model.schedule, num_steps=num_steps, trajectory=True)
+    result: Array = sample(score_at, x_T, model.schedule, num_steps=num_steps, trajectory=True)
+    return result
 
 
 @jax.jit(static_argnames="which")
-def _oracle(training_set: TrainingSet, label, x, *, alpha, sigma, which: str) -> Array:
+def _oracle(
+    training_set: TrainingSet, label: Array, x: Array, *, alpha: Array, sigma: Array, which: str
+) -> Array:
     """All eigenvalues of ``sigma^2 H`` of the exact score, ascending."""
     unconditional, conditional = training_set.densities(label, alpha=alpha, sigma=sigma)
     if which == "difference":
         H = conditional.hessian(x) - unconditional.hessian(x)
     else:
         H = {"unconditional": unconditional, "conditional": conditional}[which].hessian(x)
-    return sigma**2 * jnp.linalg.eigvalsh(H)
+    result: Array = sigma**2 * jnp.linalg.eigvalsh(H)
+    return result
 
 
 def _rounded(values: Array | np.ndarray) -> list[float]:

@@ -34,8 +34,8 @@ from sharpjax.datasets.openmoji import CAPTIONS_NAME
 from sharpjax.detection import run
 from sharpjax.detection.calibration import CALIBRATION_NAME, QUANTILE, Calibration
 from sharpjax.detection.cases import Case, from_file
-from sharpjax.detection.images import ImageSettings, detect_images, find_images
-from sharpjax.detection.settings import NEAR_THE_END, DetectSettings
+from sharpjax.detection.images import detect_images, find_images
+from sharpjax.detection.settings import NEAR_THE_END, DetectSettings, ImageSettings
 from sharpjax.detection.summary import Judged
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.load import find
@@ -109,14 +109,14 @@ def calibrate(
         records = detect_images(network, images, cases, folder, settings, fingerprint=who)
     else:
         default = "first,traces" if isinstance(network, PixelDiffusion) else "first"
-        settings = prompt_settings(
+        settings = of_prompts = prompt_settings(
             network, default if statistics is None else statistics, noises=noises, steps=steps,
             guidance=guidance, probes=probes, trace_noises=trace_noises, independent=independent,
             squared=squared, seed=seed, num_directions=directions,
         )  # fmt: skip
         cases = _clean_cases(directory, prompts)
         records = run.detect(
-            network, [case.condition for case in cases], folder, settings, fingerprint=who,
+            network, [case.condition for case in cases], folder, of_prompts, fingerprint=who,
             batch_size=4 * (mesh.size if mesh else 1) if batch is None else batch, mesh=mesh,
         )  # fmt: skip
     fitted = Calibration.fit(records, settings, fingerprint=who, quantile=quantile)

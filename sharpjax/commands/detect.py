@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -50,12 +50,13 @@ from sharpjax.detection import run
 from sharpjax.detection.calibration import CALIBRATION_NAME, Calibration
 from sharpjax.detection.cases import Case, balanced, from_file
 from sharpjax.detection.columns import evaluations
-from sharpjax.detection.images import ImageSettings, detect_images, find_images
+from sharpjax.detection.images import detect_images, find_images
 from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
-from sharpjax.detection.settings import NEAR_THE_END, DetectSettings
+from sharpjax.detection.settings import NEAR_THE_END, DetectSettings, ImageSettings
 from sharpjax.detection.summary import REFERENCE, Judged, Summary, summarize
 from sharpjax.detection.truth import TRUTH_NAME, read_truths, select_truths
 from sharpjax.models.fingerprint import fingerprint
+from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import find
 from sharpjax.models.pixel_diffusion import PixelDiffusion
 from sharpjax.page import write_page
@@ -178,13 +179,13 @@ def detect(
             statistics=statistics, independent_noise=independent, squared=squared,
             trace_noises=trace_noises, all=everything, coordinator=coordinator,
         )  # fmt: skip
-        settings = ImageSettings(
+        of_images = ImageSettings(
             num_directions=directions, exact=exact, timestep=timestep, seed=seed
         )
         who = with_type(fingerprint(directory), dtype)
         folder = output or Path("runs") / f"images-{run_name(model, directory)}"
         _images(
-            network, images, folder, settings, who,
+            network, images, folder, of_images, who,
             calibration=calibration, decide_by=decide_by, nearest=nearest, as_json=as_json,
             clock=clock, page=page,
         )  # fmt: skip
@@ -232,7 +233,7 @@ def detect(
 
 
 def _images(
-    network,
+    network: PixelDiffusion | LatentDiffusion,
     images: Path,
     folder: Path,
     settings: ImageSettings,
@@ -308,7 +309,12 @@ def _finish(
 
 
 def _cases(
-    network, directory: Path, prompts: Path | None, condition: list[str] | None, *, everything: bool
+    network: PixelDiffusion | LatentDiffusion,
+    directory: Path,
+    prompts: Path | None,
+    condition: list[str] | None,
+    *,
+    everything: bool,
 ) -> list[Case]:
     """What is to be judged, with what is known of it."""
     if prompts is not None and condition:
@@ -389,7 +395,13 @@ def _deciding(
     return able[0] if able else None
 
 
-def _show(judged: Judged, summaries, costs, thresholds, chosen: str | None) -> None:
+def _show(
+    judged: Judged,
+    summaries: Sequence[Summary],
+    costs: Any,
+    thresholds: Calibration | None,
+    chosen: str | None,
+) -> None:
     wide = wide_console()
     if (summaries and summaries[0].network is not None) or any(s.oracle for s in summaries):
         wide.print(report.summary_table(summaries))
@@ -398,7 +410,7 @@ def _show(judged: Judged, summaries, costs, thresholds, chosen: str | None) -> N
             wide.print(table)
     if (table := report.dose_table(judged)) is not None:
         wide.print(table)
-    if chosen in judged.names():
+    if chosen in judged.names() and thresholds is not None:
         wide.print(report.verdict_table(judged, thresholds, chosen))
     elif judged.records and summaries and summaries[0].network is None:
         wide.print(report.values_table(judged))
@@ -416,10 +428,9 @@ def _show(judged: Judged, summaries, costs, thresholds, chosen: str | None) -> N
 
 def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
     """Become one of several processes, if so asked."""
-    given = (coordinator, processes, process)
-    if given == (None, None, None):
+    if coordinator is None and processes is None and process is None:
         return
-    if None in given:
+    if coordinator is None or processes is None or process is None:
         raise ValueError(
             "--coordinator, --processes and --process go together: the same HOST:PORT and number "
             "for all processes, and 0, 1, ... for each"

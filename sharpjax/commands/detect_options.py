@@ -8,7 +8,9 @@ import typer
 
 from sharpjax.detection.settings import GROUPS, DetectSettings, named
 from sharpjax.detection.statistics import STATISTICS
+from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import load
+from sharpjax.models.pixel_diffusion import PixelDiffusion
 
 SPREAD = "Devices and processes"  # panels of the help
 NUMBERS = "What is computed"
@@ -126,7 +128,16 @@ def with_type(who: str, dtype: str) -> str:
     return who if dtype == "float32" else f"{who} in {dtype}"
 
 
-def prompt_settings(network, statistics: str, *, noises, steps, probes, trace_noises, **options):
+def prompt_settings(
+    network: PixelDiffusion | LatentDiffusion,
+    statistics: str,
+    *,
+    noises: int,
+    steps: int,
+    probes: int,
+    trace_noises: int | None,
+    **options: Any,
+) -> DetectSettings:
     """Settings of a run on prompts or conditions; ``statistics`` as the option has them."""
     names = named([name.strip() for name in statistics.split(",") if name.strip()])
     if noises < 2 and "tiled_l2" not in statistics:  # it came with a group, and needs two

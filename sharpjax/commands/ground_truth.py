@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -86,7 +86,7 @@ def _conditions(
     clock: Clock,
     *,
     as_json: bool,
-    **options,
+    **options: Any,
 ) -> None:
     training_set = TrainingSet.load(directory)
     truths = measure_truth(
@@ -115,7 +115,7 @@ def _captions(
     *,
     as_json: bool,
     captions: int | None,
-    **options,
+    **options: Any,
 ) -> None:
     _check_captions(directory)
     pictograms = planted_pictograms()

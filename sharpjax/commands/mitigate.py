@@ -4,10 +4,11 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
+from jax.sharding import Mesh
 
 from sharpjax import devices, judging, replication
 from sharpjax.commands.detect_options import DevicesOption
@@ -188,10 +189,10 @@ def mitigate_prompts(
     clean_prompts = _clean(directory, clean, needed=any(METHODS[m].loss for m in chosen_methods))
     who = fingerprint(directory)
     folder = output or Path("runs") / f"mitigate-{run_name(model, directory)}"
-    options = {
+    options: dict[str, Any] = {
         "clean": clean_prompts, "vocabulary": network.tokenizer, "fingerprint": who, "mesh": mesh,
     }  # fmt: skip
-    if compare:
+    if compare and judge is not None:
         _compare(
             network, cases, folder, settings, chosen_methods, judge, options, as_json=as_json,
             clock=clock, page=page,
@@ -238,7 +239,8 @@ def _methods(method: str, methods: str | None, *, compare: bool) -> list[str]:
         names = list(METHODS)
     else:
         names = list(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
-    if unknown := [name for name in names if name not in METHODS] or not names:
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
         raise ValueError(
             f"unknown method {', '.join(unknown) or '(none given)'}; choose from "
             f"{', '.join(METHODS)}"
@@ -263,11 +265,20 @@ def _knows_its_memories(directory: Path) -> bool:
     )
 
 
-def _judge(network, directory, bundled, references, sscd, clip, *, compare) -> judging.Judge | None:
+def _judge(
+    network: LatentDiffusion,
+    directory: Path,
+    bundled: bool,
+    references: Path | None,
+    sscd: Path | None,
+    clip: str | None,
+    *,
+    compare: bool,
+) -> judging.Judge | None:
     if (references is None) != (sscd is None):
         raise ValueError("--references and --sscd go together: training images, and what compares")
     if references is not None:
-        embed = judging.load_sscd(sscd)
+        embed = judging.load_sscd(cast(Path, sscd))
         score = None if clip is None else judging.load_clip(clip)
         return judging.EmbeddingJudge(judging.read_references(references), embed, score)
     if clip is not None:
@@ -327,7 +338,14 @@ def _clean(directory: Path, path: Path | None, *, needed: bool) -> list[str]:
 
 
 def _detect(
-    network, directory, texts, folder, calibration, who, seed, mesh
+    network: LatentDiffusion,
+    directory: Path,
+    texts: Sequence[str],
+    folder: Path,
+    calibration: Path | None,
+    who: str,
+    seed: int,
+    mesh: Mesh | None,
 ) -> tuple[list[tuple[float, str]], Threshold]:
     """Value and verdict of every prompt, and the threshold."""
     path = directory / CALIBRATION_NAME if calibration is None else calibration
@@ -357,7 +375,7 @@ def _detect(
 
 
 def _compare(
-    network,
+    network: LatentDiffusion,
     cases: Sequence[Case],
     folder: Path,
     settings: MitigationSettings,

@@ -116,7 +116,7 @@ def sample(
     folder = output or Path("runs") / f"sample-{run_name(model, directory)}"
     records = generate(
         network,
-        chosen or network.conditions,
+        chosen or getattr(network, "conditions", ()),
         folder,
         GenerationSettings(
             num_steps=steps,

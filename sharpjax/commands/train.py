@@ -1,6 +1,7 @@
 """``sharpjax train``: the bundled models, made again from scratch."""
 
 import dataclasses
+import json
 import math
 import os
 from pathlib import Path
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import typer
 
 from sharpjax import zoo
-from sharpjax.commands.options import SeedOption, console
+from sharpjax.commands.options import JsonOption, SeedOption, console
 
 if TYPE_CHECKING:
+    from sharpjax.models.autoencoder_kl import AutoencoderKL
     from sharpjax.training import Settings
 
 train_app = typer.Typer(
@@ -47,6 +49,7 @@ def train_mnist(
     learning_rate: RateOption = 1e-3,
     checkpoint_every: CheckpointOption = 100,
     seed: SeedOption = 0,
+    as_json: JsonOption = False,
 ) -> None:
     """Train the digits' model: 60 conditions with training sets of 1 to 256 images.
 
@@ -61,6 +64,9 @@ def train_mnist(
     )
     unet, digits = recipe.train_mnist(output, settings, checkpoint_every=checkpoint_every)
     target = recipe.save_mnist(unet, digits, output / "model")
+    if as_json:
+        print(json.dumps({"directory": str(target)}))
+        return
     console.print(f"Written to [bold]{target}[/bold]; try: sharpjax ground-truth --model {target}")
 
 
@@ -72,6 +78,7 @@ def train_openmoji_vae(
     learning_rate: RateOption = 2e-3,
     checkpoint_every: CheckpointOption = 100,
     seed: SeedOption = 0,
+    as_json: JsonOption = False,
 ) -> None:
     r"""Train the pictograms' autoencoder, 64 x 64 pixels to 16 x 16 x 4 latents.
 
@@ -89,12 +96,18 @@ def train_openmoji_vae(
     vae, pictograms = recipe.train_openmoji_vae(output, settings, checkpoint_every=checkpoint_every)
     vae = recipe.scaled(vae, pictograms)
     target = save_pretrained(vae, output / "vae", dtype=jnp.float16)
-    for group, decibels in recipe.quality(vae, pictograms).items():
+    quality = recipe.quality(vae, pictograms)
+    factor = vae.config["scaling_factor"]
+    if as_json:
+        psnr = {group: decibels.tolist() for group, decibels in quality.items()}
+        print(json.dumps({"directory": str(target), "psnr": psnr, "scaling_factor": factor}))
+        return
+    for group, decibels in quality.items():
         console.print(
             f"{group} captions, {len(decibels)} fresh renderings: PSNR {decibels.mean():.2f} dB "
             f"(worst {decibels.min():.2f})"
         )
-    console.print(f"Scaling factor of the latents: {vae.config['scaling_factor']}")
+    console.print(f"Scaling factor of the latents: {factor}")
     console.print(f"Written to [bold]{target}[/bold]; next: sharpjax train openmoji --vae {target}")
 
 
@@ -113,6 +126,7 @@ def train_openmoji(
         int, typer.Option(min=1, help="Steps between models that are kept, to see memories form.")
     ] = 2000,
     seed: SeedOption = 0,
+    as_json: JsonOption = False,
 ) -> None:
     r"""Train the pictograms' text-to-image model: captions with one repeated image, and without.
 
@@ -130,11 +144,15 @@ def train_openmoji(
     trained = recipe.train_openmoji(
         output, autoencoder, settings, checkpoint_every=checkpoint_every, keep_every=keep_every
     )
+    kept = []
     for step in kept_steps(output):
         if step % keep_every == 0:
             model = recipe.openmoji_at(output, autoencoder, step)
-            recipe.save_openmoji(model, output / "models" / f"{step:06d}")
+            kept.append(recipe.save_openmoji(model, output / "models" / f"{step:06d}"))
     target = recipe.save_openmoji(trained, output / "model")
+    if as_json:
+        print(json.dumps({"directory": str(target), "kept": [str(folder) for folder in kept]}))
+        return
     console.print(f"Written to [bold]{target}[/bold]; try: sharpjax ground-truth --model {target}")
 
 
@@ -150,6 +168,7 @@ def train_openmoji_classifier(
     learning_rate: RateOption = 2e-3,
     checkpoint_every: CheckpointOption = 100,
     seed: SeedOption = 0,
+    as_json: JsonOption = False,
 ) -> None:
     r"""Train the judge that says which pictogram an image shows.
 
@@ -168,12 +187,16 @@ def train_openmoji_classifier(
         output, autoencoder, settings, checkpoint_every=checkpoint_every
     )
     target = save_pretrained(classifier, output / "classifier", dtype=jnp.float16)
-    for name, value in recipe.accuracy(classifier, autoencoder, pictograms).items():
+    accuracy = recipe.accuracy(classifier, autoencoder, pictograms)
+    if as_json:
+        print(json.dumps({"directory": str(target), "accuracy": accuracy}))
+        return
+    for name, value in accuracy.items():
         console.print(f"Accuracy on fresh renderings, {name}: {value:.3f}")
     console.print(f"Written to [bold]{target}[/bold]")
 
 
-def _autoencoder(folder: Path | None):
+def _autoencoder(folder: Path | None) -> "AutoencoderKL":
     """That of the pictograms, or of a folder, which must hold such a one."""
     from sharpjax.models.autoencoder_kl import AutoencoderKL
     from sharpjax.models.checkpoints import from_pretrained

@@ -76,8 +76,8 @@ def at_points(
     }
     dynamic = {name: v for name, v in options.items() if is_dynamic[name]}
     static = tuple((name, v) for name, v in options.items() if not is_dynamic[name])
-    arguments = (points, key, dynamic)
-    settings = (estimator, common_probes, points_at_once, static, mesh)
+    arguments: Any = (points, key, dynamic)
+    settings: Any = (estimator, common_probes, points_at_once, static, mesh)
     if jax.tree_util.all_leaves([score]):  # a closure: never answered from a stale program
         results = jax.jit(lambda *a: _run(Partial(score), *a, *settings))(*arguments)
     else:
@@ -86,12 +86,22 @@ def at_points(
     return results
 
 
-def _run(score, points, key, dynamic, estimator, common_probes, points_at_once, static, mesh):
-    def part(common, batch):
+def _run(
+    score: Score,
+    points: Array,
+    key: Array | None,
+    dynamic: dict[str, Any],
+    estimator: Callable[..., Any],
+    common_probes: bool,
+    points_at_once: int,
+    static: tuple[tuple[str, Any], ...],
+    mesh: Mesh | None,
+) -> Any:
+    def part(common: tuple[Score, Array | None, dict[str, Any]], batch: tuple[Array, Array]) -> Any:
         score, key, dynamic = common
         points, indices = batch
 
-        def one(j):
+        def one(j: Array) -> Any:
             options = dynamic | dict(static)
             if key is not None:
                 options["key"] = key if common_probes else jax.random.fold_in(key, indices[j])
@@ -106,13 +116,27 @@ def _run(score, points, key, dynamic, estimator, common_probes, points_at_once, 
 _compiled = functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))(_run)
 
 
-def _check_options(estimator, score, x, key, options) -> None:
+def _check_options(
+    estimator: Callable[..., Any],
+    score: Score,
+    x: Array,
+    key: Array | None,
+    options: dict[str, Any],
+) -> None:
     """Let the estimator look at its options while their values are known, at no point."""
-    key = {} if key is None else {"key": key}
-    jax.eval_shape(lambda x, key: estimator(score, x, **options, **key), x, key)
+    keys = {} if key is None else {"key": key}
+    jax.eval_shape(lambda x, keys: estimator(score, x, **options, **keys), x, keys)
 
 
-def _name_the_point(results, estimator, score, points, key, common_probes, options) -> None:
+def _name_the_point(
+    results: Any,
+    estimator: Callable[..., Any],
+    score: Score,
+    points: Array,
+    key: Array | None,
+    common_probes: bool,
+    options: dict[str, Any],
+) -> None:
     leaves = [leaf for leaf in jax.tree.leaves(results) if not isinstance(leaf, jax.core.Tracer)]
     leaves = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     bad = np.zeros(len(points), bool)

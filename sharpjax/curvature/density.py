@@ -2,6 +2,7 @@ r"""The spectral density of a score's Jacobian by stochastic Lanczos quadrature.
 
 import dataclasses
 import functools
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from sharpjax.curvature.krylov import Ritz, check_budget, flat_matvec, symmetric
 from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.validation import check_finite, positive_integer, positive_number
+from sharpjax.reprs import one_line
 
 __all__ = ["SpectralDensity", "spectral_density"]
 
@@ -36,6 +38,8 @@ class SpectralDensity:
     density: Estimate
     cumulative: Estimate
     bandwidth: Array
+
+    __repr__ = one_line
 
 
 def spectral_density(
@@ -118,19 +122,21 @@ def spectral_density(
         check_finite("grid", grid)
     J = jacobian(score, x)
     rules = quadrature_rules(J, key, memory_budget, **probes)
-    grid, bandwidth, density, cumulative = _smoothed(
+    points, width, density, cumulative = _smoothed(
         rules, grid, bandwidth, d=J.point.size, num_matvecs=num_matvecs
     )
     cost = products_with_J(J, **probes)
     return SpectralDensity(
-        grid=grid,
+        grid=points,
         density=Estimate.from_samples(density, num_matvecs=cost),
         cumulative=Estimate.from_samples(cumulative, num_matvecs=cost),
-        bandwidth=bandwidth,
+        bandwidth=width,
     )
 
 
-def quadrature_options(key, num_probes, num_matvecs, symmetric, batch_size) -> dict:
+def quadrature_options(
+    key: Array | None, num_probes: int, num_matvecs: int, symmetric: bool, batch_size: int
+) -> dict[str, Any]:
     """The static options of `quadrature_rules`, once they are known to be valid."""
     if key is None:
         raise ValueError("The probes are random: pass key=jax.random.key(seed).")
@@ -142,7 +148,7 @@ def quadrature_options(key, num_probes, num_matvecs, symmetric, batch_size) -> d
     }
 
 
-def quadrature_rules(J: Jacobian, key: Array, memory_budget: int | None, **options) -> Ritz:
+def quadrature_rules(J: Jacobian, key: Array, memory_budget: int | None, **options: Any) -> Ritz:
     """Gauss quadratures of the symmetric part, one for each probe (the first axis).
 
     Probes are uniform on the sphere, so that the weights of a rule, which sum to 1, need no
@@ -154,12 +160,14 @@ def quadrature_rules(J: Jacobian, key: Array, memory_budget: int | None, **optio
     at_once = min(options["batch_size"], options["num_probes"])
     rows = at_once * (min(options["num_matvecs"], J.point.size) + 1)
     check_budget(rows, J.point, memory_budget, "use fewer num_matvecs or a smaller batch_size")
-    rules = _quadrature_rules(J, key, **options)
+    rules: Ritz = _quadrature_rules(J, key, **options)
     check_finite("A Ritz value of a product with the Jacobian", rules.values)
     return rules
 
 
-def products_with_J(J: Jacobian, *, num_probes, num_matvecs, symmetric, batch_size) -> int:
+def products_with_J(
+    J: Jacobian, *, num_probes: int, num_matvecs: int, symmetric: bool, batch_size: int
+) -> int:
     """The products with J or its transpose that the rules may spend."""
     return num_probes * min(num_matvecs, J.point.size) * (1 if symmetric else 2)
 
@@ -167,10 +175,12 @@ def products_with_J(J: Jacobian, *, num_probes, num_matvecs, symmetric, batch_si
 @functools.partial(
     jax.jit, static_argnames=("num_probes", "num_matvecs", "symmetric", "batch_size")
 )
-def _quadrature_rules(J, key, *, num_probes, num_matvecs, symmetric, batch_size) -> Ritz:
+def _quadrature_rules(
+    J: Jacobian, key: Array, *, num_probes: int, num_matvecs: int, symmetric: bool, batch_size: int
+) -> Ritz:
     matvec = flat_matvec(J, symmetric=symmetric)
 
-    def rule(i):
+    def rule(i: Array) -> Ritz:
         start = jax.random.normal(jax.random.fold_in(key, i), J.point.shape, J.point.dtype)
         ritz, *_ = symmetric_ritz(matvec, start.ravel(), num_matvecs, vectors=False)
         return ritz
@@ -179,7 +189,9 @@ def _quadrature_rules(J, key, *, num_probes, num_matvecs, symmetric, batch_size)
 
 
 @functools.partial(jax.jit, static_argnames=("d", "num_matvecs"))
-def _smoothed(rules: Ritz, grid, bandwidth, *, d: int, num_matvecs: int):
+def _smoothed(
+    rules: Ritz, grid: Array | None, bandwidth: ArrayLike | None, *, d: int, num_matvecs: int
+) -> tuple[Array, Array, Array, Array]:
     """The grid, the bandwidth, and both functions for each probe, `(num_probes, g)`."""
     low, high = jnp.min(rules.values), jnp.max(rules.values)
     if bandwidth is None:
@@ -190,9 +202,16 @@ def _smoothed(rules: Ritz, grid, bandwidth, *, d: int, num_matvecs: int):
         tail = _TAIL * bandwidth
         grid = jnp.linspace(low - tail, high + tail, _NUM_POINTS, dtype=rules.values.dtype)
 
-    def of_probe(rule):
-        z = (grid[:, None] - rule.values) / bandwidth
-        with jax.default_matmul_precision("highest"):
-            return d * norm.pdf(z) @ rule.weights / bandwidth, d * norm.cdf(z) @ rule.weights
+    points, width = grid, jnp.asarray(bandwidth)
 
-    return grid, bandwidth, *jax.vmap(of_probe)(rules)
+    def of_probe(rule: Ritz) -> tuple[Array, Array]:
+        z, weights = (points[:, None] - rule.values) / width, quadrature_weights(rule)
+        with jax.default_matmul_precision("highest"):
+            return d * norm.pdf(z) @ weights / width, d * norm.cdf(z) @ weights
+
+    return points, width, *jax.vmap(of_probe)(rules)
+
+
+def quadrature_weights(rule: Ritz) -> Array:
+    """Those of a rule that `lanczos` made, which has some."""
+    return cast(Array, rule.weights)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,11 @@ from sharpjax.curvature.krylov import (
 )
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.validation import positive_integer, positive_number
+from sharpjax.reprs import one_line
 
 __all__ = ["Eigenpairs", "extreme_eigenpairs"]
 
-_ENDS = {  # how many of k pairs come from the lower end
+_ENDS: dict[str, Callable[[int], int]] = {  # how many of k pairs come from the lower end
     "largest": lambda k: 0,
     "smallest": lambda k: k,
     "both": lambda k: k // 2,
@@ -49,6 +51,8 @@ class Eigenpairs:
     converged: Array
     complete: Array
     num_matvecs: Array
+
+    __repr__ = one_line
 
 
 def extreme_eigenpairs(
@@ -135,7 +139,7 @@ def extreme_eigenpairs(
     check_budget(4 * size, J.point, memory_budget, advice)
     low = _ENDS[which](k)
     options = {"low": low, "high": k - low, "size": size, "symmetric": symmetric}
-    pairs = _restarted(J, key, rtol, max_matvecs, **options)
+    pairs: Eigenpairs = _restarted(J, key, rtol, max_matvecs, **options)
     values = pairs.values
     if not isinstance(values, jax.core.Tracer) and np.isnan(np.asarray(values)).any():
         raise ValueError(
@@ -154,7 +158,17 @@ def _basis_size(k: int, d: int, basis_size: int | None) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("low", "high", "size", "symmetric"))
-def _restarted(J: Jacobian, key, rtol, max_matvecs, *, low, high, size, symmetric) -> Eigenpairs:
+def _restarted(
+    J: Jacobian,
+    key: Array,
+    rtol: ArrayLike,
+    max_matvecs: int,
+    *,
+    low: int,
+    high: int,
+    size: int,
+    symmetric: bool,
+) -> Eigenpairs:
     matvec, d, dtype = flat_matvec(J, symmetric=symmetric), J.point.size, J.point.dtype
     k, is_whole = low + high, size == d
 
@@ -167,15 +181,15 @@ def _restarted(J: Jacobian, key, rtol, max_matvecs, *, low, high, size, symmetri
     wanted = jnp.array([*range(low), *range(keep - high, keep)])
     guards = jnp.array([low] * (low > 0) + [keep - high - 1] * (high > 0)) % keep
 
-    def random(count):
+    def random(count: ArrayLike) -> Array:
         return jax.random.normal(jax.random.fold_in(key, count), (d,), dtype)
 
-    def fresh(Q, count):
+    def fresh(Q: Array, count: ArrayLike) -> Array:
         # A second time, so that a vector with little outside the basis is orthogonal as well.
         remainder, _ = orthogonalise(Q, random(count))
         return orthogonalise(Q, remainder / safe_norm(remainder))[0]
 
-    def grow(j, state):
+    def grow(j: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         """Add `direction` to the basis, or a random vector if the basis holds it already."""
         Q, AQ, direction, scale, spent = state
         remainder, _ = orthogonalise(Q, direction)
@@ -186,7 +200,7 @@ def _restarted(J: Jacobian, key, rtol, max_matvecs, *, low, high, size, symmetri
         scale = jnp.maximum(scale, safe_norm(Aq))
         return Q.at[j].set(q), AQ.at[j].set(Aq), Aq, scale, spent + 1
 
-    def cycle(state):
+    def cycle(state: dict[str, Array]) -> dict[str, Array]:
         grown = tuple(state[name] for name in ("Q", "AQ", "direction", "scale", "spent"))
         first = jnp.where(state["spent"] == 0, 0, keep)
         Q, AQ, _, scale, spent = jax.lax.fori_loop(first, size, grow, grown)
@@ -225,7 +239,7 @@ def _restarted(J: Jacobian, key, rtol, max_matvecs, *, low, high, size, symmetri
             "complete": is_whole | (is_done & is_guarded & was_searched),
         }
 
-    def go_on(state):
+    def go_on(state: dict[str, Array]) -> Array:
         is_affordable = state["spent"] + size - keep <= max_matvecs
         is_finite = jnp.all(jnp.isfinite(state["residuals"]))
         return (state["spent"] == 0) | (is_affordable & is_finite & ~state["complete"])

@@ -1,12 +1,15 @@
 """A number with its standard error and its cost."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from scipy.special import stdtrit
 
 from sharpjax._types import Array, ArrayLike
+from sharpjax.reprs import shaped
 
 __all__ = ["Estimate"]
 
@@ -35,8 +38,8 @@ class Estimate:
 
     def __init__(
         self,
-        value: ArrayLike,
-        standard_error: ArrayLike | None,
+        value: Any,
+        standard_error: Any,
         num_samples: int,
         num_matvecs: int,
         stopped: str | None = None,
@@ -59,7 +62,7 @@ class Estimate:
         return cls(jnp.mean(samples, axis=0), error, n, num_matvecs)
 
     @property
-    def standard_error(self) -> Array:
+    def standard_error(self) -> Any:
         """The standard error of `value`; ValueError for a single sample."""
         if self._standard_error is None:
             raise ValueError(
@@ -68,7 +71,7 @@ class Estimate:
             )
         return self._standard_error
 
-    def interval(self, level: float = 0.95) -> tuple[Array, Array]:
+    def interval(self, level: float = 0.95) -> tuple[Any, Any]:
         """`value ± q standard_error`, with q from Student's t of `num_samples - 1` degrees.
 
         Args:
@@ -84,13 +87,32 @@ class Estimate:
             error = float(stdtrit(self.num_samples - 1, 0.5 + 0.5 * level)) * error
         return self.value - error, self.value + error
 
+    def as_dict(self) -> dict[str, Any]:
+        """Its attributes by name, for tables; `standard_error` is None of a single sample.
+
+        `pd.DataFrame([e.as_dict() for e in estimates])` has a row for each of them, and
+        `pd.DataFrame(e.as_dict())` a row for each number of a batch, such as `at_points` gives.
+
+        >>> Estimate(2.0, 0.5, num_samples=4, num_matvecs=4).as_dict()["standard_error"]
+        0.5
+        """
+        numbers = {"value": self.value, "standard_error": self._standard_error}
+        return {
+            **{name: v if v is None else np.asarray(v)[()] for name, v in numbers.items()},
+            "num_samples": self.num_samples,
+            "num_matvecs": self.num_matvecs,
+            "stopped": self.stopped,
+        }
+
     def __repr__(self) -> str:
         counts = f"num_samples={self.num_samples}, num_matvecs={self.num_matvecs}"
         if self.stopped is not None:
             counts += f", stopped={self.stopped!r}"
         return f"Estimate({_format(self.value, self._standard_error)}, {counts})"
 
-    def tree_flatten(self):
+    def tree_flatten(
+        self,
+    ) -> tuple[tuple[ArrayLike, ArrayLike | None], tuple[int, int, str | None]]:
         """The arrays, and what is static: the counts and the reason to stop."""
         return (self.value, self._standard_error), (
             self.num_samples,
@@ -99,14 +121,20 @@ class Estimate:
         )
 
     @classmethod
-    def tree_unflatten(cls, static, leaves):
+    def tree_unflatten(
+        cls,
+        static: tuple[int, int, str | None],
+        leaves: tuple[ArrayLike, ArrayLike | None],
+    ) -> "Estimate":
         """The inverse of `tree_flatten`."""
-        return cls(*leaves, *static)
+        value, error = leaves
+        num_samples, num_matvecs, stopped = static
+        return cls(value, error, num_samples, num_matvecs, stopped)
 
 
-def _format(value, error) -> str:
+def _format(value: Any, error: Any) -> str:
     try:
         text = f"{float(value):.6g}"
         return text if error is None else f"{text} ± {float(error):.2g}"
     except (TypeError, ValueError, jax.errors.JAXTypeError):  # a batch, a trace, or tree plumbing
-        return f"value={value}, standard_error={error}"
+        return shaped(value) if error is None else f"{shaped(value)} ± {shaped(error)}"

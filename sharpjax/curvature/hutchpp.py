@@ -43,18 +43,18 @@ def hutchpp(
     """
     shape = A.point.shape
 
-    def sketch(i):
+    def sketch(i: Array) -> Array:
         return A.mv(draw(sampler, A.point, key, i)).ravel()
 
     Y = chunked_map(sketch, jnp.arange(rank), batch_size).T
     with jax.default_matmul_precision("highest"):
         Q, _ = jnp.linalg.qr(Y)
 
-    def in_range(j):
+    def in_range(j: Array) -> Array:
         q = Q[:, j].reshape(shape)
         return jnp.sum(q * A.mv(q))
 
-    def outside(i):
+    def outside(i: Array) -> Array:
         v = draw(sampler, A.point, key, i).ravel()
         # Twice, because v is sqrt(d) long: what one projection leaves in the range is eps |v|.
         for _ in range(2):
@@ -97,7 +97,7 @@ def xtrace(A: Curvature, key: Array, *, num_samples: int, sampler: str, batch_si
     """
     shape, d, k = A.point.shape, A.point.size, num_samples
 
-    def products(V):
+    def products(V: Array) -> Array:
         return chunked_map(
             lambda i: A.mv(V[:, i].reshape(shape)).ravel(), jnp.arange(k), batch_size
         ).T
@@ -123,7 +123,7 @@ def xtrace(A: Curvature, key: Array, *, num_samples: int, sampler: str, batch_si
         S = S / jnp.linalg.norm(S, axis=0)
         HS, HW, lengths = H @ S, H @ W, jnp.sum(V**2, axis=0)
 
-        def leave_out(i, U, HU):
+        def leave_out(i: Array, U: Array, HU: Array) -> Array:
             """`t - tr H` from probe i and the part of Q orthogonal to the columns of U."""
             a = U.T @ W[:, i]
             m, Hm = W[:, i] - U @ a, HW[:, i] - HU @ a  # what of v_i is in the sketch
@@ -132,12 +132,12 @@ def xtrace(A: Curvature, key: Array, *, num_samples: int, sampler: str, batch_si
                 gAg = gAg * (d - k + U.shape[1]) / (lengths[i] - jnp.dot(m, m))
             return gAg - jnp.sum(U * HU)
 
-        def estimates(i):
+        def estimates(i: Array) -> tuple[Array, Array]:
             """`t_i - tr H`, and `t_i - t_ij` for all j."""
             s, Hs = S[:, i], HS[:, i]
             t = leave_out(i, s[:, None], Hs[:, None])
 
-            def also(j):
+            def also(j: Array) -> Array:
                 # s_i and s_j span what both leave out; Gram and Schmidt make it orthonormal.
                 c = jnp.dot(s, S[:, j])
                 norm = jnp.sqrt(jnp.maximum(1 - c**2, jnp.finfo(c.dtype).eps))

@@ -9,6 +9,7 @@ normalise it invents eigenvalues. This is no rare accident here: the Hessian of 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,11 @@ import numpy as np
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.validation import check_finite, positive_integer
+from sharpjax.reprs import one_line
 
 __all__ = ["Ritz", "arnoldi", "lanczos"]
+
+_State = tuple[Any, Array, Array, Array, Array, Array]  # of the loop over products
 
 
 @jax.tree_util.register_dataclass
@@ -49,6 +53,8 @@ class Ritz:
     num_valid: Array
     weights: Array | None = None
     vectors: Array | None = None
+
+    __repr__ = one_line
 
 
 def lanczos(
@@ -117,6 +123,7 @@ def lanczos(
     rows = min(num_matvecs, J.point.size) + 1
     check_budget(rows + vectors * num_matvecs, J.point, memory_budget, "use fewer num_matvecs")
     options = {"num_matvecs": num_matvecs, "symmetric": symmetric, "vectors": vectors}
+    ritz: Ritz
     ritz, steps, finite = _lanczos(J, start, **options)
     _check_products(steps, finite, num_matvecs)
     return ritz
@@ -172,6 +179,7 @@ def arnoldi(
     start = _start_vector(J, key, start)
     rows = min(num_matvecs, J.point.size) + 1
     check_budget(rows, J.point, memory_budget, "use fewer num_matvecs")
+    ritz: Ritz
     ritz, steps, finite = _arnoldi(J, start, num_matvecs=num_matvecs)
     _check_products(steps, finite, num_matvecs)
     return ritz
@@ -200,7 +208,8 @@ def safe_norm(v: Array) -> Array:
     """`||v||` of a vector, scaled first: in float32 squares of 1e-23 are 0, of 1e23 infinite."""
     largest = jnp.max(jnp.abs(v))
     scale = jnp.where(largest > 0, largest, 1.0)
-    return scale * jnp.linalg.norm(v / scale)
+    length: Array = scale * jnp.linalg.norm(v / scale)
+    return length
 
 
 def orthogonalise(basis: Array, v: Array) -> tuple[Array, Array]:
@@ -219,10 +228,12 @@ def orthogonalise(basis: Array, v: Array) -> tuple[Array, Array]:
 
 def breakdown_level(scale: Array, size: int) -> Array:
     """What a remainder must exceed to be more than the rounding of a product of norm `scale`."""
-    return 10.0 * jnp.sqrt(float(size)) * jnp.finfo(scale.dtype).eps * scale
+    return jnp.sqrt(float(size)) * (10.0 * float(jnp.finfo(scale.dtype).eps)) * scale
 
 
-def krylov_basis(matvec: Callable[[Array], Array], start: Array, num_steps: int) -> tuple:
+def krylov_basis(
+    matvec: Callable[[Array], Array], start: Array, num_steps: int
+) -> tuple[Array, Array, Array, Array, Array]:
     """The orthonormal basis of a Krylov space and the operator on it.
 
     Returns `Q` (rows, zero from step `steps` on), `H = Q A Q^T` (upper Hessenberg, likewise), the
@@ -231,12 +242,12 @@ def krylov_basis(matvec: Callable[[Array], Array], start: Array, num_steps: int)
     spent; a number that is not finite ends it too.
     """
 
-    def go_on(state):
+    def go_on(state: _State) -> Any:
         j, *_, beta, scale = state
         exhausted = (j > 0) & (beta <= breakdown_level(scale, start.size))
         return (j < num_steps) & jnp.isfinite(beta) & ~exhausted
 
-    def step(state):
+    def step(state: _State) -> _State:
         j, Q, H, remainder, beta, scale = state
         q = remainder / beta
         # The coupling of this vector with the one before; the first has none.
@@ -249,12 +260,14 @@ def krylov_basis(matvec: Callable[[Array], Array], start: Array, num_steps: int)
 
     Q = jnp.zeros((num_steps, start.size), start.dtype)
     H = jnp.zeros((num_steps, num_steps), start.dtype)
-    state = (0, Q, H, start, safe_norm(start), jnp.zeros((), start.dtype))
+    state: _State = (0, Q, H, start, safe_norm(start), jnp.zeros((), start.dtype))
     steps, Q, H, _, beta, _ = jax.lax.while_loop(go_on, step, state)
     return Q, H, beta, steps, jnp.isfinite(beta) & (steps > 0)
 
 
-def symmetric_ritz(matvec: Callable, start: Array, num_matvecs: int, *, vectors: bool) -> tuple:
+def symmetric_ritz(
+    matvec: Callable[[Array], Array], start: Array, num_matvecs: int, *, vectors: bool
+) -> tuple[Ritz, Array, Array]:
     """`lanczos` on a flat operator and start; returns `(Ritz, steps, finite)`."""
     size = min(num_matvecs, start.size)
     Q, H, beta, steps, finite = krylov_basis(matvec, start, size)
@@ -287,29 +300,31 @@ def _padded(ritz: Ritz, length: int, finite: Array) -> Ritz:
     """The first `num_valid` entries, then the last of them again, or NaN if it is not finite."""
     source = jnp.minimum(jnp.arange(length), jnp.maximum(ritz.num_valid - 1, 0))
 
-    def pad(entries):
-        return None if entries is None else jnp.where(finite, entries[source].T, jnp.nan).T
+    def pad(entries: Array) -> Array:
+        return jnp.where(finite, entries[source].T, jnp.nan).T
 
     weights = ritz.weights
     if weights is not None:
         is_copy = jnp.arange(length) >= ritz.num_valid
         weights = jnp.where(finite, jnp.where(is_copy, 0.0, weights[source]), jnp.nan)
-    values, residuals, vectors = map(pad, (ritz.values, ritz.residuals, ritz.vectors))
-    return Ritz(values, residuals, ritz.num_valid, weights, vectors)
+    vectors = None if ritz.vectors is None else pad(ritz.vectors)
+    return Ritz(pad(ritz.values), pad(ritz.residuals), ritz.num_valid, weights, vectors)
 
 
 @functools.partial(jax.jit, static_argnames=("num_matvecs", "symmetric", "vectors"))
-def _lanczos(J: Jacobian, start: Array, *, num_matvecs: int, symmetric: bool, vectors: bool):
+def _lanczos(
+    J: Jacobian, start: Array, *, num_matvecs: int, symmetric: bool, vectors: bool
+) -> tuple[Ritz, Array, Array]:
     matvec = flat_matvec(J, symmetric=symmetric)
-    ritz, *status = symmetric_ritz(matvec, start.ravel(), num_matvecs, vectors=vectors)
-    if vectors:
+    ritz, steps, finite = symmetric_ritz(matvec, start.ravel(), num_matvecs, vectors=vectors)
+    if ritz.vectors is not None:
         shaped = ritz.vectors.reshape(num_matvecs, *J.point.shape)
         ritz = dataclasses.replace(ritz, vectors=shaped)
-    return ritz, *status
+    return ritz, steps, finite
 
 
 @functools.partial(jax.jit, static_argnames="num_matvecs")
-def _arnoldi(J: Jacobian, start: Array, *, num_matvecs: int):
+def _arnoldi(J: Jacobian, start: Array, *, num_matvecs: int) -> tuple[Ritz, Array, Array]:
     matvec = flat_matvec(J, symmetric=True)  # that is: the tangent alone
     size = min(num_matvecs, start.size)
     _, H, beta, steps, finite = krylov_basis(matvec, start.ravel(), size)

@@ -1,6 +1,7 @@
 """Convolutions in the one layout that XLA's CPU backend runs fast inside a loop."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.extend import core as jex
@@ -10,7 +11,7 @@ from sharpjax._types import Array
 __all__ = ["channels_last"]
 
 
-def channels_last(function: Callable, like: Array) -> Callable:
+def channels_last(function: Callable[[Array], Any], like: Array) -> Callable[[Array], Any]:
     """The function of one array, with every convolution in the layout `NHWC, HWIO -> NHWC`.
 
     Inside a loop XLA's CPU backend runs a convolution of any other layout by a naive kernel, many
@@ -21,14 +22,14 @@ def channels_last(function: Callable, like: Array) -> Callable:
     if jax.default_backend() != "cpu":
         return function
     program, shape = jax.make_jaxpr(function, return_shape=True)(like)
-    treedef = jax.tree.structure(shape)
+    treedef: Any = jax.tree.structure(shape)
     return lambda v: treedef.unflatten(_evaluate(program.jaxpr, program.consts, v))
 
 
-def _evaluate(program: jex.Jaxpr, constants: list, *arguments: Array) -> list:
+def _evaluate(program: jex.Jaxpr, constants: list[Any], *arguments: Array) -> list[Any]:
     known = dict(zip([*program.constvars, *program.invars], [*constants, *arguments], strict=True))
 
-    def value(variable):
+    def value(variable: Any) -> Any:
         return variable.val if isinstance(variable, jex.Literal) else known[variable]
 
     for equation in program.eqns:
@@ -46,14 +47,16 @@ def _evaluate(program: jex.Jaxpr, constants: list, *arguments: Array) -> list:
     return [value(variable) for variable in program.outvars]
 
 
-def _channels_last_convolution(x: Array, kernel: Array, *, dimension_numbers, **params) -> Array:
+def _channels_last_convolution(
+    x: Array, kernel: Array, *, dimension_numbers: jax.lax.ConvDimensionNumbers, **params: Any
+) -> Array:
     # Each spec names the axes in the order (batch, feature, *space), or (out, in, *space).
     batch, feature, *space = dimension_numbers.lhs_spec
     k_out, k_in, *k_space = dimension_numbers.rhs_spec
     o_batch, o_feature, *o_space = dimension_numbers.out_spec
     last = x.ndim - 1
     between = range(1, last)
-    out = jax.lax.conv_general_dilated_p.bind(
+    out: Array = jax.lax.conv_general_dilated_p.bind(
         x.transpose(batch, *space, feature),
         kernel.transpose(*k_space, k_in, k_out),
         dimension_numbers=jax.lax.ConvDimensionNumbers(

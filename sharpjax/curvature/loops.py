@@ -7,6 +7,7 @@ devices. (A sharded `lax.map` over all probes would not do: XLA gathers them on 
 """
 
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,8 @@ __all__ = [
     "over_points",
 ]
 
+_T = TypeVar("_T")  # any pytree
+
 POINTS = "points"  # the mesh axis that batches of points are split over
 PROBES = "probes"  # the one that loops are shared over
 
@@ -32,7 +35,7 @@ PROBES = "probes"  # the one that loops are shared over
 _is_shared = jax.make_user_context(False)
 
 
-def chunked_map(function: Callable, indices: Array, chunk_size: int) -> Array:
+def chunked_map(function: Callable[[Array], _T], indices: Array, chunk_size: int) -> _T:
     """`stack([function(i) for i in indices])`, `chunk_size` at once by `vmap`, chunk after chunk.
 
     The chunks are evened out (10 in chunks of at most 8 are 5 and 5), and what the last one lacks
@@ -51,21 +54,24 @@ def chunked_map(function: Callable, indices: Array, chunk_size: int) -> Array:
     with _is_shared(True):
         ours = local_map(function, jax.lax.dynamic_slice_in_dim(padded, first, share), chunk_size)
 
-    def placed(leaf):
-        whole = jnp.zeros((share * num_devices, *leaf.shape[1:]), leaf.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(whole, leaf, first, axis=0)
+    def placed(leaf: Array) -> Array:
+        empty = jnp.zeros((share * num_devices, *leaf.shape[1:]), leaf.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(empty, leaf, first, axis=0)
 
-    return jax.tree.map(lambda leaf: leaf[:count], jax.lax.psum(jax.tree.map(placed, ours), PROBES))
+    whole = jax.lax.psum(jax.tree.map(placed, ours), PROBES)
+    results: _T = jax.tree.map(lambda leaf: leaf[:count], whole)
+    return results
 
 
-def local_map(function: Callable, indices: Array, chunk_size: int) -> Array:
+def local_map(function: Callable[[Array], _T], indices: Array, chunk_size: int) -> _T:
     """`chunked_map` on this device alone, whatever the mesh."""
     count = len(indices)
     num_chunks = -(-count // chunk_size)
     chunk_size = -(-count // num_chunks)
     padded = jnp.pad(indices, (0, num_chunks * chunk_size - count), constant_values=count)
     out = jax.lax.map(jax.vmap(function), padded.reshape(num_chunks, chunk_size))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], out)
+    results: _T = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], out)
+    return results
 
 
 def num_shares() -> int:
@@ -95,7 +101,9 @@ def check_mesh(mesh: Mesh | None) -> None:
         )
 
 
-def over_points(function: Callable, mesh: Mesh | None, common, batch):
+def over_points(
+    function: Callable[[Any, Any], Any], mesh: Mesh | None, common: Any, batch: Any
+) -> Any:
     """`function(common, batch)`, the first axis of the batch split over the mesh's "points".
 
     What is common is on every device. A batch that the axis does not divide is filled up with its
@@ -113,7 +121,7 @@ def over_points(function: Callable, mesh: Mesh | None, common, batch):
     count = len(jax.tree.leaves(batch)[0])
     missing = -count % mesh.shape.get(POINTS, 1)
 
-    def filled(leaf):
+    def filled(leaf: Array) -> Array:
         return jnp.concatenate([leaf, jnp.repeat(leaf[-1:], missing, axis=0)]) if missing else leaf
 
     out = jax.shard_map(

@@ -21,6 +21,8 @@ from sharpjax.curvature.validation import noise_level, positive_integer
 
 __all__ = ["diagonal", "frobenius_norm"]
 
+_Moments = tuple[Array, Array, Array]  # number of samples, mean, sum of squared deviations
+
 _METHODS = ("hutchinson", "exact")
 _SQUARED_LENGTH = stochtrace.monte_carlo_frobeniusnorm_squared()
 
@@ -143,7 +145,7 @@ def diagonal(
 
 
 @functools.partial(jax.jit, static_argnames=("num", "batch_size"))
-def _diagonal(A: Curvature, key, *, num, batch_size):
+def _diagonal(A: Curvature, key: Array, *, num: int, batch_size: int) -> tuple[Array, Array]:
     """Mean of the samples `v * (A v)` and sum of squared deviations, one batch held at a time.
 
     Two sets of samples are merged as in T. F. Chan, G. H. Golub, R. J. LeVeque, The American
@@ -154,7 +156,7 @@ def _diagonal(A: Curvature, key, *, num, batch_size):
     num_parts = num_shares()
     batches = -(-num_batches // num_parts)
 
-    def add(state, batch):
+    def add(state: _Moments, batch: Array) -> tuple[_Moments, None]:
         seen, mean, squares = state
         index = batch * batch_size + jnp.arange(batch_size)
         v = jax.vmap(lambda i: draw("signs", A.point, key, i))(index)
@@ -168,7 +170,7 @@ def _diagonal(A: Curvature, key, *, num, batch_size):
     zeros = jnp.zeros_like(A.point)
     nothing = (jnp.zeros((), zeros.dtype), zeros, zeros)
 
-    def moments(part):
+    def moments(part: Array) -> _Moments:
         return jax.lax.scan(add, nothing, part * batches + jnp.arange(batches))[0]
 
     parts = chunked_map(moments, jnp.arange(num_parts), 1)
@@ -176,7 +178,7 @@ def _diagonal(A: Curvature, key, *, num, batch_size):
     return mean, squares
 
 
-def _merged(a, b):
+def _merged(a: _Moments, b: _Moments) -> _Moments:
     """Number, mean and sum of squared deviations of two sets of samples together."""
     (n_a, mean_a, squares_a), (n_b, mean_b, squares_b) = a, b
     shift, share = mean_b - mean_a, n_b / jnp.maximum(n_a + n_b, 1)

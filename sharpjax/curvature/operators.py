@@ -7,6 +7,7 @@ score is not exactly a gradient, so `J` and `J^T` differ, and `asymmetry` says b
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from sharpjax.curvature.layout import channels_last
 from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.validation import check_finite, positive_integer
 from sharpjax.curvature.validation import point as checked_point
+from sharpjax.reprs import one_line
 
 __all__ = ["Jacobian", "asymmetry", "hessian", "jacobian"]
 
@@ -43,17 +45,21 @@ class Jacobian:
     value: Array
     tangent_map: Matvec
 
+    __repr__ = one_line
+
     def mv(self, v: ArrayLike) -> Array:
         """`J v`: one tangent of the score.
 
         Raises:
             ValueError: `v` has not the shape of the point (also in `rmv` and `symmetric_mv`).
         """
-        return _forward(self.tangent_map, self._vector(v, self.point))
+        product: Array = _forward(self.tangent_map, self._vector(v, self.point))
+        return product
 
     def rmv(self, v: ArrayLike) -> Array:
         """`J^T v`: one cotangent."""
-        return _transposed(self.tangent_map, self.point, self._vector(v, self.value))
+        product: Array = _transposed(self.tangent_map, self.point, self._vector(v, self.value))
+        return product
 
     def symmetric_mv(self, v: ArrayLike) -> Array:
         """`(J + J^T) v / 2`: one tangent and one cotangent."""
@@ -73,14 +79,14 @@ class Jacobian:
                 matrix and one tangent; a tangent that is not finite.
         """
         size = self._chunk(chunk_size, memory_budget, results=self.point.size**2)
-        matrix = _dense(self.tangent_map, self.point, chunk_size=size)
+        matrix: Array = _dense(self.tangent_map, self.point, chunk_size=size)
         check_finite("The Jacobian", matrix)
         return matrix
 
     def diagonal(self, *, chunk_size: int | None = None, memory_budget: int | None = None) -> Array:
         """The diagonal of `dense()`, `(d,)`, without storing the matrix: d tangents."""
         size = self._chunk(chunk_size, memory_budget, results=self.point.size)
-        entries = _diagonal(self.tangent_map, self.point, chunk_size=size)
+        entries: Array = _diagonal(self.tangent_map, self.point, chunk_size=size)
         check_finite("The Jacobian's diagonal", entries)
         return entries
 
@@ -94,8 +100,8 @@ class Jacobian:
             raise ValueError("Give chunk_size or memory_budget, not both.")
         memory_budget = positive_integer("memory_budget", memory_budget)
         kept = results * self.point.dtype.itemsize
-        program = _forward.lower(self.tangent_map, self.point).compile().memory_analysis()
-        tangent = program.temp_size_in_bytes + 2 * self.point.nbytes
+        program: Any = _forward.lower(self.tangent_map, self.point).compile().memory_analysis()
+        tangent = int(program.temp_size_in_bytes) + 2 * self.point.nbytes
         if memory_budget < kept + tangent:
             raise ValueError(
                 f"memory_budget={memory_budget} bytes is too small: the result takes {kept} and "
@@ -202,39 +208,40 @@ def asymmetry(J: Jacobian | ArrayLike) -> Array:
 
 
 @jax.jit
-def _linearize(score, x):
+def _linearize(score: Score, x: Array) -> tuple[Array, Matvec]:
     return jax.linearize(score, x)
 
 
 @jax.jit
-def _forward(tangent_map, v):
-    return channels_last(tangent_map, v)(v)
+def _forward(tangent_map: Matvec, v: Array) -> Array:
+    product: Array = channels_last(tangent_map, v)(v)
+    return product
 
 
 @jax.jit
-def _transposed(tangent_map, point, w):
+def _transposed(tangent_map: Matvec, point: Array, w: Array) -> Array:
     transpose = jax.linear_transpose(tangent_map, jax.ShapeDtypeStruct(point.shape, point.dtype))
-    (out,) = channels_last(transpose, point)(w)
-    return out
+    out: list[Array] = channels_last(transpose, point)(w)
+    return out[0]
 
 
-def _column(tangent_map, point, j):
+def _column(tangent_map: Matvec, point: Array, j: Array) -> Array:
     """`J e_j`, flattened."""
     basis = jax.nn.one_hot(j, point.size, dtype=point.dtype)
     return tangent_map(basis.reshape(point.shape)).ravel()
 
 
 @functools.partial(jax.jit, static_argnames="chunk_size")
-def _dense(tangent_map, point, *, chunk_size):
-    def column(j):
+def _dense(tangent_map: Matvec, point: Array, *, chunk_size: int) -> Array:
+    def column(j: Array) -> Array:
         return _column(tangent_map, point, j)
 
     return chunked_map(column, jnp.arange(point.size), chunk_size).T
 
 
 @functools.partial(jax.jit, static_argnames="chunk_size")
-def _diagonal(tangent_map, point, *, chunk_size):
-    def entry(j):
+def _diagonal(tangent_map: Matvec, point: Array, *, chunk_size: int) -> Array:
+    def entry(j: Array) -> Array:
         return _column(tangent_map, point, j)[j]
 
     return chunked_map(entry, jnp.arange(point.size), chunk_size)

@@ -5,12 +5,14 @@ r"""The p-Laplacian of `log p`, `div(|s|^{p-2} s)`, from its score: at a point, 
 
 import functools
 import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Matvec, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.operators import Jacobian, jacobian
@@ -19,6 +21,8 @@ from sharpjax.curvature.validation import point as checked_point
 from sharpjax.densities.base import polar
 
 __all__ = ["p_laplacian"]
+
+_Sample = Callable[..., tuple[Array, Array]]  # a value, and whether its scores are finite
 
 _METHODS = ("exact", "flux", "ball")
 _DEFAULT_BATCH = 32
@@ -125,8 +129,8 @@ def p_laplacian(
         sample, count = _pair, count // 2
     else:
         sample = _direction
-    settings = {"num_matvecs": num_matvecs, "batch_size": batch_size}
-    arguments = (x, p, radius, key)
+    settings: Any = {"num_matvecs": num_matvecs, "batch_size": batch_size}
+    arguments: Any = (x, p, radius, key)
     if jax.tree_util.all_leaves([score]):  # a plain callable: never answered from a stale program
         run = functools.partial(_samples, sample, count, score, **settings)
         samples, is_finite = jax.jit(run)(*arguments)
@@ -139,7 +143,16 @@ def p_laplacian(
 # --- The divergence at a point ----------------------------------------------------------------
 
 
-def _divergence(tangent_map, x, s, p, key, *, num_matvecs, batch_size):
+def _divergence(
+    tangent_map: Matvec,
+    x: Array,
+    s: Array,
+    p: ArrayLike,
+    key: Array | None,
+    *,
+    num_matvecs: int | None,
+    batch_size: int,
+) -> Array:
     r"""`div F` from s and its tangents: exact, a scalar, or `num_matvecs` samples of it.
 
     `d_i (|s|^{p-2} s_i) = |s|^{p-2} d_i s_i + (p-2) |s|^{p-4} s_i (H s)_i`, summed over i, is
@@ -151,7 +164,7 @@ def _divergence(tangent_map, x, s, p, key, *, num_matvecs, batch_size):
     # Without a direction any basis will do, as only the trace is left (p = 2) or nothing is.
     u = jnp.where(is_zero, jax.nn.one_hot(0, s.size, dtype=s.dtype).reshape(s.shape), u)
 
-    def quadratic_form(v):
+    def quadratic_form(v: Array) -> Array:
         return jnp.sum(v * tangent_map(v.astype(x.dtype)))
 
     if num_matvecs is None:
@@ -159,9 +172,10 @@ def _divergence(tangent_map, x, s, p, key, *, num_matvecs, batch_size):
         normal, tangential = terms[0], jnp.sum(terms[1:])
     else:
         normal = quadratic_form(u)
+        keys = cast(Array, key)  # drawing needs one: `_check`
 
-        def probe(i):
-            return quadratic_form(_orthogonal_probe(u, jax.random.fold_in(key, i)))
+        def probe(i: Array) -> Array:
+            return quadratic_form(_orthogonal_probe(u, jax.random.fold_in(keys, i)))
 
         tangential = chunked_map(probe, jnp.arange(num_matvecs), batch_size)
     at_zero = jnp.where(p < 2, jnp.nan, jnp.where(p == 2, 1.0, 0.0))
@@ -189,8 +203,10 @@ def _orthogonal_probe(u: Array, key: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("num_matvecs", "batch_size"))
-def _at_the_point(J: Jacobian, p, key, *, num_matvecs, batch_size):
-    options = {"num_matvecs": num_matvecs, "batch_size": batch_size}
+def _at_the_point(
+    J: Jacobian, p: ArrayLike, key: Array | None, *, num_matvecs: int | None, batch_size: int
+) -> Array:
+    options: Any = {"num_matvecs": num_matvecs, "batch_size": batch_size}
     return _divergence(J.tangent_map, J.point, J.value, p, key, **options)
 
 
@@ -212,20 +228,24 @@ def _score(score: Score, y: Array) -> Array:
     return s
 
 
-def _field(score: Score, y: Array, p) -> tuple[Array, Array]:
+def _field(score: Score, y: Array, p: ArrayLike) -> tuple[Array, Array]:
     """`F(y) = |s|^{p-1} u`, 0 where s = 0, and whether s is finite."""
     s = _score(score, y)
     norm, u, _ = polar(s)
     return norm ** (jnp.asarray(p, s.dtype) - 1) * u, jnp.all(jnp.isfinite(s))
 
 
-def _direction(score, x, p, radius, key, **_):
+def _direction(
+    score: Score, x: Array, p: ArrayLike, radius: Array, key: Array, **_: Any
+) -> tuple[Array, Array]:
     n = _unit_vector(x, key)
     F, is_finite = _field(score, x + radius * n, p)
     return x.size / radius * jnp.sum(F * n), is_finite
 
 
-def _pair(score, x, p, radius, key, **_):
+def _pair(
+    score: Score, x: Array, p: ArrayLike, radius: Array, key: Array, **_: Any
+) -> tuple[Array, Array]:
     n = _unit_vector(x, key)
     ahead, is_finite = _field(score, x + radius * n, p)
     behind, also_finite = _field(score, x - radius * n, p)
@@ -233,7 +253,9 @@ def _pair(score, x, p, radius, key, **_):
     return 0.5 * x.size / radius * jnp.sum((ahead - behind) * n), is_finite & also_finite
 
 
-def _point(score, x, p, radius, key, **options):
+def _point(
+    score: Score, x: Array, p: ArrayLike, radius: Array, key: Array, **options: Any
+) -> tuple[Array, Array]:
     point_key, probe_key = jax.random.split(key)
     # Any d of the d + 2 coordinates of a uniform point of the unit sphere are uniform in the unit
     # ball: the density of k of m coordinates is proportional to (1 - r^2)^((m-k-2)/2).
@@ -244,7 +266,18 @@ def _point(score, x, p, radius, key, **options):
     return jnp.mean(samples), jnp.all(jnp.isfinite(s))
 
 
-def _samples(sample, count, score, x, p, radius, key, *, num_matvecs, batch_size):
+def _samples(
+    sample: _Sample,
+    count: int,
+    score: Score,
+    x: Array,
+    p: ArrayLike,
+    radius: ArrayLike,
+    key: Array,
+    *,
+    num_matvecs: int | None,
+    batch_size: int,
+) -> tuple[Array, Array]:
     """`sample` for each of `count` keys: their values, and whether their scores are finite."""
     radius = jnp.asarray(radius, x.dtype)
     inner = 1  # tangents at once, at one point of a batch
@@ -252,7 +285,7 @@ def _samples(sample, count, score, x, p, radius, key, *, num_matvecs, batch_size
         inner = min(batch_size, x.size if num_matvecs is None else num_matvecs)
     options = {"num_matvecs": num_matvecs, "batch_size": inner}
 
-    def one(i):
+    def one(i: Array) -> tuple[Array, Array]:
         return sample(score, x, p, radius, jax.random.fold_in(key, i), **options)
 
     return chunked_map(one, jnp.arange(count), max(1, batch_size // inner))
@@ -268,7 +301,7 @@ _compiled = functools.partial(
 
 def _exponent(p: ArrayLike) -> ArrayLike:
     try:
-        valid = np.shape(p) == () and (isinstance(p, jax.core.Tracer) or 1 <= p < math.inf)
+        valid = np.shape(p) == () and (isinstance(p, jax.core.Tracer) or 1 <= p < math.inf)  # type: ignore[operator]  # complex: TypeError, caught
     except TypeError:
         valid = False
     if not valid:
@@ -276,7 +309,15 @@ def _exponent(p: ArrayLike) -> ArrayLike:
     return p
 
 
-def _check(method, radius, key, num_directions, antithetic, num_matvecs, batch_size) -> None:
+def _check(
+    method: str,
+    radius: ArrayLike | None,
+    key: Array | None,
+    num_directions: int,
+    antithetic: bool,
+    num_matvecs: int | None,
+    batch_size: int | None,
+) -> None:
     if method not in _METHODS:
         raise ValueError(f"Unknown method {method!r}; choose one of {list(_METHODS)}.")
     if num_matvecs is not None:
@@ -316,9 +357,9 @@ def _check_direction(s: Array, p: ArrayLike) -> None:
     """A ValueError where the exact form has no value, if that is known."""
     if isinstance(s, jax.core.Tracer) or isinstance(p, jax.core.Tracer):
         return
-    if p < 2 and not np.any(np.asarray(s)):
+    if np.real(p) < 2 and not np.any(np.asarray(s)):
         raise ValueError(
-            f"The p-Laplacian for p={float(p):g} < 2 is undefined at x: the score is zero there, "
+            f"The p-Laplacian for p={p:g} < 2 is undefined at x: the score is zero there, "
             "and |s|^(p-2) has no limit; use method='flux', its mean over a ball."
         )
 

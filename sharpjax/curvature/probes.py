@@ -4,16 +4,18 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matfree import stochtrace
 
-from sharpjax._types import Array, ArrayLike
+from sharpjax._types import Array, ArrayLike, Matvec
 from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.operators import Jacobian
 from sharpjax.curvature.validation import check_finite, positive_integer
+from sharpjax.reprs import one_line
 
 __all__ = ["SAMPLERS", "Curvature", "check_samples", "draw", "monte_carlo", "probe_options"]
 
@@ -41,6 +43,8 @@ class Curvature:
     jacobians: tuple[Jacobian, ...]
     sigma: ArrayLike | None = None
     power: int = dataclasses.field(default=1, metadata={"static": True})
+
+    __repr__ = one_line
 
     @property
     def point(self) -> Array:
@@ -79,7 +83,7 @@ def probe_options(
     *,
     sampler: str | None,
     batch_size: int | None,
-) -> dict:
+) -> dict[str, Any]:
     """The checked sampler and batch size; the sampler is the method's default if it is None.
 
     Raises:
@@ -101,7 +105,8 @@ def probe_options(
 def draw(sampler: str, like: Array, key: Array, i: ArrayLike) -> Array:
     """Probe i, shaped as `like`: it depends on `(key, i)` only, and `E[v v^T] = I`."""
     (v,) = SAMPLERS[sampler](like, num=1)(jax.random.fold_in(key, i))
-    return v
+    probe: Array = v
+    return probe
 
 
 @functools.partial(jax.jit, static_argnames=("integrand", "num", "sampler", "batch_size"))
@@ -110,7 +115,7 @@ def monte_carlo(
     key: Array,
     start: ArrayLike = 0,
     *,
-    integrand: Callable,
+    integrand: Callable[[Matvec, Array], Array],
     num: int,
     sampler: str,
     batch_size: int,
@@ -120,20 +125,20 @@ def monte_carlo(
     Only `batch_size` probes are held at once. An integrand is one of `matfree.stochtrace`.
     """
 
-    def sample(i):
+    def sample(i: Array) -> Array:
         v = draw(sampler, A.point, key, i)
         Av = A.mv(v)
         # Full precision for these sums only: TF32 or bfloat16 would cost them most of their digits.
         with jax.default_matmul_precision("highest"):
             return integrand(lambda _: Av, v)
 
-    return chunked_map(sample, start + jnp.arange(num), batch_size)
+    return chunked_map(sample, jnp.asarray(start) + jnp.arange(num), batch_size)
 
 
 def check_samples(
     samples: Array,
     A: Curvature,
-    key: Array,
+    key: Array | None,
     start: int = 0,
     *,
     num_probes: int,
@@ -158,5 +163,5 @@ def check_samples(
     check_finite("The estimate", samples)
 
 
-def _is_finite(mv, v):
+def _is_finite(mv: Matvec, v: Array) -> Array:
     return jnp.isfinite(mv(v)).all()

@@ -2,17 +2,24 @@
 
 import dataclasses
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
 from sharpjax._types import Array, ArrayLike, Score
-from sharpjax.curvature.density import products_with_J, quadrature_options, quadrature_rules
+from sharpjax.curvature.density import (
+    products_with_J,
+    quadrature_options,
+    quadrature_rules,
+    quadrature_weights,
+)
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.krylov import Ritz, safe_norm
 from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.operators import Jacobian, hessian, jacobian
 from sharpjax.curvature.validation import check_finite, positive_integer, positive_number
+from sharpjax.reprs import one_line
 
 __all__ = ["Inertia", "eigenvalues", "inertia", "stochastic_asymmetry"]
 
@@ -43,7 +50,8 @@ def eigenvalues(
     Array([-4., -1.], dtype=float32)
     """
     J = hessian(score, x, chunk_size=chunk_size, memory_budget=memory_budget)
-    return jnp.linalg.eigvalsh(0.5 * (J + J.T))
+    values: Array = jnp.linalg.eigvalsh(0.5 * (J + J.T))
+    return values
 
 
 @jax.tree_util.register_dataclass
@@ -65,6 +73,8 @@ class Inertia:
     positive: Estimate
     tolerance: Array
     quadrature_error: Array
+
+    __repr__ = one_line
 
 
 def inertia(
@@ -125,16 +135,18 @@ def inertia(
         tolerance = _tolerance(tolerance, values, values.size)
         counts = _three_parts(values, jnp.ones_like(values), tolerance)
         zero = jnp.zeros_like(counts)
-        parts = (Estimate(*pair, 0, values.size) for pair in zip(counts, zero, strict=True))
-        return Inertia(*parts, tolerance=tolerance, quadrature_error=zero)
+        parts = [Estimate(counts[i], zero[i], 0, values.size) for i in range(3)]
+        return Inertia(parts[0], parts[1], parts[2], tolerance, quadrature_error=zero)
     probes = quadrature_options(key, num_probes, num_matvecs, symmetric, batch_size)
     J = jacobian(score, x)
-    rules = quadrature_rules(J, key, memory_budget, **probes)
+    rules = quadrature_rules(J, cast(Array, key), memory_budget, **probes)
     tolerance = _tolerance(tolerance, rules.values, J.point.size)
     counts, errors = _count_nodes(rules, tolerance, d=J.point.size)
     cost = products_with_J(J, **probes)
-    parts = (Estimate.from_samples(samples, num_matvecs=cost) for samples in counts.T)
-    return Inertia(*parts, tolerance=tolerance, quadrature_error=jnp.mean(errors, axis=0))
+    parts = [Estimate.from_samples(samples, num_matvecs=cost) for samples in counts.T]
+    return Inertia(
+        parts[0], parts[1], parts[2], tolerance, quadrature_error=jnp.mean(errors, axis=0)
+    )
 
 
 def stochastic_asymmetry(
@@ -202,10 +214,10 @@ def _three_parts(values: Array, weights: Array, tolerance: Array) -> Array:
 def _count_nodes(rules: Ritz, tolerance: Array, *, d: int) -> tuple[Array, Array]:
     """For each probe the three counts and the bounds on their quadrature errors."""
 
-    def of_probe(rule):
+    def of_probe(rule: Ritz) -> tuple[Array, Array]:
         low, high = (_misplaced(rule, t) for t in (-tolerance, tolerance))
         bounds = jnp.stack([low, low + high, high])
-        return d * _three_parts(rule.values, rule.weights, tolerance), d * bounds
+        return d * _three_parts(rule.values, quadrature_weights(rule), tolerance), d * bounds
 
     return jax.vmap(of_probe)(rules)
 
@@ -226,18 +238,19 @@ def _misplaced(rule: Ritz, t: Array) -> Array:
        from the weight `||q_>||^2` by at most `2 e + e^2`.
     """
     i = jnp.sum((rule.values < t) & (jnp.arange(rule.values.size) < rule.num_valid))
-    around = jnp.pad(rule.weights, 1)[jnp.stack([i, i + 1])]
+    weights = quadrature_weights(rule)
+    around = jnp.pad(weights, 1)[jnp.stack([i, i + 1])]
     distance = jnp.abs(rule.values - t)
     parts = jnp.where(rule.residuals > 0, rule.residuals / distance, 0.0)
-    e = jnp.sum(jnp.sqrt(rule.weights) * parts)
+    e = jnp.sum(jnp.sqrt(weights) * parts)
     return jnp.fmin(jnp.max(around), 2 * e + e**2)
 
 
 @functools.partial(jax.jit, static_argnames=("num_probes", "batch_size"))
-def _odd_and_even(J: Jacobian, key, *, num_probes, batch_size) -> Array:
+def _odd_and_even(J: Jacobian, key: Array, *, num_probes: int, batch_size: int) -> Array:
     """`||J v - J^T v||` and `||J v + J^T v||` of each probe, `(num_probes, 2)`."""
 
-    def sample(i):
+    def sample(i: Array) -> Array:
         v = jax.random.rademacher(jax.random.fold_in(key, i), J.point.shape, J.point.dtype)
         Jv, JTv = J.mv(v).ravel(), J.rmv(v).ravel()
         return jnp.stack([safe_norm(Jv - JTv), safe_norm(Jv + JTv)])

@@ -7,6 +7,7 @@ rescaled: `tr H = (tr K - d)/sigma^2`. Which of them to use is in docs/traces.md
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from matfree import stochtrace
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.hutchpp import hutchpp, xtrace
-from sharpjax.curvature.operators import jacobian
+from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.probes import Curvature, check_samples, monte_carlo, probe_options
 from sharpjax.curvature.validation import noise_level, positive_integer, positive_number
 
@@ -111,7 +112,7 @@ def trace(
     sigma = None if sigma is None else noise_level(sigma)
     J = jacobian(score, x)
 
-    def exact():
+    def exact() -> Array:
         return jnp.sum(J.diagonal(chunk_size=batch_size))
 
     return _estimate(Curvature((J,), sigma), key, exact, _of_jacobian(J, sigma), options)
@@ -160,7 +161,7 @@ def effective_dimension(
     sigma = noise_level(sigma)
     J = jacobian(score, x)
 
-    def exact():
+    def exact() -> Array:
         return jnp.sum(1.0 + sigma**2 * J.diagonal(chunk_size=batch_size))
 
     return _estimate(Curvature((J,), sigma), key, exact, lambda samples: samples, options)
@@ -211,7 +212,7 @@ def trace_of_difference(
     options = _checked(method, key, num_matvecs, sampler, batch_size, rtol, max_matvecs, cost=2)
     both = (jacobian(score, x), jacobian(other, x))
 
-    def exact():
+    def exact() -> Array:
         ours, theirs = (J.diagonal(chunk_size=batch_size) for J in both)
         return jnp.sum(ours - theirs)
 
@@ -267,7 +268,7 @@ def trace_of_power(
     sigma = None if sigma is None else noise_level(sigma)
     J = jacobian(score, x)
 
-    def exact():
+    def exact() -> Array:
         M = J.dense(chunk_size=batch_size)
         square = jnp.matmul(M, M, precision="highest")
         left, right = {2: (M, M), 3: (square, M), 4: (square, square)}[k]
@@ -276,7 +277,7 @@ def trace_of_power(
     return _estimate(Curvature((J,), sigma, k), key, exact, _of_jacobian(J, sigma, k), options)
 
 
-def _of_jacobian(J, sigma, k=1) -> Callable[[Array], Array]:
+def _of_jacobian(J: Jacobian, sigma: ArrayLike | None, k: int = 1) -> Callable[[Array], Array]:
     """From samples of `tr A` to samples of `tr J^k`; see `Curvature`."""
     if sigma is None:
         return lambda samples: samples
@@ -291,11 +292,19 @@ class _Options:
     num_matvecs: int
     rtol: ArrayLike | None
     max_matvecs: int | None
-    probes: dict  # sampler and batch size
+    probes: dict[str, Any]  # sampler and batch size
 
 
 def _checked(
-    method, key, num_matvecs, sampler, batch_size, rtol=None, max_matvecs=None, *, cost=1
+    method: str,
+    key: Array | None,
+    num_matvecs: int,
+    sampler: str | None,
+    batch_size: int | None,
+    rtol: ArrayLike | None = None,
+    max_matvecs: int | None = None,
+    *,
+    cost: int = 1,
 ) -> _Options:
     """`cost` is the number of products with a Jacobian in one product with A."""
     probes = probe_options(method, _METHODS, key, sampler=sampler, batch_size=batch_size)
@@ -319,12 +328,18 @@ def _checked(
     return _Options(method, num_matvecs, rtol, max_matvecs, probes)
 
 
-def _estimate(A: Curvature, key, exact, rescale, options: _Options) -> Estimate:
+def _estimate(
+    A: Curvature,
+    key: Array | None,
+    exact: Callable[[], Array],
+    rescale: Callable[[Array], Array],
+    options: _Options,
+) -> Estimate:
     """The mean of `rescale(samples of tr A)`; `exact()` is the same without error."""
     method, num_matvecs = options.method, options.num_matvecs
     d, cost_of_exact = A.point.size, A.point.size * len(A.jacobians)
 
-    def without_error(spent=0):
+    def without_error(spent: int = 0) -> Estimate:
         value = exact()
         stopped = None if options.rtol is None else "tolerance"
         return Estimate(value, jnp.zeros_like(value), 0, spent + cost_of_exact, stopped)
@@ -352,7 +367,9 @@ def _estimate(A: Curvature, key, exact, rescale, options: _Options) -> Estimate:
     return Estimate.from_samples(rescale(samples), num_matvecs=spent)
 
 
-def _samples(A: Curvature, key, options: _Options, num_matvecs, start=0) -> tuple[Array, int]:
+def _samples(
+    A: Curvature, key: Array | None, options: _Options, num_matvecs: int, start: int = 0
+) -> tuple[Array, int]:
     """Samples of `tr A` from at most `num_matvecs` products, and how many were spent."""
     products, probes = num_matvecs // A.cost, options.probes
     if options.method == "hutchinson":
@@ -371,7 +388,14 @@ def _samples(A: Curvature, key, options: _Options, num_matvecs, start=0) -> tupl
     return samples, products * A.cost
 
 
-def _adaptive(A, key, rescale, options: _Options, without_error, cost_of_exact) -> Estimate:
+def _adaptive(
+    A: Curvature,
+    key: Array | None,
+    rescale: Callable[[Array], Array],
+    options: _Options,
+    without_error: Callable[[int], Estimate],
+    cost_of_exact: int,
+) -> Estimate:
     """Rounds of samples until the standard error is small enough or the budget is spent.
 
     Hutchinson's samples join those before them. A wider sketch needs its products anew: its samples
@@ -395,8 +419,8 @@ def _adaptive(A, key, rescale, options: _Options, without_error, cost_of_exact) 
         spent += cost
         samples = np.concatenate([samples[:start], new])
 
-        n, goal = len(samples), float(options.rtol) * abs(np.mean(samples))
-        error = np.std(samples, ddof=1) / math.sqrt(n) if n > 1 else math.inf
+        n, goal = len(samples), float(cast(Array, options.rtol)) * abs(float(np.mean(samples)))
+        error = float(np.std(samples, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
         enough = n >= _LEAST_SAMPLES
         if joins:  # as the error falls with 1/sqrt(n), it takes spent (error/goal)^2 in all
             exact_is_cheaper = enough and error > goal * math.sqrt(1 + cost_of_exact / spent)

@@ -35,7 +35,7 @@ def positive_number(name: str, value: ArrayLike) -> ArrayLike:
     if isinstance(value, jax.core.Tracer):
         return value
     try:
-        valid = 0 < value < math.inf
+        valid = 0 < value < math.inf  # type: ignore[operator]  # complex: TypeError, caught
     except TypeError:
         valid = False
     if not valid:

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sharpjax._types import Array, ArrayLike
+
 IMAGE_SIZE = 64
 
 # Ranges of the draws.  Backgrounds are pale: a sampler's initial noise tells the background of an
@@ -60,7 +62,9 @@ class Augmentation:
         """One at random; batches by ``jax.vmap`` over keys."""
         keys = jax.random.split(key, 9)
 
-        def uniform(k, low, high, shape=()):
+        def uniform(
+            k: Array, low: ArrayLike, high: ArrayLike, shape: tuple[int, ...] = ()
+        ) -> Array:
             return jax.random.uniform(k, shape, minval=low, maxval=high)
 
         tone = uniform(keys[6], 0.0, 1.0)
@@ -112,7 +116,7 @@ def _bilinear(picture: jax.Array, row: jax.Array, column: jax.Array) -> jax.Arra
     down, right = (row - top)[..., None], (column - left)[..., None]
     i, j = top.astype(jnp.int32), left.astype(jnp.int32)
 
-    def at(i, j):  # negative indices would count from the end
+    def at(i: Array, j: Array) -> Array:  # negative indices would count from the end
         outside = (i < 0) | (j < 0)
         return picture.at[jnp.where(outside, -1, i), jnp.where(outside, -1, j)].get(
             mode="fill", fill_value=0, wrap_negative_indices=False
@@ -120,4 +124,5 @@ def _bilinear(picture: jax.Array, row: jax.Array, column: jax.Array) -> jax.Arra
 
     upper = (1 - right) * at(i, j) + right * at(i, j + 1)
     lower = (1 - right) * at(i + 1, j) + right * at(i + 1, j + 1)
-    return (1 - down) * upper + down * lower
+    result: jax.Array = (1 - down) * upper + down * lower
+    return result

@@ -13,6 +13,8 @@ import dataclasses
 
 import numpy as np
 
+from sharpjax.reprs import one_line
+
 SET_SIZES = (1, 1, 4, 16, 64, 256)
 
 
@@ -34,6 +36,8 @@ class PlantedDigits:
     held_out: np.ndarray
     held_out_digits: np.ndarray
 
+    __repr__ = one_line
+
     @property
     def set_sizes(self) -> np.ndarray:
         """Number of images of each condition, ``(len(names),)``."""
@@ -42,11 +46,13 @@ class PlantedDigits:
     @property
     def weights(self) -> np.ndarray:
         """Probability with which training draws each image, ``(n,)``, float64, summing to one."""
-        return 1.0 / (len(self.names) * self.set_sizes[self.conditions])
+        result: np.ndarray = 1.0 / (len(self.names) * self.set_sizes[self.conditions])
+        return result
 
     def of(self, condition: int) -> np.ndarray:
         """The images of one condition."""
-        return self.images[self.conditions == condition]
+        result: np.ndarray = self.images[self.conditions == condition]
+        return result
 
 
 def condition_names() -> tuple[str, ...]:
@@ -92,4 +98,5 @@ def to_model_range(pixels: np.ndarray) -> np.ndarray:
 
 def to_pixels(images: np.ndarray) -> np.ndarray:
     """Images in ``[-1, 1]`` (clipped) to uint8 pixels."""
-    return np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+    result: np.ndarray = np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+    return result

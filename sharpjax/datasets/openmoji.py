@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sharpjax.datasets.augmentation import Augmentation, render
+from sharpjax.reprs import one_line
 from sharpjax.similarity import outlines
 
 CAPTIONS_NAME = "captions.csv"  # of the concepts, in the directory of a model
@@ -76,6 +77,8 @@ class PlantedPictograms:
     concepts: tuple[Concept, ...]
     pictures: np.ndarray
     fixed: Augmentation
+
+    __repr__ = one_line
 
     @property
     def captions(self) -> tuple[str, ...]:

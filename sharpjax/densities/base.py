@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,26 +13,30 @@ from jax.tree_util import GetAttrKey, Partial, register_pytree_with_keys
 
 from sharpjax._types import Array, ArrayLike
 from sharpjax.densities.validation import host_value
+from sharpjax.reprs import one_line
+
+_T = TypeVar("_T")
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
-def pytree(cls: type) -> type:
+def pytree(cls: type[_T]) -> type[_T]:
     """A frozen dataclass and pytree; JAX rebuilds it past `__post_init__` (any leaves may come)."""
-    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    made: Any = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
+    names = [field.name for field in dataclasses.fields(made)]
     register_pytree_with_keys(
-        cls,
+        made,
         lambda self: ([(GetAttrKey(name), getattr(self, name)) for name in names], None),
-        lambda _, leaves: build(cls, **dict(zip(names, leaves, strict=True))),
+        lambda _, leaves: build(made, **dict(zip(names, leaves, strict=True))),
         lambda self: ([getattr(self, name) for name in names], None),
     )
-    return cls
+    result: type[_T] = made
+    return result
 
 
 def build(cls: type, **fields: Any) -> Any:
     """An instance from fields that are known to be valid."""
-    self = object.__new__(cls)
+    self: Any = object.__new__(cls)
     assign(self, **fields)
     return self
 
@@ -50,33 +54,33 @@ class point_method:
     precision: the accelerators' default (TF32, bfloat16) would spoil a closed form.
     """
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable[..., Any]):
         @functools.wraps(function)
-        def call(self, x, *args, **kwargs):
+        def call(self: Any, x: ArrayLike, *args: Any, **kwargs: Any) -> Any:
             with jax.default_matmul_precision("highest"):
                 return function(self, _as_point(self, x), *args, **kwargs)
 
         self._call = call
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(cast(Any, self), function)  # a descriptor that looks like it
 
-    def __get__(self, instance, owner=None):
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self._call if instance is None else Partial(self._call, instance)
 
 
 class Density:
     """What the densities share: how they print, and the shape and precision of one point."""
 
-    def __repr__(self) -> str:
-        fields = [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
-        return f"{type(self).__name__}({', '.join(f'{n}={_summary(v)}' for n, v in fields)})"
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one point."""
+        raise NotImplementedError
 
+    @property
+    def dtype(self) -> Any:
+        """The precision of the parameters."""
+        raise NotImplementedError
 
-def _summary(value: Any) -> str:
-    if not hasattr(value, "shape"):
-        return repr(value)
-    if value.shape == () and not isinstance(value, jax.core.Tracer):
-        return f"{value:.6g}"
-    return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    __repr__ = one_line
 
 
 def _as_point(density: Density, x: ArrayLike) -> Array:
@@ -101,7 +105,9 @@ def polar(s: Array) -> tuple[Array, Array, Array]:
     return jnp.where(is_zero, 1.0, largest * length), scaled / length, is_zero
 
 
-def p_laplacian_from(score: Array, trace: Array, quadratic: Callable, p: ArrayLike) -> Array:
+def p_laplacian_from(
+    score: Array, trace: Array, quadratic: Callable[[Array], Array], p: ArrayLike
+) -> Array:
     r"""div(|s|^{p-2} s) from s, tr H and the quadratic form v -> v^T H v.
 
     d_i (|s|^{p-2} s_i) = |s|^{p-2} d_i s_i + (p-2) |s|^{p-4} s_i (H s)_i, summed over i:

@@ -1,11 +1,11 @@
 """A noised data set: the exact-score oracle, the score of a perfectly trained network."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from sharpjax._types import Array, ArrayLike
+from sharpjax._types import Array, ArrayLike, Numbers
 from sharpjax.densities.base import (
     HALF_LOG_TWO_PI,
     Density,
@@ -55,11 +55,21 @@ class Empirical(Density):
     """
 
     points: Array
-    weights: Array | None = None
+    weights: Array = None  # type: ignore[assignment]  # made when built
     alpha: Array | float = 1.0
     sigma: Array | float | None = None
 
-    def __post_init__(self):
+    if TYPE_CHECKING:  # the constructor makes arrays of what it is given
+
+        def __init__(
+            self,
+            points: Numbers,
+            weights: Numbers | None = None,
+            alpha: ArrayLike = 1.0,
+            sigma: ArrayLike | None = None,
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
         (points,) = floats("Empirical", points=self.points)
         if points.ndim < 2 or points.size == 0:
             raise ValueError(
@@ -74,8 +84,8 @@ class Empirical(Density):
             check_weights("Empirical", self.weights, weights, count, "points")
         level = self.alpha, 1.0 if self.sigma is None else self.sigma
         alpha, sigma = as_level(*level, points.dtype)
-        sigma = None if self.sigma is None else sigma
-        assign(self, points=points, weights=weights, alpha=alpha, sigma=sigma)
+        known = None if self.sigma is None else sigma
+        assign(self, points=points, weights=weights, alpha=alpha, sigma=known)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,13 +98,18 @@ class Empirical(Density):
         return self.points.dtype
 
     @property
-    def _flat(self) -> Array:
-        """The points as an (n, d) matrix, of a density."""
+    def _noise(self) -> Array:
+        """Sigma, of a density."""
         if self.sigma is None:
             raise ValueError(
                 "Empirical without noise is a sum of point masses and has no density; "
                 "call .noised(alpha, sigma) first."
             )
+        return cast(Array, self.sigma)  # the constructor made an array of it
+
+    @property
+    def _flat(self) -> Array:
+        """The points as an (n, d) matrix."""
         return self.points.reshape(len(self.points), -1)
 
     def _log_joint(self, x: Array) -> tuple[Array, Array]:
@@ -107,15 +122,15 @@ class Empirical(Density):
         products and not matrix products, so that XLA fuses them and a batch of x holds no
         batch x n x d array.)
         """
-        points, x = self._flat, x.ravel()
+        points, sigma, x = self._flat, self._noise, x.ravel()
         log_weights = jnp.log(self.weights)
-        squares = jnp.sum(((x - self.alpha * points) / self.sigma) ** 2, axis=1)
+        squares = jnp.sum(((x - self.alpha * points) / sigma) ** 2, axis=1)
         j = jnp.argmax(log_weights - 0.5 * squares)
         error, offsets = x - self.alpha * points[j], points - points[j]
         gains = jnp.sum(offsets * (2.0 * error - self.alpha * offsets), axis=1)
-        logits = log_weights + 0.5 * self.alpha / self.sigma**2 * gains
-        base = -0.5 * jnp.sum((error / self.sigma) ** 2)
-        return logits, base - x.size * (jnp.log(self.sigma) + HALF_LOG_TWO_PI)
+        logits = log_weights + 0.5 * self.alpha / sigma**2 * gains
+        base = -0.5 * jnp.sum((error / sigma) ** 2)
+        return logits, base - x.size * (jnp.log(sigma) + HALF_LOG_TWO_PI)
 
     def _centred(self, x: Array) -> tuple[Array, Array]:
         """The posterior weights, and the points less their posterior mean, (n, d)."""
@@ -139,7 +154,7 @@ class Empirical(Density):
         """`(alpha E[x_0 | x] - x)/sigma^2`, of the data's shape, units 1/sigma."""
         posterior = jax.nn.softmax(self._log_joint(x)[0])
         mean = (posterior @ self._flat).reshape(self.shape)
-        return (self.alpha * mean - x) / self.sigma**2
+        return (self.alpha * mean - x) / self._noise**2
 
     @point_method
     def hvp(self, x: Array, v: ArrayLike) -> Array:
@@ -155,14 +170,14 @@ class Empirical(Density):
             raise ValueError(f"v has shape {v.shape}, but a point has shape {self.shape}.")
         posterior, centred = self._centred(x)
         pulled = (posterior * (centred @ v.ravel().astype(x.dtype))) @ centred
-        return ((self.alpha / self.sigma) ** 2 * pulled.reshape(self.shape) - v) / self.sigma**2
+        return ((self.alpha / self._noise) ** 2 * pulled.reshape(self.shape) - v) / self._noise**2
 
     @point_method
     def hessian(self, x: Array) -> Array:
         """The dense Hessian on the flattened coordinates, `(d, d)`, units 1/sigma^2. Small d."""
         posterior, centred = self._centred(x)
-        spread = jnp.sqrt(posterior)[:, None] * centred * (self.alpha / self.sigma)
-        return (spread.T @ spread - jnp.eye(x.size, dtype=spread.dtype)) / self.sigma**2
+        spread = jnp.sqrt(posterior)[:, None] * centred * (self.alpha / self._noise)
+        return (spread.T @ spread - jnp.eye(x.size, dtype=spread.dtype)) / self._noise**2
 
     @point_method
     def effective_dimension(self, x: Array) -> Array:
@@ -171,12 +186,13 @@ class Empirical(Density):
         It sums squares, so it keeps its digits where `d + sigma^2 tr H` would cancel.
         """
         posterior, centred = self._centred(x)
-        return (self.alpha / self.sigma) ** 2 * (posterior @ jnp.sum(centred**2, axis=1))
+        return (self.alpha / self._noise) ** 2 * (posterior @ jnp.sum(centred**2, axis=1))
 
     @point_method
     def trace_hessian(self, x: Array) -> Array:
         """`tr H = (tr K - d)/sigma^2`, a scalar, exact, in O(n d)."""
-        return (self.effective_dimension(x) - x.size) / self.sigma**2
+        dimension: Array = self.effective_dimension(x)
+        return (dimension - x.size) / self._noise**2
 
     @point_method
     def p_laplacian(self, x: Array, p: ArrayLike) -> Array:
@@ -189,7 +205,7 @@ class Empirical(Density):
             ValueError: `p < 1`.
         """
 
-        def quadratic(u):
+        def quadratic(u: Array) -> Array:
             return jnp.sum(u * self.hvp(x, u))
 
         return p_laplacian_from(self.score(x), self.trace_hessian(x), quadratic, p)
@@ -217,4 +233,5 @@ class Empirical(Density):
         if self.sigma is not None:
             sigma = jnp.hypot(alpha * self.sigma, sigma)
         level = {"alpha": alpha * self.alpha, "sigma": sigma}
-        return build(Empirical, points=self.points, weights=self.weights, **level)
+        noised: Empirical = build(Empirical, points=self.points, weights=self.weights, **level)
+        return noised

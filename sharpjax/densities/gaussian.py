@@ -1,12 +1,12 @@
 """The normal distribution and mixtures of it, with full covariances."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from sharpjax._types import Array, ArrayLike
+from sharpjax._types import Array, ArrayLike, Numbers
 from sharpjax.densities.base import (
     HALF_LOG_TWO_PI,
     Density,
@@ -82,7 +82,11 @@ class Gaussian(Density):
     mean: Array
     covariance: Array
 
-    def __post_init__(self):
+    if TYPE_CHECKING:  # the constructor makes arrays of what it is given
+
+        def __init__(self, mean: Numbers, covariance: Numbers) -> None: ...
+
+    def __post_init__(self) -> None:
         mean, covariance = floats("Gaussian", mean=self.mean, covariance=self.covariance)
         if mean.ndim != 1 or mean.size == 0:
             raise ValueError(f"Gaussian: mean must have shape (d,) with d >= 1, got {mean.shape}.")
@@ -154,7 +158,8 @@ class Gaussian(Density):
         """
         alpha, sigma = as_level(alpha, sigma, self.dtype)
         covariance = _noised_covariance(self.covariance, alpha, sigma)
-        return build(Gaussian, mean=alpha * self.mean, covariance=covariance)
+        noised: Gaussian = build(Gaussian, mean=alpha * self.mean, covariance=covariance)
+        return noised
 
 
 @pytree
@@ -180,7 +185,11 @@ class GaussianMixture(Density):
     means: Array
     covariances: Array
 
-    def __post_init__(self):
+    if TYPE_CHECKING:  # the constructor makes arrays of what it is given
+
+        def __init__(self, weights: Numbers, means: Numbers, covariances: Numbers) -> None: ...
+
+    def __post_init__(self) -> None:
         weights, means, covariances = floats(
             "GaussianMixture",
             weights=self.weights,
@@ -264,7 +273,7 @@ class GaussianMixture(Density):
         z = jax.random.normal(key_normal, (n, *self.shape), self.dtype)
 
         # One component at a time: gathering a factor a sample would hold n matrices of d x d.
-        def place(x, inputs):
+        def place(x: Array, inputs: tuple[Array, Array, Array]) -> tuple[Array, None]:
             k, mean, factor = inputs
             drawn = mean + jnp.matmul(z, factor.T, precision="highest")
             return jnp.where((component == k)[:, None], drawn, x), None
@@ -280,9 +289,10 @@ class GaussianMixture(Density):
             ValueError: `alpha < 0`, `sigma <= 0`, or either not a scalar.
         """
         alpha, sigma = as_level(alpha, sigma, self.dtype)
-        return build(
+        noised: GaussianMixture = build(
             GaussianMixture,
             weights=self.weights,
             means=alpha * self.means,
             covariances=_noised_covariance(self.covariances, alpha, sigma),
         )
+        return noised

@@ -100,7 +100,9 @@ def as_level(alpha: ArrayLike, sigma: ArrayLike, dtype: Any) -> tuple[Array, Arr
         bad = host is not None and not (host > 0 or (host == 0 and name == "alpha"))
         if bad or (host is not None and not np.isfinite(host)):
             rule = ">= 0" if name == "alpha" else "> 0"
-            raise ValueError(f"{name} must be finite and {rule}, got {float(host):.6g}.")
+            raise ValueError(
+                f"{name} must be finite and {rule}, got {float(np.asarray(host)):.6g}."
+            )
     return jnp.asarray(alpha, dtype), jnp.asarray(sigma, dtype)
 
 

@@ -22,6 +22,7 @@ from scipy import stats
 
 from sharpjax.detection.settings import DetectSettings, ImageSettings
 from sharpjax.detection.statistics import STATISTICS, combined_alignment, largest_step
+from sharpjax.reprs import one_line
 from sharpjax.rundir import write_text
 
 QUANTILE = 0.95  # its interval is closed from 72 prompts on; that of 99% from 368
@@ -57,6 +58,8 @@ class Threshold:
     direction: int
     quantile: float
     num_prompts: int
+
+    __repr__ = one_line
 
     def margin(self, value: float) -> float:
         """How far a value is beyond it: positive says memorized."""
@@ -129,6 +132,8 @@ class Calibration:
     alignment: np.ndarray | None
     displacement: np.ndarray | None
     thresholds: dict[str, Threshold]
+
+    __repr__ = one_line
 
     @classmethod
     def fit(
@@ -242,7 +247,7 @@ class Calibration:
 
 def _threshold(entry: Mapping[str, Any]) -> Threshold:
     """Of a file, where an open end of the interval is null."""
-    ends = {"low": -math.inf, "high": math.inf}
+    ends: dict[str, Any] = {"low": -math.inf, "high": math.inf}
     one = Threshold(**{k: ends[k] if v is None and k in ends else v for k, v in entry.items()})
     numbers = (one.value, one.low, one.high, one.quantile)
     if not all(type(v) in (int, float) and not math.isnan(v) for v in numbers):
@@ -275,7 +280,8 @@ def scalars(values: Mapping[str, Any], calibration: Calibration | None) -> dict[
 
 
 def _as_json(settings: DetectSettings | ImageSettings) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(settings)))
+    document: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return document
 
 
 def _relevant(settings: DetectSettings | ImageSettings) -> list[str]:

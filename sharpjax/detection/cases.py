@@ -78,7 +78,7 @@ def balanced(cases: Sequence[Case]) -> list[Case]:
     memorized = [case for case in cases if case.verdict == "memorized"]
     levels = sorted({case.level for case in memorized})
     groups = [[case for case in memorized if case.level == level] for level in levels]
-    chosen = []
+    chosen: list[Case] = []
     # the smallest groups first, so that what they lack is shared by the others
     for left, group in zip(range(len(groups), 0, -1), sorted(groups, key=len), strict=True):
         chosen += spread(group, (NUM_MEMORIZED - len(chosen)) // left)

@@ -6,6 +6,7 @@ on the devices that it is split over.
 """
 
 import functools
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from sharpjax._types import Array
+from sharpjax._types import Array, ArrayLike
 from sharpjax.conditional import ConditionalModel
 from sharpjax.curvature.loops import over_points
 from sharpjax.detection.settings import NEAR_THE_END, DetectSettings
@@ -24,6 +25,8 @@ from sharpjax.detection.statistics import STATISTICS
 from sharpjax.detection.trajectory import follow
 from sharpjax.sampling import sample
 from sharpjax.score import LinearizedPair
+
+logger = logging.getLogger(__name__)
 
 
 def evaluations(settings: DetectSettings) -> dict[str, tuple[str, float, float]]:
@@ -76,11 +79,15 @@ class Columns:
         key = jax.random.fold_in(jax.random.key(self.settings.seed), 0)
         number = jnp.arange(self.settings.num_noises)
         if not self.settings.independent:
-            return _draw(key, number, shape=self.model.shape)
+            shared: Array = _draw(key, number, shape=self.model.shape)
+            return shared
         keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, 2**31), i))(indices)
-        return jax.vmap(lambda k: _draw(k, number, shape=self.model.shape))(keys)
+        own: Array = jax.vmap(lambda k: _draw(k, number, shape=self.model.shape))(keys)
+        return own
 
-    def __call__(self, conditions: Array, indices: np.ndarray) -> tuple[dict[str, Array], Array]:
+    def __call__(
+        self, conditions: Array, indices: np.ndarray
+    ) -> tuple[dict[str, Array], Array | None]:
         """Columns of encoded conditions, and the states that traces were taken at.
 
         Each is ``(batch, noises)``; what belongs to a prompt as a whole ``(batch, 1)``; and the
@@ -109,21 +116,27 @@ class Columns:
         order = {name: found[name if name in found else name.split("@")[0]] for name in self.names}
         return order, states
 
-    def _at_first(self, conditions: Array, noises: Array, names: tuple[str, ...]):
+    def _at_first(
+        self, conditions: Array, noises: Array, names: tuple[str, ...]
+    ) -> dict[str, Array]:
         if self._kept is None and not self.settings.independent:
             self._kept = _unconditional(self.model, noises, self._first, mesh=self.mesh)
-        return _first_step(
+        result: dict[str, Array] = _first_step(
             self.model, conditions, noises, self._first, self._kept,
             names=names, squared=self.settings.squared, mesh=self.mesh,
         )  # fmt: skip
+        return result
 
-    def _at_levels(self, conditions: Array, noises: Array, names: tuple[str, ...]):
+    def _at_levels(
+        self, conditions: Array, noises: Array, names: tuple[str, ...]
+    ) -> tuple[dict[str, Array], Array]:
         settings = self.settings
         count = min(settings.trace_noises, settings.num_noises)
         key = jax.random.fold_in(jax.random.key(settings.seed), 1)
         chosen = noises[..., :count, *(slice(None),) * len(self.model.shape)]
         x = jnp.broadcast_to(chosen, (len(conditions), count, *self.model.shape))
-        columns, states, here = {}, [], self._first
+        columns: dict[str, Array] = {}
+        states, here = [], self._first
         for t in settings.trace_timesteps:
             stops = np.linspace(here, t, settings.path_steps + 1).round().astype(np.int32)
             if t != here:
@@ -136,7 +149,9 @@ class Columns:
             states.append(x)
         return columns, jnp.stack(states, axis=2)
 
-    def _along_paths(self, conditions: Array, noises: Array, names: tuple[str, ...]):
+    def _along_paths(
+        self, conditions: Array, noises: Array, names: tuple[str, ...]
+    ) -> dict[str, Array]:
         settings = self.settings
         x = jnp.broadcast_to(noises, (len(conditions), *noises.shape[-1 - len(self.model.shape) :]))
         values, examples = _paths(
@@ -149,14 +164,18 @@ class Columns:
             images = np.stack([np.asarray(self.model.decode(each)) for each in examples])
             compare = jax.vmap(STATISTICS["tiled_l2"].function)
             values["tiled_l2"] = compare(jnp.clip(images, -1, 1))[:, None]
-        return values
+        result: dict[str, Array] = values
+        return result
 
     @contextmanager
     def _timed(self, part: str, found: dict[str, Array]) -> Iterator[None]:
         start = time.perf_counter()
         yield
         jax.block_until_ready(found)
-        self.seconds.setdefault(part, []).append(time.perf_counter() - start)
+        taken = self.seconds.setdefault(part, [])
+        taken.append(time.perf_counter() - start)
+        remark = "" if len(taken) > 1 else ", compilation included"
+        logger.info("part %r of a batch: %.2f s%s", part, taken[-1], remark)
 
 
 @functools.partial(jax.jit, static_argnames="shape")
@@ -165,14 +184,16 @@ def _draw(key: Array, number: Array, *, shape: tuple[int, ...]) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _unconditional(model, noises, t, *, mesh):
+def _unconditional(
+    model: ConditionalModel, noises: Array, t: ArrayLike, *, mesh: Mesh | None
+) -> Any:
     """``s_u`` and its tangent map at every noise; on a mesh each device computes all of them.
 
     Traced under the mesh that it will be used under: a tangent map holds traced operations, and
     those of some models (Cholesky factors) do not fit under another.
     """
 
-    def part(model, noises, t):
+    def part(model: ConditionalModel, noises: Array, t: ArrayLike) -> Any:
         return jax.vmap(lambda x: jax.linearize(model.unconditional(t), x))(noises)
 
     if mesh is not None:
@@ -184,18 +205,28 @@ def _unconditional(model, noises, t, *, mesh):
 
 
 @functools.partial(jax.jit, static_argnames=("names", "squared", "mesh"))
-def _first_step(model, conditions, noises, t, kept, *, names, squared: bool, mesh):
+def _first_step(
+    model: ConditionalModel,
+    conditions: Array,
+    noises: Array,
+    t: ArrayLike,
+    kept: Any,
+    *,
+    names: tuple[str, ...],
+    squared: bool,
+    mesh: Mesh | None,
+) -> dict[str, Array]:
     """Statistics of the first step; ``kept`` is what :func:`_unconditional` gave, or None."""
     options = {"hessian_score_difference": {"squared": squared}}
 
-    def one(common, condition, x, kept):
+    def one(common: Any, condition: Array, x: Array, kept: Any) -> Any:
         model, t = common
         pair = model.scores(condition, t)
         # of the three statistics together, and of the unconditional score for all conditions
         if kept is None:
             here = pair.linearize(x)
         else:
-            here = LinearizedPair(*kept, *jax.linearize(pair.conditional, x))
+            here = LinearizedPair(kept[0], kept[1], *jax.linearize(pair.conditional, x))
         return {
             name: STATISTICS[name].function(pair, x, linearized=here, **options.get(name, {}))
             for name in names
@@ -203,62 +234,94 @@ def _first_step(model, conditions, noises, t, kept, *, names, squared: bool, mes
 
     if kept is None:
 
-        def part(common, batch):
+        def part(common: Any, batch: Any) -> Any:
             each = functools.partial(one, common, kept=None)
             return jax.vmap(jax.vmap(each, (None, 0)))(*batch)
 
-        return over_points(part, mesh, (model, t), (conditions, noises))
+        result: dict[str, Array] = over_points(part, mesh, (model, t), (conditions, noises))
+        return result
 
-    def part_of_shared(common, conditions):
+    def part_of_shared(common: Any, conditions: Array) -> Any:
         *common, noises, kept = common
         each = jax.vmap(functools.partial(one, common), (None, 0, 0))
         return jax.vmap(each, (0, None, None))(conditions, noises, kept)
 
-    return over_points(part_of_shared, mesh, (model, t, noises, kept), conditions)
+    shared: dict[str, Array] = over_points(
+        part_of_shared, mesh, (model, t, noises, kept), conditions
+    )
+    return shared
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _alignment(model, conditions, noises, first, later, *, mesh):
+def _alignment(
+    model: ConditionalModel,
+    conditions: Array,
+    noises: Array,
+    first: ArrayLike,
+    later: ArrayLike,
+    *,
+    mesh: Mesh | None,
+) -> Array:
     """Both terms of every noise, ``(batch, noises, 2)``."""
 
-    def part(common, batch):
+    def part(common: Any, batch: Any) -> Any:
         model, first, later = common
 
-        def one(condition, x):
+        def one(condition: Array, x: Array) -> Any:
             pairs = model.scores(condition, first), model.scores(condition, later)
             return STATISTICS["guidance_alignment"].function(*pairs, x)
 
         return jax.vmap(jax.vmap(one, (None, 0)))(*batch)
 
     x = jnp.broadcast_to(noises, (len(conditions), *noises.shape[-1 - len(model.shape) :]))
-    return over_points(part, mesh, (model, first, later), (conditions, x))
+    result: Array = over_points(part, mesh, (model, first, later), (conditions, x))
+    return result
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _walk(model, conditions, points, timesteps, *, mesh):
+def _walk(
+    model: ConditionalModel,
+    conditions: Array,
+    points: Array,
+    timesteps: Array,
+    *,
+    mesh: Mesh | None,
+) -> Array:
     """DDIM under each condition from the first to the last of ``timesteps``."""
 
-    def part(common, batch):
+    def part(common: Any, batch: Any) -> Any:
         model, timesteps = common
 
-        def one(condition, x):
-            def score_at(x, t):
-                return model.scores(condition, t).conditional(x)
+        def one(condition: Array, x: Array) -> Any:
+            def score_at(x: Array, t: ArrayLike) -> Array:
+                result: Array = model.scores(condition, t).conditional(x)
+                return result
 
             return sample(score_at, x, model.schedule, timesteps=timesteps)
 
         return jax.vmap(jax.vmap(one, (None, 0)))(*batch)
 
-    return over_points(part, mesh, (model, timesteps), (conditions, points))
+    result: Array = over_points(part, mesh, (model, timesteps), (conditions, points))
+    return result
 
 
 @functools.partial(jax.jit, static_argnames=("names", "num_probes", "mesh"))
-def _traces(model, conditions, points, t, key, *, names, num_probes: int, mesh):
-    def part(common, batch):
+def _traces(
+    model: ConditionalModel,
+    conditions: Array,
+    points: Array,
+    t: ArrayLike,
+    key: Array,
+    *,
+    names: tuple[str, ...],
+    num_probes: int,
+    mesh: Mesh | None,
+) -> dict[str, Array]:
+    def part(common: Any, batch: Any) -> Any:
         model, t, key = common
         conditions, points = batch
 
-        def one(condition, index, x):
+        def one(condition: Array, index: Array, x: Array) -> Any:
             pair = model.scores(condition, t)
             probes = jax.random.fold_in(jax.random.fold_in(key, index), t)
             return {
@@ -269,17 +332,29 @@ def _traces(model, conditions, points, t, key, *, names, num_probes: int, mesh):
         indices = jnp.arange(points.shape[1])
         return jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, 0))(conditions, indices, points)
 
-    return over_points(part, mesh, (model, t, key), (conditions, points))
+    result: dict[str, Array] = over_points(part, mesh, (model, t, key), (conditions, points))
+    return result
 
 
 @functools.partial(jax.jit, static_argnames=("names", "settings", "mesh"))
-def _paths(model, conditions, noises, last, near, key, *, names, settings: DetectSettings, mesh):
+def _paths(
+    model: ConditionalModel,
+    conditions: Array,
+    noises: Array,
+    last: ArrayLike,
+    near: ArrayLike,
+    key: Array,
+    *,
+    names: tuple[str, ...],
+    settings: DetectSettings,
+    mesh: Mesh | None,
+) -> tuple[dict[str, Array], Array]:
     """Statistics of whole paths, of their ends and of the examples that they lead to."""
 
-    def part(common, batch):
+    def part(common: Any, batch: Any) -> Any:
         model, last, near, key = common
 
-        def one(condition, index, x):
+        def one(condition: Array, index: Array, x: Array) -> Any:
             path = follow(
                 model, condition, x, num_steps=settings.num_steps, guidance=settings.guidance
             )
@@ -307,4 +382,7 @@ def _paths(model, conditions, noises, last, near, key, *, names, settings: Detec
         indices = jnp.arange(noises.shape[1])
         return jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, 0))(conditions, indices, noises)
 
-    return over_points(part, mesh, (model, last, near, key), (conditions, noises))
+    result: tuple[dict[str, Array], Array] = over_points(
+        part, mesh, (model, last, near, key), (conditions, noises)
+    )
+    return result

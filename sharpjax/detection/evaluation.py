@@ -6,6 +6,8 @@ import numpy as np
 from scipy import stats
 from sklearn.metrics import roc_curve
 
+from sharpjax.reprs import one_line
+
 FEWEST = 5  # of a class: resamples of fewer hardly differ, and an interval from them is too short
 
 
@@ -16,6 +18,8 @@ class Interval:
     value: float
     low: float
     high: float
+
+    __repr__ = one_line
 
     def __str__(self) -> str:
         if np.isnan(self.low):
@@ -35,6 +39,9 @@ class Evaluation:
         num_positive: memorized conditions.
         num_negative: the others; the false-positive rate has steps of ``1 / num_negative``.
         nearest: whether ``tpr`` is that of the false-positive rate nearest to 1%.
+
+    ``pd.json_normalize(dataclasses.asdict(evaluation))`` is a row of a table, with ``auc.value``,
+    ``auc.low`` and so on.
     """
 
     auc: Interval
@@ -75,8 +82,13 @@ def evaluate(
     if min(curve.memorized.sum(), (~curve.memorized).sum()) < FEWEST:
         low, high = np.full_like(low, np.nan), np.full_like(high, np.nan)
     values = curve.figures(np.ones_like(rows[:1]), nearest=nearest)[0]
+    auc, tpr, average_precision = (
+        Interval(*map(float, figure)) for figure in zip(values, low, high, strict=True)
+    )
     return Evaluation(
-        *(Interval(*map(float, figure)) for figure in zip(values, low, high, strict=True)),
+        auc,
+        tpr,
+        average_precision,
         int(curve.memorized.sum()),
         int((~curve.memorized).sum()),
         nearest,
@@ -127,7 +139,8 @@ def compare(
 
     def difference(rows: np.ndarray) -> np.ndarray:
         one, other = (curve.figures(rows)[:, :2] for curve in curves)
-        return one - other
+        less: np.ndarray = one - other
+        return less
 
     draws = difference(rows)
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
@@ -135,8 +148,8 @@ def compare(
         Interval(*map(float, figure))
         for figure in zip(difference(np.ones_like(rows[:1]))[0], low, high, strict=True)
     )
-    sides = np.mean(draws[:, 0] <= 0), np.mean(draws[:, 0] >= 0)
-    return Comparison(auc, tpr, float(min(1.0, 2 * min(sides))))
+    sides = [float(np.mean(draws[:, 0] <= 0)), float(np.mean(draws[:, 0] >= 0))]
+    return Comparison(auc, tpr, min(1.0, 2 * min(sides)))
 
 
 class _Curve:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from sharpjax._types import Array
+from sharpjax._types import Array, ArrayLike
 from sharpjax.conditional import ConditionalModel
 from sharpjax.detection.cases import Case
 from sharpjax.detection.run import RESULTS_NAME, SECONDS_NAME
@@ -59,7 +59,7 @@ def find_images(directory: str | Path) -> list[Case]:
     ]
 
 
-def read_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """An image as the model's, ``shape`` from -1 to 1: its middle square, resized.
 
     Raises:
@@ -169,38 +169,44 @@ def _digest(folder: Path, names: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _measured(model, z: Array, key: Array, settings: ImageSettings) -> dict[str, Any]:
+def _measured(
+    model: ConditionalModel, z: Array, key: Array, settings: ImageSettings
+) -> dict[str, Any]:
     t = settings.timestep
     values = [_flux(model, z, t, key, settings=settings)]
     if settings.exact:
         values.append(_exact(model, z, t, settings=settings))
-    values = dict(zip(settings.names(), values, strict=True))
-    columns = {name: np.atleast_1d(value) for name, value in values.items()}
+    named = zip(settings.names(), values, strict=True)
+    columns = {name: np.atleast_1d(value) for name, value in named}
     if bad := [name for name, column in columns.items() if not np.isfinite(column).all()]:
         return {"failed": f"{', '.join(bad)} not finite"}
     return {"network": {name: column.tolist() for name, column in columns.items()}}
 
 
-def _pair(model, t) -> ScorePair:
+def _pair(model: ConditionalModel, t: ArrayLike) -> ScorePair:
     """Of which only the unconditional score is asked."""
     score = model.unconditional(t)
     return ScorePair(score, score, model.schedule.alpha(t), model.schedule.sigma(t))
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _flux(model, z, t, key, *, settings: ImageSettings) -> Array:
+def _flux(
+    model: ConditionalModel, z: Array, t: ArrayLike, key: Array, *, settings: ImageSettings
+) -> Array:
     pair = _pair(model, t)
 
-    def part(i):
+    def part(i: Array) -> Array:
         return p_laplacian(
             pair, z, key=jax.random.fold_in(key, i), p=settings.p,
             num_directions=settings.num_directions // PARTS,
         )  # fmt: skip
 
-    return jax.lax.map(part, jnp.arange(PARTS))
+    values: Array = jax.lax.map(part, jnp.arange(PARTS))
+    return values
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _exact(model, z, t, *, settings: ImageSettings) -> Array:
+def _exact(model: ConditionalModel, z: Array, t: ArrayLike, *, settings: ImageSettings) -> Array:
     pair = _pair(model, t)
-    return p_laplacian(pair, z, key=None, p=settings.p, method="exact")
+    value: Array = p_laplacian(pair, z, key=None, p=settings.p, method="exact")
+    return value

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from sharpjax._types import Array
 from sharpjax.densities import Empirical
+from sharpjax.reprs import one_line
 from sharpjax.score import ScorePair
 
 TRAINING_SET_NAME = "training_set.safetensors"
@@ -36,6 +37,8 @@ class TrainingSet:
     images: Array
     conditions: Array
     num_conditions: int = dataclasses.field(metadata={"static": True})
+
+    __repr__ = one_line
 
     @classmethod
     def load(cls, directory: str | Path) -> "TrainingSet":
@@ -81,15 +84,19 @@ class TrainingSet:
 
     def of(self, condition: int) -> np.ndarray:
         """The images of one condition."""
-        return np.asarray(self.images)[np.asarray(self.conditions) == condition]
+        images: np.ndarray = np.asarray(self.images)[np.asarray(self.conditions) == condition]
+        return images
 
-    def densities(self, condition: Array, *, alpha: Array, sigma: Array):
+    def densities(
+        self, condition: Array, *, alpha: Array, sigma: Array
+    ) -> tuple[Empirical, Empirical]:
         """``(unconditional, conditional)`` noised empirical densities at one level."""
         everything = 1.0 / (self.num_conditions * self.set_sizes[self.conditions])
         # Weight zero outside the condition: one shape for all, so one compilation.
         own = jnp.where(self.conditions == condition, 1.0 / self.set_sizes[condition], 0.0)
-        return tuple(
-            Empirical(self.images, weights).noised(alpha, sigma) for weights in (everything, own)
+        return (
+            Empirical(self.images, everything).noised(alpha, sigma),
+            Empirical(self.images, own).noised(alpha, sigma),
         )
 
     def scores(self, condition: Array, *, alpha: Array, sigma: Array) -> ScorePair:

@@ -33,6 +33,7 @@ from sharpjax.detection.statistics import STATISTICS
 from sharpjax.devices import check_own, wait_for_all
 from sharpjax.progress import progress
 from sharpjax.rundir import append_lines, claim, read_lines
+from sharpjax.schedules import Schedule
 
 RESULTS_NAME, SECONDS_NAME = "results.jsonl", "seconds.jsonl"
 
@@ -72,7 +73,8 @@ def detect(
         ``condition``, ``network`` and ``oracle``, which map ``statistic@t`` to the values at each
         noise (those of `guidance_alignment` are its two terms, those of `step_displacement` the
         lengths of all steps). Where the network gave NaN or infinite values, ``failed`` says of
-        what, in place of ``network``.
+        what, in place of ``network``.  ``pd.json_normalize(records)`` is the table of them, a
+        column ``network.statistic@t`` each.
 
     Raises:
         ValueError: unknown conditions, timesteps out of range, statistics that this model cannot
@@ -138,12 +140,12 @@ def detect(
                     training_set, model.schedule, jnp.asarray(labels)[padded],
                     compute.noises(padded), states, settings=settings, mesh=mesh,
                 )  # fmt: skip
-            columns = {
+            found = {
                 who: {name: np.asarray(values[name]) for name in compute.names if name in values}
                 for who, values in columns.items()
             }
             places = {i: rows.index(i) for i in missing}
-            records = [_record(i, conditions[i], columns, place) for i, place in places.items()]
+            records = [_record(i, conditions[i], found, place) for i, place in places.items()]
             append_lines(path, records)
             done |= {record["index"]: record for record in records}
             bar.advance(len(missing))
@@ -175,7 +177,9 @@ def _encode(model: ConditionalModel, conditions: list[str]) -> Array:
         return model.encode(conditions)
 
 
-def _record(index: int, condition: str, columns, place: int) -> dict[str, Any]:
+def _record(
+    index: int, condition: str, columns: dict[str, dict[str, np.ndarray]], place: int
+) -> dict[str, Any]:
     """A line of the results; JSON has no NaN, and a mean over one that is wrong would hide it."""
     head: dict[str, Any] = {"index": index, "condition": condition}
     bad = [name for name, v in columns["network"].items() if not np.isfinite(v[place]).all()]
@@ -215,13 +219,24 @@ def _write_seconds(folder: Path, compute: Columns, batch_size: int) -> None:
 
 
 @functools.partial(jax.jit, static_argnames=("settings", "mesh"))
-def _oracle(training_set, schedule, conditions, noises, states, *, settings, mesh):
+def _oracle(
+    training_set: TrainingSet,
+    schedule: Schedule,
+    conditions: Array,
+    noises: Array,
+    states: Array | None,
+    *,
+    settings: DetectSettings,
+    mesh: Mesh | None,
+) -> dict[str, Array]:
     """The same columns of the exact score at the same points; its traces are closed forms."""
     first_step = settings.timesteps(schedule)[0]
     first_names, trace_names = settings.chosen("first"), settings.chosen("level")
     options = {"hessian_score_difference": {"squared": settings.squared}}
 
-    def first(training_set, schedule, condition, x):
+    def first(
+        training_set: TrainingSet, schedule: Schedule, condition: Array, x: Array
+    ) -> dict[str, Array]:
         pair = training_set.scores(
             condition, alpha=schedule.alpha(first_step), sigma=schedule.sigma(first_step)
         )
@@ -230,8 +245,10 @@ def _oracle(training_set, schedule, conditions, noises, states, *, settings, mes
             for name in first_names
         }
 
-    def traces(training_set, schedule, condition, visited):
-        columns = {}
+    def traces(
+        training_set: TrainingSet, schedule: Schedule, condition: Array, visited: Array
+    ) -> dict[str, Array]:
+        columns: dict[str, Array] = {}
         for t, x in zip(settings.trace_timesteps, visited, strict=True):
             alpha, sigma = schedule.alpha(t), schedule.sigma(t)
             everything, own = training_set.densities(condition, alpha=alpha, sigma=sigma)
@@ -242,12 +259,14 @@ def _oracle(training_set, schedule, conditions, noises, states, *, settings, mes
         return columns
 
     # One point at a time: a batch of them would hold a copy of the training set each.
-    def part(common, batch):
-        def per_condition(own):
+    def part(common: Any, batch: Any) -> Any:
+        def per_condition(own: Any) -> Any:
             condition, noises, visited = own
-            columns = jax.lax.map(lambda x: first(*common, condition, x), noises)
+            columns = jax.lax.map(lambda x: first(common[0], common[1], condition, x), noises)
             if trace_names:
-                columns |= jax.lax.map(lambda x: traces(*common, condition, x), visited)
+                columns |= jax.lax.map(
+                    lambda x: traces(common[0], common[1], condition, x), visited
+                )
             return columns
 
         return jax.lax.map(per_condition, batch)
@@ -255,4 +274,7 @@ def _oracle(training_set, schedule, conditions, noises, states, *, settings, mes
     shape = training_set.images.shape[1:]
     noises = jnp.broadcast_to(noises, (len(conditions), *noises.shape[-1 - len(shape) :]))
     states = noises if states is None else states
-    return over_points(part, mesh, (training_set, schedule), (conditions, noises, states))
+    result: dict[str, Array] = over_points(
+        part, mesh, (training_set, schedule), (conditions, noises, states)
+    )
+    return result

@@ -24,16 +24,18 @@ latent        the unconditional score close to a finished example: no prompt
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sharpjax import curvature
 from sharpjax._types import Array
 from sharpjax.detection.trajectory import Trajectory
 from sharpjax.score import LinearizedPair, ScorePair
 
+_Function = TypeVar("_Function", bound=Callable[..., Array])
 Where = Literal["first", "level", "end", "noise", "path", "images", "latent"]
 
 
@@ -62,8 +64,10 @@ STATISTICS: dict[str, Statistic] = {}
 """Every statistic by its name, in the order of tables."""
 
 
-def _register(*, direction: int, where: Where, cost: str, source: str, unconditional: bool = True):
-    def add(function):
+def _register(
+    *, direction: int, where: Where, cost: str, source: str, unconditional: bool = True
+) -> Callable[[_Function], _Function]:
+    def add(function: _Function) -> _Function:
         entry = Statistic(function, direction, where, cost, source, unconditional)
         STATISTICS[function.__name__] = entry
         return function
@@ -80,7 +84,9 @@ def score_difference(
     Wen et al., ICLR 2024, "Detecting, explaining, and mitigating memorization in diffusion
     models" (there with noise predictions: multiply by sigma).
     """
-    return jnp.linalg.norm(pair.difference(x) if linearized is None else linearized.difference)
+    difference = pair.difference(x) if linearized is None else linearized.difference
+    length: Array = jnp.linalg.norm(difference)
+    return length
 
 
 @_register(direction=+1, where="first", cost="2F + 2T", source="Jeon et al. 2025")
@@ -109,7 +115,8 @@ def hessian_score(pair: ScorePair, x: Array, *, linearized: LinearizedPair | Non
     """
     here = pair.linearize(x) if linearized is None else linearized
     conditional = here.conditional_tangent(here.conditional)
-    return jnp.linalg.norm(conditional - here.unconditional_tangent(here.unconditional))
+    length: Array = jnp.linalg.norm(conditional - here.unconditional_tangent(here.unconditional))
+    return length
 
 
 @_register(direction=-1, where="level", cost="2F + 2 probes T", source="sharpjax")
@@ -123,7 +130,8 @@ def trace_difference(pair: ScorePair, x: Array, *, key: Array, num_probes: int =
     theirs = curvature.effective_dimension(
         pair.unconditional, x, sigma=pair.sigma, key=key, num_matvecs=num_probes
     )
-    return (ours - theirs.value) / pair.sigma**2
+    difference: Array = (ours - theirs.value) / pair.sigma**2
+    return difference
 
 
 @_register(direction=-1, where="level", cost="F + probes T", source="sharpjax", unconditional=False)
@@ -135,7 +143,8 @@ def effective_dimension(pair: ScorePair, x: Array, *, key: Array, num_probes: in
     estimate = curvature.effective_dimension(
         pair.conditional, x, sigma=pair.sigma, key=key, num_matvecs=num_probes
     )
-    return estimate.value
+    value: Array = estimate.value
+    return value
 
 
 @_register(direction=+1, where="end", cost="2F + 2 probes T", source="Kim & Lee 2026")
@@ -185,14 +194,20 @@ def guidance_alignment(first: ScorePair, later: ScorePair, x: Array) -> Array:
 
 
 def combined_alignment(
-    terms: Array, mean: Array, std: Array, *, weights: tuple[float, float] = (1.0, 1.0)
+    terms: Array | np.ndarray,
+    mean: Array | np.ndarray,
+    std: Array | np.ndarray,
+    *,
+    weights: tuple[float, float] = (1.0, 1.0),
 ) -> Array:
     """The weighted sum of :func:`guidance_alignment`'s terms, ``(..., 2)`` to ``(...)``.
 
     Each is standardised by its ``mean`` and ``std``, ``(2,)``, over prompts known to be clean; one
     that does not vary over these stays in its own units.
     """
-    return ((terms - mean) / jnp.where(std > 0, std, 1)) @ jnp.array(weights)
+    standardised = (jnp.asarray(terms) - mean) / jnp.where(std > 0, std, 1)
+    result: Array = standardised @ jnp.array(weights)
+    return result
 
 
 @_register(direction=+1, where="path", cost="0", source="Wen et al. 2024")
@@ -231,7 +246,9 @@ def step_displacement(path: Trajectory, *, mean: Array, std: Array) -> Array:
     return largest_step(path.displacements, mean=mean, std=std)
 
 
-def largest_step(displacements: Array, *, mean: Array, std: Array) -> Array:
+def largest_step(
+    displacements: Array | np.ndarray, *, mean: Array | np.ndarray, std: Array | np.ndarray
+) -> Array:
     """The z-score of the longest step, ``(..., num_steps)`` to ``(...)``.
 
     A step that is of one length for all clean prompts is measured in its own units.
@@ -269,7 +286,7 @@ def p_laplacian(
     pair: ScorePair,
     z: Array,
     *,
-    key: Array,
+    key: Array | None,
     p: float = 1.0,
     num_directions: int = 128,
     method: str = "flux",
@@ -291,7 +308,7 @@ def p_laplacian(
 
     Brokman et al., SSVM 2025, arXiv:2505.08246.
     """
-    options = {}
+    options: dict[str, Any] = {}
     if method == "flux":
         options = {
             "radius": pair.sigma * jnp.sqrt(z.size),
@@ -299,4 +316,6 @@ def p_laplacian(
             "num_directions": num_directions,
         }
     centre = pair.alpha * z
-    return curvature.p_laplacian(pair.unconditional, centre, p=p, method=method, **options).value
+    found = curvature.p_laplacian(pair.unconditional, centre, p=p, method=method, **options)
+    value: Array = found.value
+    return value

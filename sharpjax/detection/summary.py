@@ -12,6 +12,7 @@ from sharpjax.detection.calibration import Calibration, scalars
 from sharpjax.detection.cases import Case
 from sharpjax.detection.evaluation import Comparison, Evaluation, compare, evaluate, spearman
 from sharpjax.detection.statistics import STATISTICS
+from sharpjax.reprs import one_line
 from sharpjax.rundir import write_csv
 
 # what other statistics are compared with, and verdicts go by: the simplest, and on both bundled
@@ -66,6 +67,8 @@ class Judged:
     records: list[dict[str, dict[str, list[float]]]]
     failed: list[dict[str, Any]]
 
+    __repr__ = one_line
+
     @classmethod
     def of(
         cls,
@@ -117,13 +120,17 @@ def summarize(judged: Judged, *, nearest: bool = False) -> list[Summary]:
     planted = levels > 0
     reference = next((n for n in judged.names() if n.split("@")[0] == REFERENCE), None)
 
-    def figures(name, values, positive, negative) -> Evaluation | None:
+    def figures(
+        name: str, values: np.ndarray, positive: np.ndarray, negative: np.ndarray
+    ) -> Evaluation | None:
         rows = positive | negative
         if not positive.any() or not negative.any():
             return None
         return evaluate(direction(name) * values[rows], positive[rows], nearest=nearest)
 
-    def apart(name, values, labels, chosen, *, positive: bool) -> dict[Any, Evaluation]:
+    def apart(
+        name: str, values: np.ndarray, labels: np.ndarray, chosen: np.ndarray, *, positive: bool
+    ) -> dict[Any, Evaluation]:
         """Of each label's conditions among the chosen ones, against all of the other class."""
         kinds = dict.fromkeys(labels[chosen].tolist())
         if len(kinds) < 2:
@@ -138,7 +145,7 @@ def summarize(judged: Judged, *, nearest: bool = False) -> list[Summary]:
             )
         return {kind: one for kind, one in found.items() if one is not None}
 
-    def rank(values) -> tuple[float, float] | None:
+    def rank(values: np.ndarray) -> tuple[float, float] | None:
         return spearman(values[planted], levels[planted]) if planted.any() else None
 
     summaries = []

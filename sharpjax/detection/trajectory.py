@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from sharpjax._types import Array
 from sharpjax.conditional import ConditionalModel
+from sharpjax.reprs import one_line
 from sharpjax.sampling import sample
 
 
@@ -30,6 +31,8 @@ class Trajectory:
     timesteps: Array
     sigmas: Array
 
+    __repr__ = one_line
+
     @property
     def difference(self) -> Array:
         """``s_D = s_c - s_u`` at every step, ``(n, *shape)``."""
@@ -39,7 +42,8 @@ class Trajectory:
     def displacements(self) -> Array:
         """Length of every step, ``(n,)``, units of the state: 1."""
         steps = jnp.diff(self.states, axis=0)
-        return jnp.linalg.norm(steps.reshape(len(steps), -1), axis=1)
+        lengths: Array = jnp.linalg.norm(steps.reshape(len(steps), -1), axis=1)
+        return lengths
 
 
 def follow(
@@ -60,7 +64,7 @@ def follow(
         guidance: ``s_u + guidance (s_c - s_u)`` leads the path.
     """
 
-    def predict(x: Array, t: Array):
+    def predict(x: Array, t: Array) -> Any:
         unconditional, conditional = both = model.scores(condition, t).both(x)
         return unconditional + guidance * (conditional - unconditional), both
 

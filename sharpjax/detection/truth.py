@@ -17,7 +17,7 @@ import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +34,6 @@ TRUTH_NAME = "ground_truth.csv"
 QUANTILE = 0.99
 MEMORIZED_RATE = 0.5
 CLEAN_RATE = 0.1
-Record = TypeVar("Record")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +204,7 @@ def write_truths(directory: str | Path, truths: Sequence[Any]) -> Path:
     return path
 
 
-def read_truths(directory: str | Path, kind: type[Record] = Truth) -> list[Record]:
+def read_truths(directory: str | Path, kind: type[Any] = Truth) -> list[Any]:
     """Read ``ground_truth.csv``, whose records are of this ``kind``.
 
     Raises:
@@ -219,7 +218,8 @@ def read_truths(directory: str | Path, kind: type[Record] = Truth) -> list[Recor
         rows = list(csv.DictReader(file))
     fields = dataclasses.fields(kind)
     try:
-        return [kind(**{f.name: f.type(row[f.name]) for f in fields}) for row in rows]
+        types: Any = {field.name: field.type for field in fields}  # float, str, int
+        return [kind(**{name: types[name](row[name]) for name in types}) for row in rows]
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
 
@@ -242,7 +242,7 @@ def typical(truths: Sequence[Truth]) -> tuple[str, str]:
     memorized = max(truths, key=lambda truth: (truth.copy_rate, truth.mean_similarity))
     kind = memorized.condition.split()[0]  # of the same digit, where the names say so
 
-    def preference(truth: Truth):
+    def preference(truth: Truth) -> Any:
         return truth.copy_rate, -truth.set_size, truth.condition.split()[0] != kind
 
     return memorized.condition, min(truths, key=preference).condition

@@ -188,7 +188,7 @@ class Moments:
     keeps the digits that `E[x^2] - E[x]^2` would lose.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.count, self.mean, self._squares = 0, 0.0, 0.0
 
     def add(self, values: np.ndarray) -> None:

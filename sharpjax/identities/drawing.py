@@ -1,5 +1,7 @@
 """Random densities to try an identity on, and draws from them: by NumPy, nothing to compile."""
 
+from typing import Any
+
 import numpy as np
 
 from sharpjax.densities import Empirical, Gaussian, GaussianMixture
@@ -20,7 +22,8 @@ WEIGHTS = np.array([0.5, 0.3, 0.2])
 def random_direction(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Uniform on the unit sphere; the last axis is that of the coordinates."""
     z = rng.normal(size=shape)
-    return z / np.linalg.norm(z, axis=-1, keepdims=True)
+    result: np.ndarray = z / np.linalg.norm(z, axis=-1, keepdims=True)
+    return result
 
 
 def random_basis(rng: np.random.Generator, dim: int) -> np.ndarray:
@@ -37,7 +40,8 @@ def random_covariance(
     """A covariance with eigenvalues from this range, in this basis or a random one."""
     basis = random_basis(rng, dim) if basis is None else basis
     matrix = (basis * rng.uniform(*eigenvalues, size=dim)) @ basis.T
-    return 0.5 * (matrix + matrix.T)
+    result: np.ndarray = 0.5 * (matrix + matrix.T)
+    return result
 
 
 def random_data_set(rng: np.random.Generator, dim: int) -> Empirical:
@@ -52,16 +56,22 @@ def from_density(
     weights, means, factors = _components(density)
     component = rng.choice(len(weights), size=num, p=weights)
     z = rng.normal(size=(num, means.shape[1]))
-    return means[component] + np.einsum("nij,nj->ni", factors[component], z)
+    result: np.ndarray = means[component] + np.einsum("nij,nj->ni", factors[component], z)
+    return result
 
 
-def _components(density) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _components(
+    density: Gaussian | GaussianMixture | Empirical,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, means and Cholesky factors of the covariances."""
+    weights: Any
+    means: Any
+    covariances: Any
     if isinstance(density, Gaussian):
         weights, means, covariances = [1.0], [density.mean], [density.covariance]
     elif isinstance(density, GaussianMixture):
         weights, means, covariances = density.weights, density.means, density.covariances
     else:
         weights, means = density.weights, density.alpha * density.points
-        covariances = [density.sigma**2 * np.eye(means.shape[1])] * len(means)
+        covariances = [np.square(np.asarray(density.sigma)) * np.eye(means.shape[1])] * len(means)
     return np.asarray(weights), np.asarray(means), np.linalg.cholesky(np.asarray(covariances))

@@ -7,6 +7,7 @@ L2 to L5 are one lemma. With `y = x - mu_c`, `x ~ p_c`, an affine map of y has t
 `E|A y + b|^2 = tr(A S_c A^T) + |b|^2`, and `S_c = -H_c^{-1}` is where the minus comes from.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -52,11 +53,11 @@ class CommutingPair(NamedTuple):
 # --- Settings and draws ---------------------------------------------------------------------------
 
 
-def _gaussian(rng, dim) -> dict[str, Any]:
+def _gaussian(rng: np.random.Generator, dim: int) -> dict[str, Any]:
     return {"Gaussian": Gaussian(rng.normal(size=dim), random_covariance(rng, dim, WIDE))}
 
 
-def _densities(rng, dim) -> dict[str, Any]:
+def _densities(rng: np.random.Generator, dim: int) -> dict[str, Any]:
     """A Gaussian, and two densities whose Hessian varies with x."""
     means = 2.0 * random_direction(rng, 3, dim)
     covariances = np.array([random_covariance(rng, dim, e) for e in (WIDE, NARROW, NARROW)])
@@ -66,7 +67,7 @@ def _densities(rng, dim) -> dict[str, Any]:
     }
 
 
-def _pair(rng, dim, *, basis: np.ndarray | None, shift: float) -> Pair:
+def _pair(rng: np.random.Generator, dim: int, *, basis: np.ndarray | None, shift: float) -> Pair:
     """With common eigenvectors if a basis is given, and `|m| = shift`."""
     mean = rng.normal(size=dim)
     mean_c = mean - shift * random_direction(rng, dim)
@@ -74,7 +75,7 @@ def _pair(rng, dim, *, basis: np.ndarray | None, shift: float) -> Pair:
     return Pair(p, Gaussian(mean_c, random_covariance(rng, dim, NARROW, basis)))
 
 
-def _pairs(rng, dim) -> dict[str, Pair]:
+def _pairs(rng: np.random.Generator, dim: int) -> dict[str, Pair]:
     return {
         "commuting, m ≠ 0": _pair(rng, dim, basis=random_basis(rng, dim), shift=1.0),
         "not commuting, m = 0": _pair(rng, dim, basis=None, shift=0.0),
@@ -82,12 +83,12 @@ def _pairs(rng, dim) -> dict[str, Pair]:
     }
 
 
-def _commuting_pair(rng, dim) -> dict[str, CommutingPair]:
+def _commuting_pair(rng: np.random.Generator, dim: int) -> dict[str, CommutingPair]:
     basis = random_basis(rng, dim)
     return {"commuting, m = 0": CommutingPair(*_pair(rng, dim, basis=basis, shift=0.0), basis)}
 
 
-def _from_p_c(pair, rng, num):
+def _from_p_c(pair: Pair, rng: np.random.Generator, num: int) -> np.ndarray:
     return from_density(pair.p_c, rng, num)
 
 
@@ -97,107 +98,108 @@ def _from_p_c(pair, rng, num):
 def _product(score: Score, x: Array) -> Array:
     """`H(x) s(x)`: the tangent of a score along itself."""
     value, tangent_map = jax.linearize(score, x)
-    return tangent_map(value)
+    result: Array = tangent_map(value)
+    return result
 
 
-def _score(p, x):
+def _score(p: Any, x: Array) -> Array:
     return jnp.sum(p.score(x) ** 2)
 
 
-def _hessian_score(p, x):
+def _hessian_score(p: Any, x: Array) -> Array:
     return jnp.sum(_product(p.score, x) ** 2)
 
 
-def _score_difference(pair, x):
+def _score_difference(pair: Pair, x: Array) -> Array:
     return jnp.sum((pair.p_c.score(x) - pair.p.score(x)) ** 2)
 
 
-def _difference_of_products(pair, x):
+def _difference_of_products(pair: Pair, x: Array) -> Array:
     return jnp.sum((_product(pair.p_c.score, x) - _product(pair.p.score, x)) ** 2)
 
 
-def _product_of_differences(pair, x):
+def _product_of_differences(pair: Pair, x: Array) -> Array:
     return jnp.sum(_product(lambda y: pair.p_c.score(y) - pair.p.score(y), x) ** 2)
 
 
 # --- Closed forms, correct and as printed ---------------------------------------------------------
 
 
-def _matrices(pair: Pair):
+def _matrices(pair: Pair | CommutingPair) -> tuple[Array, Array, Array, Array]:
     """`H, H_c, H_c^{-1}, m`."""
     H, H_c = (density.hessian(density.mean) for density in (pair.p, pair.p_c))
     return H, H_c, -pair.p_c.covariance, pair.p.mean - pair.p_c.mean
 
 
-def _eigenvalues(pair: Pair):
+def _eigenvalues(pair: CommutingPair) -> Iterator[Array]:
     """`lambda` of `H` and `lambda_c` of `H_c`, paired by their common eigenvectors."""
     H, H_c, _, _ = _matrices(pair)
     return (jnp.sum(pair.basis * (A @ pair.basis), axis=0) for A in (H, H_c))
 
 
-def _minus_trace(p, x):
+def _minus_trace(p: Any, x: Array) -> Array:
     return -jnp.trace(p.hessian(x))
 
 
-def _minus_trace_of_cube(p, x):
+def _minus_trace_of_cube(p: Any, x: Array) -> Array:
     H = p.hessian(x)
     return -jnp.trace(H @ H @ H)
 
 
-def _with_covariance_for_hessian(p, x):
+def _with_covariance_for_hessian(p: Any, x: Array) -> Array:
     H = -p.covariance
     return -jnp.trace(H @ H @ H)
 
 
-def _l2(pair, x):
+def _l2(pair: Pair, x: Array) -> Array:
     H, H_c, H_c_inverse, m = _matrices(pair)
     D = H_c - H
     return jnp.sum((H @ m) ** 2) - jnp.trace(D @ D @ H_c_inverse)
 
 
-def _l2_printed(pair, x):
+def _l2_printed(pair: Pair, x: Array) -> Array:
     H, H_c, H_c_inverse, m = _matrices(pair)
     D = H_c - H
     return jnp.sum((H @ m) ** 2) + jnp.trace(D @ D @ H_c_inverse)
 
 
-def _l2_sum(pair, x):
+def _l2_sum(pair: CommutingPair, x: Array) -> Array:
     λ, λ_c = _eigenvalues(pair)
     return -jnp.sum((λ - λ_c) ** 2 / λ_c)
 
 
-def _l2_sum_printed(pair, x):
+def _l2_sum_printed(pair: CommutingPair, x: Array) -> Array:
     return -_l2_sum(pair, x)
 
 
-def _l4(pair, x):
+def _l4(pair: Pair, x: Array) -> Array:
     H, H_c, H_c_inverse, m = _matrices(pair)
     A = H_c @ H_c - H @ H
     return jnp.sum((H @ H @ m) ** 2) - jnp.trace(A @ A @ H_c_inverse)
 
 
-def _l4_sum(pair, x):
+def _l4_sum(pair: CommutingPair, x: Array) -> Array:
     λ, λ_c = _eigenvalues(pair)
     return -jnp.sum((λ_c**2 - λ**2) ** 2 / λ_c)
 
 
-def _l4_sum_printed(pair, x):
+def _l4_sum_printed(pair: CommutingPair, x: Array) -> Array:
     λ, λ_c = _eigenvalues(pair)
     return jnp.sum((λ - λ_c) ** 4 / λ_c**4)
 
 
-def _l5(pair, x):
+def _l5(pair: Pair, x: Array) -> Array:
     H, H_c, H_c_inverse, m = _matrices(pair)
     D = H_c - H
     return jnp.sum((D @ H @ m) ** 2) - jnp.trace(D @ D @ D @ D @ H_c_inverse)
 
 
-def _l5_sum(pair, x):
+def _l5_sum(pair: CommutingPair, x: Array) -> Array:
     λ, λ_c = _eigenvalues(pair)
     return -jnp.sum((λ - λ_c) ** 4 / λ_c)
 
 
-def _l5_sum_printed(pair, x):
+def _l5_sum_printed(pair: CommutingPair, x: Array) -> Array:
     return -_l5_sum(pair, x)
 
 

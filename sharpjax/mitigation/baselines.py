@@ -17,16 +17,18 @@ best of n          of n noises the one with the smallest :math:`\|H_D s_D\|`: ou
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from sharpjax._types import Array
 from sharpjax.curvature.loops import over_points
 from sharpjax.detection.statistics import hessian_score_difference
 from sharpjax.mitigation.calibration import SCORE_DIFFERENCE
-from sharpjax.mitigation.descent import descend
+from sharpjax.mitigation.descent import Descent, descend
 from sharpjax.mitigation.perturbation import add_random
 from sharpjax.mitigation.plausibility import plausibility
 from sharpjax.mitigation.problem import Problem, Treatment
@@ -89,7 +91,7 @@ def prompt_embedding(problem: Problem, strength: float) -> Treatment:
     )  # fmt: skip
 
 
-def _embedding_loss(fixed, context: Array, start: Array) -> tuple[Array, Array]:
+def _embedding_loss(fixed: Any, context: Array, start: Array) -> tuple[Array, Array]:
     model, t, noise = fixed
     pair = model.scores(context, t)
     value = jnp.mean(jax.vmap(lambda x: norm(pair.difference(x)))(noise))
@@ -111,7 +113,7 @@ def _difference_loss(pair: ScorePair, x: Array, start: Array) -> tuple[Array, Ar
     return value, value
 
 
-def moved(problem: Problem, ended, *, evaluations: float) -> Treatment:
+def moved(problem: Problem, ended: Descent, *, evaluations: float) -> Treatment:
     """Sampling from where a descent of noises ended; ``evaluations`` are those of one step."""
     details = [
         {
@@ -149,8 +151,8 @@ def noise_batch(problem: Problem, strength: float) -> Treatment:
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _adjust(pair: ScorePair, noise: Array, rho: float, *, mesh) -> Array:
-    def one(common, x):
+def _adjust(pair: ScorePair, noise: Array, rho: float, *, mesh: Mesh | None) -> Array:
+    def one(common: Any, x: Array) -> Array:
         pair, rho = common
         for _ in range(ITERATIONS):
             here = -pair.sigma * pair.difference(x)
@@ -158,7 +160,8 @@ def _adjust(pair: ScorePair, noise: Array, rho: float, *, mesh) -> Array:
             x = x - GAMMA * (there - here)
         return x
 
-    return over_points(jax.vmap(one, (None, 0)), mesh, (pair, rho), noise)
+    adjusted: Array = over_points(jax.vmap(one, (None, 0)), mesh, (pair, rho), noise)
+    return adjusted
 
 
 def lower_guidance(problem: Problem, strength: float) -> Treatment:
@@ -217,5 +220,7 @@ def _chunks(points: Array) -> list[Array]:
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _statistic(pair: ScorePair, points: Array, *, mesh) -> Array:
-    return over_points(jax.vmap(hessian_score_difference, (None, 0)), mesh, pair, points)
+def _statistic(pair: ScorePair, points: Array, *, mesh: Mesh | None) -> Array:
+    each = jax.vmap(hessian_score_difference, (None, 0))
+    values: Array = over_points(each, mesh, pair, points)
+    return values

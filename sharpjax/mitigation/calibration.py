@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sharpjax._types import Array
+from sharpjax._types import Array, ArrayLike
 from sharpjax.conditional import ConditionalModel
 from sharpjax.curvature.loops import over_points
 from sharpjax.detection.calibration import Threshold, threshold
 from sharpjax.mitigation.sharpness import DELTA, norm, sharpness
 from sharpjax.progress import progress
+from sharpjax.reprs import one_line
 from sharpjax.score import ScorePair
 
 SCORE_DIFFERENCE = "score_difference"
@@ -37,6 +38,8 @@ class Levels:
     """
 
     values: dict[str, np.ndarray]
+
+    __repr__ = one_line
 
     def threshold(self, name: str, quantile: float) -> Threshold:
         """The quantile of a loss, with its 95% interval.
@@ -123,15 +126,24 @@ def calibrate(
 
 
 @functools.partial(jax.jit, static_argnames=("names", "mesh"))
-def _measure(model, conditions, keys, t, *, names, mesh):
-    def part(common, batch):
+def _measure(
+    model: ConditionalModel,
+    conditions: Array,
+    keys: Array,
+    t: ArrayLike,
+    *,
+    names: tuple[str, ...],
+    mesh: Mesh | None,
+) -> dict[str, Array]:
+    def part(common: Any, batch: Any) -> Any:
         model, t = common
 
-        def one(condition, key):
+        def one(condition: Array, key: Array) -> dict[str, Array]:
             pair = model.scores(condition, t)
             x = jax.random.normal(key, model.shape)
             return {name: measure(name)(pair, x) for name in names}
 
         return jax.vmap(one)(*batch)
 
-    return over_points(part, mesh, (model, t), (conditions, keys))
+    result: dict[str, Array] = over_points(part, mesh, (model, t), (conditions, keys))
+    return result

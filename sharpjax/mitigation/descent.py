@@ -16,8 +16,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from sharpjax._types import Array
+from sharpjax._types import Array, ArrayLike
 from sharpjax.curvature.loops import over_points
+from sharpjax.reprs import one_line
 
 STEP_SIZE = 0.05  # of Adam, per entry
 MAX_STEPS = 50
@@ -43,6 +44,8 @@ class Descent:
     after: np.ndarray
     steps: np.ndarray
     outcome: np.ndarray
+
+    __repr__ = one_line
 
 
 @functools.cache
@@ -102,23 +105,33 @@ def descend(
 
 
 @functools.partial(jax.jit, static_argnames=("loss", "optimizer", "mesh"))
-def _descend(fixed, start, threshold, max_steps, *, loss, optimizer, mesh):
-    def one(common, start):
+def _descend(
+    fixed: Any,
+    start: Array,
+    threshold: ArrayLike,
+    max_steps: int,
+    *,
+    loss: Callable[[Any, Array, Array], tuple[Array, Array]],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None,
+) -> tuple[Array, Array, Array, Array, Array]:
+    def one(common: Any, start: Array) -> Any:
         fixed, threshold, max_steps = common
 
-        def evaluate(x):
+        def evaluate(x: Array) -> tuple[Array, Array]:
             (_, measure), gradient = jax.value_and_grad(
                 lambda x: loss(fixed, x, start), has_aux=True
             )(x)
             return measure, gradient
 
-        def finite(value, gradient):
+        def finite(value: Array, gradient: Array) -> Array:
             return jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
 
-        def running(state):
-            return state[-1] == _RUNNING
+        def running(state: Any) -> Array:
+            result: Array = state[-1] == _RUNNING
+            return result
 
-        def step(state):
+        def step(state: Any) -> Any:
             # One evaluation in the whole program: a network's gradient takes long to compile.
             x, last, before, after, memory, steps, _ = state
             measure, gradient = evaluate(x)
@@ -150,7 +163,10 @@ def _descend(fixed, start, threshold, max_steps, *, loss, optimizer, mesh):
         x, _, before, after, _, steps, outcome = jax.lax.while_loop(running, step, state)
         return x, before, after, steps, outcome
 
-    def part(common, start):
+    def part(common: Any, start: Array) -> Any:
         return jax.vmap(one, (None, 0))(common, start)
 
-    return over_points(part, mesh, (fixed, threshold, max_steps), start)
+    result: tuple[Array, Array, Array, Array, Array] = over_points(
+        part, mesh, (fixed, threshold, max_steps), start
+    )
+    return result

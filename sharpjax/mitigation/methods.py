@@ -41,7 +41,9 @@ class Method:
         return self.strengths[len(self.strengths) // 2]
 
 
-def _sail(form: str, evaluations: float, *, sphere: bool = False):
+def _sail(
+    form: str, evaluations: float, *, sphere: bool = False
+) -> Callable[[Problem, float], Treatment]:
     # what one step costs: the loss's forward passes and tangents, and twice that to go back
     def apply(problem: Problem, strength: float) -> Treatment:
         ended = descend(
@@ -151,4 +153,5 @@ def treat(name: str, problem: Problem, strength: float) -> Treatment:
 
 def losses_of(names: Iterable[str]) -> tuple[str, ...]:
     """The losses whose clean values the methods ask for."""
-    return tuple(sorted({METHODS[n].loss for n in names if n != NONE and METHODS[n].loss}))
+    losses = (METHODS[name].loss for name in names if name != NONE)
+    return tuple(sorted({loss for loss in losses if loss is not None}))

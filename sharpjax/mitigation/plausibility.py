@@ -16,6 +16,7 @@ import dataclasses
 import numpy as np
 
 from sharpjax._types import ArrayLike
+from sharpjax.reprs import one_line
 
 ODD = 4.0  # a z-score beyond this one happens to 1 of 16,000 Gaussian draws
 
@@ -35,6 +36,8 @@ class Plausibility:
     norm_z: float
     kurtosis_z: float
     autocorrelation_z: float
+
+    __repr__ = one_line
 
     @property
     def is_gaussian(self) -> bool:

@@ -12,6 +12,7 @@ from sharpjax._types import Array
 from sharpjax.conditional import ConditionalModel
 from sharpjax.mitigation.calibration import Levels
 from sharpjax.mitigation.perturbation import Vocabulary
+from sharpjax.reprs import one_line
 from sharpjax.score import ScorePair
 
 
@@ -42,6 +43,8 @@ class Problem:
     vocabulary: Vocabulary
     max_steps: int
     mesh: Mesh | None = None
+
+    __repr__ = one_line
 
     @property
     def t(self) -> int:
@@ -84,3 +87,5 @@ class Treatment:
     guidance: float | np.ndarray
     evaluations: np.ndarray
     details: list[dict[str, Any]]
+
+    __repr__ = one_line

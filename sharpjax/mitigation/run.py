@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sharpjax._types import Array
+from sharpjax._types import Array, ArrayLike
 from sharpjax.conditional import ConditionalModel
 from sharpjax.curvature.loops import over_points
 from sharpjax.detection.statistics import score_difference
@@ -186,9 +186,21 @@ def _groups(missing: Sequence[Job]) -> list[list[Job]]:
     ]
 
 
-def _group(model, prompts, group, folder, settings, key, levels, vocabulary, mesh):
+def _group(
+    model: ConditionalModel,
+    prompts: Sequence[str],
+    group: Sequence[Job],
+    folder: Path,
+    settings: MitigationSettings,
+    key: Array,
+    levels: Levels,
+    vocabulary: Vocabulary,
+    mesh: Mesh | None,
+) -> Iterator[dict[str, Any]]:
     """Records of the jobs of one method and strength, their images written."""
-    begin, treatments, errors = time.perf_counter(), {}, {}
+    begin = time.perf_counter()
+    treatments: dict[Job, Treatment] = {}
+    errors: dict[Job, str] = {}
     for job in group:
         problem = Problem(
             model, prompts[job.index], initial_noise(key, job.index, settings, model.shape),
@@ -201,8 +213,10 @@ def _group(model, prompts, group, folder, settings, key, levels, vocabulary, mes
             errors[job] = str(error)
             warnings.warn(f"{job.method} at {job.strength:g}: {error}", stacklevel=4)
     done = list(treatments.values())
-    pixels = _sample(model, done, settings, mesh) if done else None
-    lengths = _score_differences(model, done, settings, mesh) if done else None
+    pixels = lengths = np.empty(0)
+    if done:
+        pixels = _sample(model, done, settings, mesh)
+        lengths = _score_differences(model, done, settings, mesh)
     count = settings.num_images
     seconds = (time.perf_counter() - begin) / (len(group) * count)
     for job in group:
@@ -287,13 +301,16 @@ def _score_differences(
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _lengths(model, contexts, noise, t, *, mesh):
-    def one(common, row):
+def _lengths(
+    model: ConditionalModel, contexts: Array, noise: Array, t: ArrayLike, *, mesh: Mesh | None
+) -> Array:
+    def one(common: Any, row: Any) -> Array:
         model, t = common
         context, x = row
         return score_difference(model.scores(context, t), x)
 
-    return over_points(jax.vmap(one, (None, 0)), mesh, (model, t), (contexts, noise))
+    result: Array = over_points(jax.vmap(one, (None, 0)), mesh, (model, t), (contexts, noise))
+    return result
 
 
 def _of_sampling(guidance: float | np.ndarray, settings: MitigationSettings) -> int:
@@ -302,7 +319,15 @@ def _of_sampling(guidance: float | np.ndarray, settings: MitigationSettings) -> 
     return int(np.sum(np.where((weights == 0) | (weights == 1), 1, 2)))
 
 
-def _levels(folder, model, clean, key, settings, wanted, mesh) -> Levels:
+def _levels(
+    folder: Path,
+    model: ConditionalModel,
+    clean: Sequence[str],
+    key: Array,
+    settings: MitigationSettings,
+    wanted: Sequence[Job],
+    mesh: Mesh | None,
+) -> Levels:
     """Clean prompts' losses, computed once a run."""
     names = losses_of(dict.fromkeys(job.method for job in wanted))
     if not names:

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from sharpjax._types import Array
 from sharpjax.mitigation.descent import MAX_STEPS, descend
 from sharpjax.mitigation.plausibility import Plausibility, plausibility
 from sharpjax.mitigation.sharpness import DELTA, sharpness
+from sharpjax.reprs import one_line
 from sharpjax.score import ScorePair
 
 
@@ -53,9 +55,13 @@ class Sailed:
     threshold: np.ndarray
     plausibility: tuple[Plausibility | None, ...]
 
+    __repr__ = one_line
+
 
 @functools.cache
-def sharpness_loss(form: str, delta: float, penalty: float) -> Callable:
+def sharpness_loss(
+    form: str, delta: float, penalty: float
+) -> Callable[[ScorePair, Array, Array], tuple[Array, Array]]:
     """``(pair, x, start) -> (loss, sharpness)``, the same function for the same settings."""
     measure = sharpness(form, delta=delta)
 
@@ -123,7 +129,7 @@ def sail(
     if not 0 <= penalty < float("inf"):
         raise ValueError(f"penalty must be a finite number >= 0, got {penalty}")
     loss = sharpness_loss(form, float(delta), float(penalty))
-    options = {"max_steps": max_steps, "optimizer": optimizer, "mesh": mesh}
+    options: Any = {"max_steps": max_steps, "optimizer": optimizer, "mesh": mesh}
     ended = descend(loss, pair, noise, threshold=threshold, **options)
     point, outcome = np.array(ended.point), ended.outcome.copy()
     before, after, steps = ended.before.copy(), ended.after.copy(), ended.steps.copy()
@@ -138,7 +144,7 @@ def sail(
             f"other noises, with the threshold raised from {limits[again][0]:.4g} to {raised:.4g}",
             stacklevel=2,
         )
-        fresh = jax.random.normal(jax.random.fold_in(key, attempt), point.shape)
+        fresh = jax.random.normal(jax.random.fold_in(cast(Array, key), attempt), point.shape)
         ended = descend(loss, pair, fresh, threshold=raised, **options)
         steps[again] += ended.steps[again]
         attempts[again], limits[again] = attempt + 1, raised

@@ -23,6 +23,7 @@ import numpy as np
 from scipy import stats
 
 from sharpjax.detection.evaluation import Interval
+from sharpjax.reprs import one_line
 
 KEPT = 0.9  # fraction of the clean prompts' fidelity that mitigation should keep
 
@@ -48,6 +49,8 @@ class Outcomes:
     fidelity: np.ndarray
     evaluations: float
     seconds: float
+
+    __repr__ = one_line
 
     @property
     def success(self) -> np.ndarray:
@@ -193,7 +196,7 @@ def _draws(shape: tuple[int, int], count: int, seed: int) -> list[tuple[np.ndarr
     ]
 
 
-def _means(values: np.ndarray, draws) -> np.ndarray:
+def _means(values: np.ndarray, draws: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return np.array([values[drawn].mean() for drawn in draws])
 
 

@@ -1,6 +1,7 @@
 """Optimizers that keep a noise plausible, as optax transformations."""
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -15,7 +16,7 @@ def keep_length() -> optax.GradientTransformation:
     by Adam adds to it, as nearly every step in many dimensions does.
     """
 
-    def update(updates, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("keep_length needs the parameters: pass them to update")
         there = params + updates

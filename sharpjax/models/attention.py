@@ -46,14 +46,16 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         for x in (q, k, v)
     )
 
-    def group(qkv):
+    def group(qkv: jax.Array) -> jax.Array:
         q, k, v = qkv
         blocks = q.reshape(together, n // rows, rows, d).swapaxes(0, 1)
         out = jax.lax.map(lambda block: _block(block, k, v), blocks)
-        return out.swapaxes(0, 1).reshape(together, n, d)
+        grouped: jax.Array = out.swapaxes(0, 1).reshape(together, n, d)
+        return grouped
 
     out = jax.lax.map(group, (q, k, v)).reshape(b, heads, n, d)
-    return out.transpose(0, 2, 1, 3)
+    result: jax.Array = out.transpose(0, 2, 1, 3)
+    return result
 
 
 @jax.checkpoint

@@ -22,6 +22,7 @@ from sharpjax.models.layers import (
     group_norm,
     silu,
 )
+from sharpjax.reprs import one_line
 
 # block types by whether they have attention
 DOWN_BLOCKS = {"DownEncoderBlock2D": False, "AttnDownEncoderBlock2D": True}
@@ -48,6 +49,8 @@ class DiagonalGaussian:
 
     mean: jax.Array
     log_variance: jax.Array
+
+    __repr__ = one_line
 
     @property
     def std(self) -> jax.Array:
@@ -260,7 +263,7 @@ class AutoencoderKL(nnx.Module):
             )
 
         channels, moments = settings["block_out_channels"], 2 * latent_channels
-        common = {
+        common: Any = {
             "mid_attention": attention if mid_block_add_attention else None,
             "resnet": {
                 "temb_channels": None,

@@ -65,7 +65,7 @@ class DownBlock(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        temb: jax.Array,
+        temb: jax.Array | None,
         context: jax.Array | None = None,
         *,
         remat: bool = False,
@@ -128,7 +128,7 @@ class UpBlock(nnx.Module):
         self,
         x: jax.Array,
         skips: list[jax.Array],
-        temb: jax.Array,
+        temb: jax.Array | None,
         context: jax.Array | None = None,
         *,
         remat: bool = False,
@@ -173,7 +173,7 @@ class MidBlock(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        temb: jax.Array,
+        temb: jax.Array | None,
         context: jax.Array | None = None,
         *,
         remat: bool = False,

@@ -9,10 +9,12 @@ The mapping is the module tree itself, whose attribute names are PyTorch's; only
 and memory layouts differ, and those are the table ``_LEAVES``.
 """
 
+import functools
 import importlib
 import json
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,9 @@ from sharpjax.models.files import (
     verify_manifest,
     weights_name,
 )
+from sharpjax.reprs import network
+
+logger = logging.getLogger(__name__)
 
 # class of a configuration -> the module that defines it here, imported when it is met
 MODEL_CLASSES = {
@@ -100,7 +105,7 @@ def from_pretrained(
     variant: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
-) -> nnx.Module:
+) -> Any:
     """Read a component of a model into the NNX module that its ``config.json`` names.
 
     Tensors are read one by one: memory peaks at little more than the parameters themselves.
@@ -143,11 +148,12 @@ def from_pretrained(
     verify_manifest(root, folder, [CONFIG_NAME, *names])
     _fill(places, dtype)
     nnx.update(module, state)
+    logger.info("read %s: %s from %s", folder, network(module), ", ".join(names))
     return module
 
 
 def save_pretrained(
-    module: nnx.Module,
+    module: Any,
     directory: str | Path,
     *,
     dtype: Any = None,
@@ -190,12 +196,12 @@ def save_pretrained(
     stem = _stem(type(module))
     leaves = list(_leaves(nnx.state(module, nnx.Param)))
     shards = _shards(leaves, dtype, max_shard_size)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
         place = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
         file = weights_name(stem, variant, place)
         weight_map |= dict.fromkeys(shard, file)
-        writers[file] = lambda path, shard=shard: _write_safetensors(path, shard)
+        writers[file] = functools.partial(_write_safetensors, tensors=shard)
     if len(shards) > 1:
         size = sum(_nbytes(*entry) for shard in shards for entry in shard.values())
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
@@ -214,7 +220,8 @@ def _checked_dtype(dtype: Any) -> np.dtype:
     if known not in _PARAMETER_TYPES:
         names = ", ".join(known.name for known in _PARAMETER_TYPES)
         raise ValueError(f"dtype must be one of {names}, got {dtype!r}")
-    return known
+    result: np.dtype = known
+    return result
 
 
 # --- configuration -----------------------------------------------------------------------------
@@ -237,7 +244,8 @@ def _model_class(config: dict[str, Any], path: Path) -> type[nnx.Module]:
     found = config.get("model_type", TRANSFORMERS.get(name))
     if name in TRANSFORMERS and found != TRANSFORMERS[name]:
         raise ValueError(f"{path}: model_type must be {TRANSFORMERS[name]!r}, got {found!r:.80}")
-    return getattr(importlib.import_module(MODEL_CLASSES[name]), name)
+    result: type[nnx.Module] = getattr(importlib.import_module(MODEL_CLASSES[name]), name)
+    return result
 
 
 def _ignored(module_class: type[nnx.Module]) -> frozenset[str]:
@@ -251,17 +259,18 @@ class _OneKey:
     The counters of ``nnx.Rngs`` make flax's tracing quadratic in the number of parameters.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.key = jax.random.key(0)
 
-    def __getattr__(self, stream: str):
+    def __getattr__(self, stream: str) -> Any:
         return lambda: self.key
 
 
-def _abstract_module(module_class, settings, path: Path) -> nnx.Module:
+def _abstract_module(module_class: Any, settings: dict[str, Any], path: Path) -> nnx.Module:
     """The module with shapes for parameters: no random initialisation is ever computed."""
     try:
-        return nnx.eval_shape(lambda: module_class(**settings, rngs=_OneKey()))
+        result: nnx.Module = nnx.eval_shape(lambda: module_class(**settings, rngs=_OneKey()))
+        return result
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:  # sizes that contradict each other fail in many ways
@@ -273,15 +282,20 @@ def _abstract_module(module_class, settings, path: Path) -> nnx.Module:
 # --- tensors -----------------------------------------------------------------------------------
 
 
-def _leaves(parameters: nnx.State) -> Iterator[tuple[str, Any, tuple[int, ...] | None]]:
+def _leaves(parameters: nnx.State[Any, Any]) -> Iterator[tuple[str, Any, tuple[int, ...] | None]]:
     """``(PyTorch tensor name, variable, axes or None)`` of every parameter."""
     for path, variable in nnx.to_flat_state(parameters):
-        leaf, axes = _LEAVES[path[-1]]
+        leaf, axes = _LEAVES[str(path[-1])]
         name = ".".join([*map(str, path[:-1]), leaf])
         yield name, variable, axes.get(len(variable.shape))
 
 
-def _matched(state: nnx.State, tensors: dict[str, Stored], module_class, path: Path):
+def _matched(
+    state: nnx.State[Any, Any],
+    tensors: dict[str, Stored],
+    module_class: type[nnx.Module],
+    path: Path,
+) -> Any:
     """``(stored tensor, variable, axes)`` of every parameter, all names, types, shapes checked."""
     wanted = {name: (variable, axes) for name, variable, axes in _leaves(state)}
     places: dict[str, tuple[Stored, Any, tuple[int, ...] | None]] = {}
@@ -308,7 +322,7 @@ def _matched(state: nnx.State, tensors: dict[str, Stored], module_class, path: P
     missing = sorted(wanted.keys() - places)
     if missing:
         paths = sorted({stored.path for stored in tensors.values()})
-        where = paths[0] if len(paths) == 1 else f"{len(paths)} files of {path.parent}"
+        where = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files of {path.parent}"
         raise ValueError(f"{where}: {len(missing)} tensor(s) missing, the first is {missing[0]!r}")
     return list(places.values())
 
@@ -319,11 +333,11 @@ def _current_name(key: str) -> str:
     return key
 
 
-def _torch_shape(shape, axes) -> tuple[int, ...]:
+def _torch_shape(shape: Sequence[int], axes: tuple[int, ...] | None) -> tuple[int, ...]:
     return tuple(shape) if axes is None else tuple(shape[i] for i in np.argsort(axes))
 
 
-def _fill(places, dtype: np.dtype) -> None:
+def _fill(places: Any, dtype: np.dtype) -> None:
     """Read the tensors into their variables.
 
     Largest first: what a tensor needs beside its result is least when little has been read.
@@ -336,7 +350,9 @@ def _fill(places, dtype: np.dtype) -> None:
         variable.set_value(_read(file, stored, variable.shape, axes, dtype))
 
 
-def _read(file, stored: Stored, shape, axes, dtype: np.dtype) -> jax.Array:
+def _read(
+    file: Any, stored: Stored, shape: Sequence[int], axes: tuple[int, ...] | None, dtype: np.dtype
+) -> jax.Array:
     where = f"{stored.path}: tensor {stored.key!r}"
     try:
         value = file.get_tensor(stored.key)
@@ -345,7 +361,8 @@ def _read(file, stored: Stored, shape, axes, dtype: np.dtype) -> jax.Array:
     value = value.reshape(_torch_shape(shape, axes))
     value = _finite(value if axes is None else value.transpose(axes), dtype, where)
     # waited for: jax keeps what it copies alive until a later call, and jnp.asarray several of them
-    return jax.device_put(value).block_until_ready()
+    result: jax.Array = jax.device_put(value).block_until_ready()
+    return result
 
 
 def _finite(value: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
@@ -367,7 +384,7 @@ def _finite(value: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:
 _Entry = tuple[Any, tuple[int, ...] | None, np.dtype]  # variable, axes, type in the file
 
 
-def _shards(leaves, dtype: np.dtype | None, max_size: int | None) -> list[dict[str, _Entry]]:
+def _shards(leaves: Any, dtype: np.dtype | None, max_size: int | None) -> list[dict[str, _Entry]]:
     """The tensors in order, cut where the next one would exceed ``max_size`` bytes."""
     shards: list[dict[str, _Entry]] = [{}]
     size = 0
@@ -381,7 +398,7 @@ def _shards(leaves, dtype: np.dtype | None, max_size: int | None) -> list[dict[s
     return shards
 
 
-def _nbytes(variable, axes, dtype: np.dtype) -> int:
+def _nbytes(variable: Any, axes: tuple[int, ...] | None, dtype: np.dtype) -> int:
     return int(np.prod(variable.shape, dtype=np.int64)) * dtype.itemsize
 
 

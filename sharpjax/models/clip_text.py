@@ -7,7 +7,7 @@ Tested number for number against the PyTorch module of transformers.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from sharpjax.models.layers import silu
+from sharpjax.reprs import one_line
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -91,6 +92,8 @@ class TextEncoding:
     pooled: jax.Array | None = None
     text_embeds: jax.Array | None = None
     hidden_states: tuple[jax.Array, ...] | None = None
+
+    __repr__ = one_line
 
 
 class Embeddings(nnx.Module):
@@ -234,7 +237,7 @@ class CLIPTextModel(nnx.Module):
         self.text_model = TextTransformer(settings, rngs=rngs)
         if self._PROJECTS:
             self.text_projection = nnx.Linear(
-                hidden_size, projection_dim, use_bias=False, rngs=rngs
+                hidden_size, cast(int, projection_dim), use_bias=False, rngs=rngs
             )
 
     def __call__(

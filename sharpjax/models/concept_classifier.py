@@ -65,7 +65,8 @@ class ConceptClassifier(nnx.Module):
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the concepts, in the order of the logits."""
-        return self.config["labels"]
+        result: tuple[str, ...] = self.config["labels"]
+        return result
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """``(n, channels, height, width)`` with pixels in [-1, 1] to logits ``(n, labels)``."""

@@ -31,8 +31,9 @@ def checked_settings(
         ValueError: a key that the constructor does not know, or a value that is not of the type
             that it says.
     """
-    hints = typing.get_type_hints(module_class.__init__)
-    allowed = inspect.signature(module_class.__init__).parameters.keys() - {"self", "rngs"}
+    constructor: Any = module_class.__init__  # type: ignore[misc]  # of the class, as it stands
+    hints = typing.get_type_hints(constructor)
+    allowed = inspect.signature(constructor).parameters.keys() - {"self", "rngs"}
     settings = {k: tuples(v) for k, v in config.items() if k not in ignored}
     unknown = sorted(settings.keys() - allowed)
     if unknown:

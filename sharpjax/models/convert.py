@@ -146,13 +146,14 @@ def convert(
                 )
                 used |= read
                 parts.append(part)
-                bar.advance(note=name)
+                bar.advance(note=name or "")
         for name in _LICENSES:
             if (root / name).is_file():
                 shutil.copyfile(checked_file(root, root / name), staging / name)
                 used.add(name)
         if names != [None]:
-            used |= _rest(root, staging, configs)
+            named = {name: config for name, config in configs.items() if name is not None}
+            used |= _rest(root, staging, named)
             parts += [_part(staging, name) for name in ("tokenizer", "scheduler")
                       if (staging / name).is_dir()]  # fmt: skip
     return Conversion(target, tuple(parts), tuple(_left_out(left_out, used)))
@@ -240,7 +241,13 @@ def _networks(root: Path) -> list[str | None]:
 
 
 def _component(
-    root: Path, staging: Path, name: str | None, *, dtype, variant, max_shard_size
+    root: Path,
+    staging: Path,
+    name: str | None,
+    *,
+    dtype: Any,
+    variant: str | None,
+    max_shard_size: int | None,
 ) -> tuple[set[str], ConvertedPart, dict[str, Any]]:
     """Files that were read, what was written, and the configuration."""
     folder = checked_subfolder(root, name)
@@ -321,7 +328,7 @@ def _rest(root: Path, staging: Path, configs: dict[str, dict[str, Any]]) -> set[
 def _tokenizer(root: Path, staging: Path, configs: dict[str, dict[str, Any]]) -> set[str]:
     tokenizer = Tokenizer.from_pretrained(root, "tokenizer")
     try:
-        networks = {k: types.SimpleNamespace(config=v) for k, v in configs.items()}
+        networks: Any = {k: types.SimpleNamespace(config=v) for k, v in configs.items()}
         check_fit(**networks, tokenizer=tokenizer)
     except ValueError as error:
         raise ValueError(f"{root}: {error}") from error
@@ -351,15 +358,15 @@ def _part(staging: Path, name: str | None, **about: Any) -> ConvertedPart:
     return ConvertedPart(name or "", files=files, **about)
 
 
-def _parameters(module: nnx.Module) -> dict[tuple, Any]:
+def _parameters(module: nnx.Module) -> dict[tuple[Any, ...], Any]:
     return dict(nnx.to_flat_state(nnx.state(module, nnx.Param)))
 
 
-def _digests(module: nnx.Module) -> dict[tuple, str]:
+def _digests(module: nnx.Module) -> dict[tuple[Any, ...], str]:
     """Of every parameter: equal ones are equal bit for bit, and take no memory."""
     return {
         path: hashlib.sha256(
-            np.ascontiguousarray(variable[...]).reshape(-1).view(np.uint8)
+            np.ascontiguousarray(variable[...]).reshape(-1).view(np.uint8).data
         ).hexdigest()
         for path, variable in _parameters(module).items()
     }

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +322,7 @@ def _others(folder: Path, stem: str) -> str:
 
 def replace_files(
     directory: str | Path,
-    writers: dict[str, Callable[[Path], object]],
+    writers: Mapping[str, Callable[[Path], object]],
     *,
     stale: re.Pattern[str] | None = None,
 ) -> Path:

@@ -1,6 +1,7 @@
 """What tells one model from another: a digest of the files that it is made of."""
 
 import hashlib
+import logging
 from pathlib import Path
 
 from sharpjax.models.files import (
@@ -11,6 +12,8 @@ from sharpjax.models.files import (
     sha256,
     weights_name,
 )
+
+logger = logging.getLogger(__name__)
 
 _PARTS = ("unet", "vae", "text_encoder")
 _SETTINGS = (
@@ -51,7 +54,9 @@ def fingerprint(directory: str | Path, *, variant: str | None = None) -> str:
     total = hashlib.sha256()
     for name in sorted(names):
         total.update(f"{name} {sha256(checked_file(root, root / name))}\n".encode())
-    return total.hexdigest()[:16]
+    digest = total.hexdigest()[:16]
+    logger.info("fingerprint of %s, of %d files: %s", directory, len(names), digest)
+    return digest
 
 
 def weight_files(root: Path, folder: Path, variant: str | None = None) -> list[str]:

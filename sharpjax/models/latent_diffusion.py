@@ -19,25 +19,26 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from sharpjax._types import Array, Score
+from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.models.autoencoder_kl import AutoencoderKL
 from sharpjax.models.checkpoints import from_pretrained, save_pretrained
 from sharpjax.models.clip_text import CLIPTextModel
 from sharpjax.models.files import checked_file, checked_subfolder, read_json, resolve
 from sharpjax.models.tokenizer import Tokenizer
 from sharpjax.models.unet_2d_condition import UNet2DConditionModel
+from sharpjax.reprs import network
 from sharpjax.rundir import write_text
 from sharpjax.sampling import sample
 from sharpjax.schedules import Schedule
 from sharpjax.score import ScorePair, score_from_prediction
 
 # part of model_index.json -> its class there; None: any scheduler that Schedule reads
-PARTS = {
+PARTS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "text_encoder": ("CLIPTextModel",),
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
-    "scheduler": None,
+    "scheduler": (),  # any that it can be read as
 }
 _LIBRARIES = {
     "tokenizer": "transformers",
@@ -76,6 +77,13 @@ class LatentDiffusion:
     schedule: Schedule
     empty: Array
     tokenizer: Tokenizer = dataclasses.field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return (
+            f"LatentDiffusion(shape={self.shape}, unet={network(self.unet)}, "
+            f"vae={network(self.vae)}, text_encoder={network(self.text_encoder)}, "
+            f"schedule={self.schedule})"
+        )
 
     @classmethod
     def create(
@@ -216,7 +224,8 @@ class LatentDiffusion:
     @property
     def pixels_per_latent(self) -> int:
         """Pixels along the side of one latent."""
-        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        result: int = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+        return result
 
     def check(self, prompts: Sequence[str]) -> None:
         """Raise or warn of what :meth:`encode` would, before hours of work."""
@@ -243,11 +252,11 @@ class LatentDiffusion:
         """True: the condition of the unconditional score is the empty prompt."""
         return True
 
-    def unconditional(self, t: int | Array) -> Score:
+    def unconditional(self, t: ArrayLike) -> Score:
         """The score of the empty prompt at timestep ``t``."""
         return Partial(_score, self.unet, self.schedule, t, self.empty)
 
-    def scores(self, condition: str | Array, t: int | Array) -> ScorePair:
+    def scores(self, condition: str | Array, t: ArrayLike) -> ScorePair:
         """The pair of scores of a prompt, given or encoded ``(tokens, width)``, at timestep ``t``.
 
         Raises:
@@ -372,7 +381,7 @@ class LatentDiffusion:
             results.append(self.decode(latents) if decode else np.asarray(latents))
         return np.concatenate(results)
 
-    def encode_image(self, images: Array, key: Array | None = None) -> Array:
+    def encode_image(self, images: ArrayLike, key: Array | None = None) -> Array:
         """Latents ``(n, *shape)`` of images ``(n, 3, height, width)`` with values from -1 to 1.
 
         The mean of the posterior, or a sample of it if a ``key`` is given.
@@ -380,7 +389,8 @@ class LatentDiffusion:
         Raises:
             ValueError: images of the wrong shape.
         """
-        return _encode_images(self.vae, jnp.asarray(images), key)
+        result: Array = _encode_images(self.vae, jnp.asarray(images), key)
+        return result
 
     def decode(self, latents: Array) -> np.ndarray:
         """Images ``(n, 3, height, width)``, from -1 to 1 but not clipped, of scaled latents.
@@ -403,7 +413,7 @@ class LatentDiffusion:
                     f"{name} must be a multiple of {self.pixels_per_latent} pixels, got {pixels}"
                 )
             sides.append(default if pixels is None else pixels // self.pixels_per_latent)
-        return (channels, *sides)
+        return channels, sides[0], sides[1]
 
 
 _SCHEDULER = "scheduler_config.json"
@@ -419,10 +429,10 @@ def check_index(index: dict[str, Any], root: Path) -> None:
             not isinstance(entry, list)
             or len(entry) != 2
             or not all(isinstance(word, str) for word in entry)
-            or (classes is not None and entry[1] not in classes)
+            or (classes and entry[1] not in classes)
             or entry[0] != _LIBRARIES[part]
         ):
-            wanted = "a scheduler" if classes is None else " or ".join(classes)
+            wanted = " or ".join(classes) or "a scheduler"
             raise ValueError(
                 f"{where}: {part!r} must be [library, {wanted}], the library "
                 f"{_LIBRARIES[part]!r}, got {entry!r:.80}"
@@ -452,7 +462,12 @@ def read_schedule(root: Path, class_name: str) -> Schedule:
     return dataclasses.replace(schedule, steps_offset=1)
 
 
-def check_fit(unet, vae, text_encoder, tokenizer) -> None:
+def check_fit(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    tokenizer: Tokenizer,
+) -> None:
     """Refuse parts that do not fit each other, before anything is computed."""
     text, width = text_encoder.config, unet.config["cross_attention_dim"]
     widths = {unet.config["encoder_hid_dim"] or width} if isinstance(width, int) else set(width)
@@ -509,19 +524,23 @@ def _hidden(text_encoder: CLIPTextModel, ids: Array, *, clip_skip: int) -> Array
 
 
 def _encode(text_encoder: CLIPTextModel, ids: np.ndarray, *, clip_skip: int) -> Array:
-    return _hidden(text_encoder, jnp.asarray(ids), clip_skip=clip_skip)
+    result: Array = _hidden(text_encoder, jnp.asarray(ids), clip_skip=clip_skip)
+    return result
 
 
 def _parameter_dtype(module: nnx.Module) -> Any:
     return jax.tree.leaves(nnx.state(module, nnx.Param))[0].dtype
 
 
-def _predictions(unet, t: Array, contexts: Array, points: Array) -> Array:
+def _predictions(unet: UNet2DConditionModel, t: Array, contexts: Array, points: Array) -> Array:
     """The network on a batch ``points (n, *shape)`` under ``contexts (n, tokens, width)``."""
-    return unet(points.astype(_parameter_dtype(unet)), t, contexts).astype(points.dtype)
+    result: Array = unet(points.astype(_parameter_dtype(unet)), t, contexts).astype(points.dtype)
+    return result
 
 
-def _scores(unet, schedule: Schedule, t: Array, contexts: Array, points: Array) -> Array:
+def _scores(
+    unet: UNet2DConditionModel, schedule: Schedule, t: Array, contexts: Array, points: Array
+) -> Array:
     return score_from_prediction(
         _predictions(unet, t, contexts, points),
         points,
@@ -531,29 +550,45 @@ def _scores(unet, schedule: Schedule, t: Array, contexts: Array, points: Array) 
     )
 
 
-def _score(unet, schedule: Schedule, t: Array, context: Array, x: Array) -> Array:
+def _score(
+    unet: UNet2DConditionModel, schedule: Schedule, t: Array, context: Array, x: Array
+) -> Array:
     return _scores(unet, schedule, t, context[None], x[None])[0]
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "eta", "guided"))
-def _sample(unet, schedule, negative, contexts, noise, keys, guidance, *, num_steps, eta, guided):
+def _sample(
+    unet: UNet2DConditionModel,
+    schedule: Schedule,
+    negative: Array,
+    contexts: Array,
+    noise: Array,
+    keys: Array,
+    guidance: Array,
+    *,
+    num_steps: int,
+    eta: float,
+    guided: bool,
+) -> Array:
     grid = jnp.asarray(schedule.timesteps(num_steps))
 
-    def one(context, x, key):
-        def predict_at(x, t):
+    def one(context: Array, x: Array, key: Array) -> Any:
+        def predict_at(x: Array, t: Array) -> Array:
             if not guided:
                 return _predictions(unet, t, context[None], x[None])[0]
             pair = jnp.stack([negative, context])
             away, towards = _predictions(unet, t, pair, jnp.stack([x, x]))
             weight = guidance if guidance.ndim == 0 else guidance[jnp.argmax(grid == t)]
-            return away + weight * (towards - away)
+            result: Array = away + weight * (towards - away)
+            return result
 
         return sample(
             predict_at, x, schedule, num_steps=num_steps, eta=eta, key=key,
             prediction_type=schedule.prediction_type,
         )  # fmt: skip
 
-    return jax.vmap(one)(contexts, noise, keys)
+    examples: Array = jax.vmap(one)(contexts, noise, keys)
+    return examples
 
 
 def _scaling(vae: AutoencoderKL) -> tuple[float, float]:

@@ -6,6 +6,7 @@ names are diffusers', so that a checkpoint maps onto a module by a table (``chec
 
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ def silu(x: jax.Array) -> jax.Array:
 
 
 @silu.defjvp
-def _(primals, tangents):
+def _(primals: Any, tangents: Any) -> Any:
     (x,), (dx,) = primals, tangents
     sigmoid = jax.nn.sigmoid(x)
     return x * sigmoid, dx * (sigmoid * (1 + x * (1 - sigmoid)))
@@ -43,7 +44,9 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return ACTIVATIONS[name.lower()]
 
 
-def _convolve(x, kernel, strides, padding, **options):
+def _convolve(
+    x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any
+) -> jax.Array:
     """``nnx.Conv``'s convolution; one of size 1 x 1 is a matrix product, twice as fast on CPU."""
     if kernel.shape[:2] == (1, 1) and tuple(strides) == (1, 1):
         return x @ kernel[0, 0]
@@ -51,8 +54,13 @@ def _convolve(x, kernel, strides, padding, **options):
 
 
 def convolve_upsampled(
-    x, kernel, strides, padding, convolve=jax.lax.conv_general_dilated, **options
-):
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Any,
+    padding: Any,
+    convolve: Callable[..., jax.Array] = jax.lax.conv_general_dilated,
+    **options: Any,
+) -> jax.Array:
     """The 3 x 3 convolution of ``upsample_nearest(x)``, without making that.
 
     Neighbouring pixels of the upsampled image are equal, so that two of the three taps fall on the
@@ -110,18 +118,22 @@ class GroupNorm(nnx.GroupNorm):
     over both, as in flax, leaves the processor's vector lanes empty.
     """
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(  # type: ignore[override]  # no masks
+        self, x: jax.Array
+    ) -> jax.Array:
         """``(batch, height, width, channels)``, same shape out; statistics at least float32."""
 
-        def group_mean(x):
+        def group_mean(x: jax.Array) -> jax.Array:
             channels = x.mean((1, 2)).reshape(len(x), self.num_groups, -1)
             return jnp.repeat(channels.mean(-1), channels.shape[-1], axis=1)[:, None, None]
 
         centered = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         centered = centered - group_mean(centered)
         variance = group_mean(centered * centered)  # jax.linearize would keep 2 x beside x of x**2
-        factor = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
-        return (centered * factor + self.bias[...]).astype(jnp.result_type(x, self.scale[...]))
+        scale, bias = cast(Any, self.scale)[...], cast(Any, self.bias)[...]  # there: see group_norm
+        factor = jax.lax.rsqrt(variance + self.epsilon) * scale
+        result: jax.Array = (centered * factor + bias).astype(jnp.result_type(x, scale))
+        return result
 
 
 def group_norm(channels: int, groups: int, *, eps: float, rngs: nnx.Rngs) -> GroupNorm:
@@ -264,7 +276,8 @@ class Upsample2D(nnx.Module):
             x, self.conv.kernel[...], (1, 1), ((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
-        return x + self.conv.bias[...]
+        result: jax.Array = x + cast(Any, self.conv.bias)[...]
+        return result
 
 
 class ResnetBlock2D(nnx.Module):
@@ -324,6 +337,7 @@ class ResnetBlock2D(nnx.Module):
         h = self.conv1(h)
         shift = None
         if hasattr(self, "time_emb_proj"):
+            temb = cast(jax.Array, temb)  # given, where there is a projection of it
             shift = self.time_emb_proj(temb if self.skip_time_act else self.act(temb))
             shift = shift[:, None, None, :]
         if self.scale_shift and shift is not None:

@@ -9,16 +9,18 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from sharpjax._types import Array, Score
+from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.models.checkpoints import from_pretrained, save_pretrained
 from sharpjax.models.files import checked_file, checked_subfolder, read_json
 from sharpjax.models.unet_2d import UNet2DModel
+from sharpjax.reprs import network
 from sharpjax.rundir import write_text
 from sharpjax.sampling import sample
 from sharpjax.schedules import Schedule
@@ -42,6 +44,12 @@ class PixelDiffusion:
     unet: UNet2DModel
     schedule: Schedule
     conditions: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return (
+            f"PixelDiffusion({len(self.conditions)} conditions, shape={self.shape}, "
+            f"unet={network(self.unet)}, schedule={self.schedule})"
+        )
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "PixelDiffusion":
@@ -102,7 +110,7 @@ class PixelDiffusion:
         """Shape of one image: that of an example."""
         return self.shape
 
-    def encode_image(self, images: Array) -> Array:
+    def encode_image(self, images: ArrayLike) -> Array:
         """Examples of images, which are images: the same."""
         return jnp.asarray(images)
 
@@ -127,9 +135,10 @@ class PixelDiffusion:
     @property
     def has_unconditional(self) -> bool:
         """Whether the network was trained without a condition too."""
-        return self.unet.config["num_class_embeds"] == len(self.conditions) + 1
+        result: bool = self.unet.config["num_class_embeds"] == len(self.conditions) + 1
+        return result
 
-    def unconditional(self, t: int | Array) -> Score:
+    def unconditional(self, t: ArrayLike) -> Score:
         """The score without a condition at timestep ``t``; one that raises if there is none."""
         if not self.has_unconditional:
             return Partial(_no_score)
@@ -138,9 +147,10 @@ class PixelDiffusion:
     @property
     def _null(self) -> Array:
         """Label of "no condition"."""
-        return jnp.int32(len(self.conditions))
+        result: Array = jnp.int32(len(self.conditions))
+        return result
 
-    def scores(self, condition: str | Array, t: int | Array) -> ScorePair:
+    def scores(self, condition: str | Array, t: ArrayLike) -> ScorePair:
         """The pair of scores of a condition (name or label) at timestep ``t``.
 
         Raises:
@@ -234,7 +244,7 @@ class PixelDiffusion:
         return labels
 
 
-def _scores(unet, schedule: Schedule, t: Array, labels: Array, points: Array) -> Array:
+def _scores(unet: UNet2DModel, schedule: Schedule, t: Array, labels: Array, points: Array) -> Array:
     """Scores of a batch: ``points (n, *shape)`` under ``labels (n,)``."""
     return score_from_prediction(
         unet(points, t, class_labels=labels),
@@ -245,7 +255,7 @@ def _scores(unet, schedule: Schedule, t: Array, labels: Array, points: Array) ->
     )
 
 
-def _score(unet, schedule: Schedule, t: Array, label: Array, x: Array) -> Array:
+def _score(unet: UNet2DModel, schedule: Schedule, t: Array, label: Array, x: Array) -> Array:
     return _scores(unet, schedule, t, label[None], x[None])[0]
 
 
@@ -254,12 +264,23 @@ def _no_score(x: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "eta", "guided"))
-def _sample(model: PixelDiffusion, labels, noise, keys, guidance, *, num_steps, eta, guided):
-    def one(label, x, key):
-        def score_at(x, t):
+def _sample(
+    model: PixelDiffusion,
+    labels: Array,
+    noise: Array,
+    keys: Array,
+    guidance: ArrayLike,
+    *,
+    num_steps: int,
+    eta: float,
+    guided: bool,
+) -> Array:
+    def one(label: Array, x: Array, key: Array) -> Any:
+        def score_at(x: Array, t: ArrayLike) -> Array:
             pair = model.scores(label, t)
             return pair.guided(x, guidance) if guided else pair.conditional(x)
 
         return sample(score_at, x, model.schedule, num_steps=num_steps, eta=eta, key=key)
 
-    return jax.vmap(one)(labels, noise, keys)
+    examples: Array = jax.vmap(one)(labels, noise, keys)
+    return examples

@@ -174,7 +174,7 @@ class _Files:
         present = [name for name in _NAMES if path(name).exists()]
         verify_manifest(root, folder, present)
         self.config = _settings(read_json(folder / CONFIG), folder / CONFIG)
-        length = self.config.get("model_max_length")
+        length: Any = self.config.get("model_max_length")
         if not _is_id(length) or not 2 <= length <= _LONGEST:
             raise ValueError(
                 f"{folder / CONFIG}: model_max_length must be an integer from 2 to {_LONGEST} "
@@ -229,7 +229,8 @@ def _load(files: _Files) -> "CLIPTokenizer":
     try:
         with tempfile.TemporaryDirectory() as copy:
             files.copy_to(Path(copy))
-            return CLIPTokenizer.from_pretrained(copy, local_files_only=True)
+            result: CLIPTokenizer = CLIPTokenizer.from_pretrained(copy, local_files_only=True)
+            return result
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic of the Rust library is no Exception
@@ -293,7 +294,8 @@ def _checked_token(token: Any, path: Path, key: str) -> str | dict[str, Any]:
             f"{path}: {key} must be a token (a string, or an object with content and true or "
             f"false for {', '.join(_FLAGS)}), got {_shortened(repr(token))}"
         )
-    return token
+    result: str | dict[str, Any] = token
+    return result
 
 
 def _settings(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -427,7 +429,8 @@ def _checked_prompts(prompts: Any) -> list[str]:
                 f"prompt {number} ({_shortened(repr(prompt))}) has no UTF-8 form: {error.reason} "
                 f"at character {error.start}"
             ) from error
-    return prompts
+    result: list[str] = prompts
+    return result
 
 
 def _warn_of_cut(prompt: str, overflowing: list[Any], length: int) -> None:

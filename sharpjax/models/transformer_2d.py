@@ -73,7 +73,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Same shape out."""
-        return self.net[2](self.net[0](x))
+        result: jax.Array = self.net[2](self.net[0](x))
+        return result
 
 
 class BasicTransformerBlock(nnx.Module):
@@ -162,7 +163,8 @@ class Transformer2DModel(nnx.Module):
         tokens = tokens.reshape(b, h * w, inner)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
-        return x + self.proj_out(tokens.reshape(b, h, w, inner))
+        result: jax.Array = x + self.proj_out(tokens.reshape(b, h, w, inner))
+        return result
 
 
 class AddedKVAttention(nnx.Module):

@@ -5,7 +5,7 @@ number for number against the PyTorch module.
 """
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -139,15 +139,15 @@ class UNet2DModel(nnx.Module):
         self.conv_in = conv(in_channels, first, rngs=rngs)
         time_features = first
         if time_embedding_type == "fourier":
-            self.time_proj = GaussianFourierProjection(first, rngs=rngs)
+            self.time_proj: Any = GaussianFourierProjection(first, rngs=rngs)
             time_features = 2 * first
         elif time_embedding_type == "learned":
             check(num_train_timesteps is not None,
                    "time_embedding_type='learned' needs num_train_timesteps")  # fmt: skip
-            self.time_proj = embedding_table(num_train_timesteps, first, rngs=rngs)
+            self.time_proj = embedding_table(cast(int, num_train_timesteps), first, rngs=rngs)
         self.time_embedding = TimestepEmbedding(time_features, temb, rngs=rngs)
         if class_embed_type == "timestep":
-            self.class_embedding = TimestepEmbedding(time_features, temb, rngs=rngs)
+            self.class_embedding: Any = TimestepEmbedding(time_features, temb, rngs=rngs)
         elif class_embed_type is None and num_class_embeds is not None:
             self.class_embedding = embedding_table(num_class_embeds, temb, rngs=rngs)
 
@@ -241,8 +241,8 @@ class UNet2DModel(nnx.Module):
             skips += new
         if hasattr(self, "mid_block"):
             x = self.mid_block(x, temb)
-        for block in self.up_blocks:
-            x = block(x, skips, temb)
+        for up_block in self.up_blocks:
+            x = up_block(x, skips, temb)
         x = self.conv_out(silu(self.conv_norm_out(x))).transpose(0, 3, 1, 2)
         if self.time_embedding_type == "fourier":
             x = x / timestep[:, None, None, None].astype(x.dtype)
@@ -258,7 +258,8 @@ class UNet2DModel(nnx.Module):
             flip, shift = self.features
             size = self.config["block_out_channels"][0]
             return timestep_features(t, size, flip_sin_to_cos=flip, freq_shift=shift)
-        return self.time_proj(t)
+        result: jax.Array = self.time_proj(t)
+        return result
 
     def _has_classes(self) -> bool:
         return self.class_embed_type is not None or hasattr(self, "class_embedding")
@@ -270,4 +271,5 @@ class UNet2DModel(nnx.Module):
             return labels
         if self.class_embed_type == "timestep":
             labels = self._features(jnp.asarray(labels))
-        return self.class_embedding(labels)
+        result: jax.Array = self.class_embedding(labels)
+        return result

@@ -6,7 +6,7 @@ size and crop embeddings of XL.  Tested number for number against the PyTorch mo
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +173,7 @@ class UNet2DConditionModel(nnx.Module):
         ):
             check(size % 2 == 1, f"{name} must be odd, got {size}")
 
-        def per_level(key: str, reverse: bool = False) -> tuple:
+        def per_level(key: str, reverse: bool = False) -> tuple[Any, ...]:
             value = given[key]
             values = tuple(value) if isinstance(value, list | tuple) else (value,) * levels
             check(
@@ -219,12 +219,14 @@ class UNet2DConditionModel(nnx.Module):
         if encoder_hid_dim is not None:
             check(isinstance(cross_attention_dim, int),
                    "encoder_hid_dim needs one cross_attention_dim for all levels")  # fmt: skip
-            self.encoder_hid_proj = nnx.Linear(encoder_hid_dim, cross_attention_dim, rngs=rngs)
+            self.encoder_hid_proj = nnx.Linear(
+                encoder_hid_dim, cast(int, cross_attention_dim), rngs=rngs
+            )
         else:
             check(encoder_hid_dim_type is None, "encoder_hid_dim_type needs encoder_hid_dim")
-        projected = projection_class_embeddings_input_dim
+        projected: Any = projection_class_embeddings_input_dim
         if class_embed_type == "timestep":
-            self.class_embedding = TimestepEmbedding(features, temb, act_fn=act_fn, rngs=rngs)
+            self.class_embedding: Any = TimestepEmbedding(features, temb, act_fn=act_fn, rngs=rngs)
         elif class_embed_type in ("projection", "simple_projection"):
             check(projected is not None, f"class_embed_type={class_embed_type!r} needs "
                    "projection_class_embeddings_input_dim")  # fmt: skip
@@ -261,8 +263,10 @@ class UNet2DConditionModel(nnx.Module):
             },
         }
 
-        def attention(kind, level, depth, only) -> AttentionFactory | None:
-            def transformer(layer, channels, rngs):
+        def attention(
+            kind: str | None, level: int, depth: Any, only: bool
+        ) -> AttentionFactory | None:
+            def transformer(layer: int, channels: int, rngs: nnx.Rngs) -> nnx.Module:
                 check(
                     0 < heads[level] <= channels,
                     "attention_head_dim, the number of heads, must lie in "
@@ -279,7 +283,7 @@ class UNet2DConditionModel(nnx.Module):
                     rngs=rngs,
                 )
 
-            def added(layer, channels, rngs):
+            def added(layer: int, channels: int, rngs: nnx.Rngs) -> nnx.Module:
                 return AddedKVAttention(
                     channels,
                     head_dim=heads[level],
@@ -290,7 +294,7 @@ class UNet2DConditionModel(nnx.Module):
                     rngs=rngs,
                 )
 
-            def itself(layer, channels, rngs):
+            def itself(layer: int, channels: int, rngs: nnx.Rngs) -> nnx.Module:
                 return Attention(
                     channels,
                     head_dim=heads[level] or channels,
@@ -330,7 +334,7 @@ class UNet2DConditionModel(nnx.Module):
             )
         up, wide = [], channels[::-1]
         for i, (kind, resample) in enumerate(UP_BLOCKS[name] for name in up_block_types):
-            block = UpBlock(
+            up_block = UpBlock(
                 (wide[min(i + 1, last)], wide[max(i - 1, 0)], wide[i]),
                 num_layers=layers[last - i] + 1,
                 attention=attention(kind, last - i, up_depths[i], only_cross[last - i]),
@@ -338,7 +342,7 @@ class UNet2DConditionModel(nnx.Module):
                 resnet=resnet[kind or resample],
                 rngs=rngs,
             )
-            up.append(block)
+            up.append(up_block)
         self.up_blocks = nnx.List(up)
         self.conv_norm_out = group_norm(first, norm_num_groups, eps=norm_eps, rngs=rngs)
         self.conv_act = activation(act_fn)
@@ -390,7 +394,9 @@ class UNet2DConditionModel(nnx.Module):
                 else temb + classes
             )
         if hasattr(self, "add_embedding"):
-            temb = temb + self._size_embedding(added_cond_kwargs).astype(dtype)
+            temb = temb + self._size_embedding(
+                cast(Mapping[str, jax.Array], added_cond_kwargs)
+            ).astype(dtype)
         if self.time_embed_act is not None:
             temb = self.time_embed_act(temb)
         context = encoder_hidden_states.astype(dtype)
@@ -405,8 +411,8 @@ class UNet2DConditionModel(nnx.Module):
             skips += new
         if hasattr(self, "mid_block"):
             x = self.mid_block(x, temb, context, remat=self.remat)
-        for block in self.up_blocks:
-            x = block(x, skips, temb, context, remat=self.remat)
+        for up_block in self.up_blocks:
+            x = up_block(x, skips, temb, context, remat=self.remat)
         return self.conv_out(self.conv_act(self.conv_norm_out(x))).transpose(0, 3, 1, 2)
 
     @property
@@ -414,7 +420,14 @@ class UNet2DConditionModel(nnx.Module):
         """The constructor's arguments: the diffusers configuration."""
         return dict(self.settings)
 
-    def _check_inputs(self, sample, context, labels, timestep_cond, added) -> None:
+    def _check_inputs(
+        self,
+        sample: jax.Array,
+        context: jax.Array,
+        labels: jax.Array | None,
+        timestep_cond: jax.Array | None,
+        added: Mapping[str, jax.Array] | None,
+    ) -> None:
         config = self.config
         if sample.ndim != 4 or sample.shape[1] != config["in_channels"]:
             raise ValueError(
@@ -462,7 +475,8 @@ class UNet2DConditionModel(nnx.Module):
             return labels.astype(dtype)
         if kind == "timestep":
             labels = self._features(labels)
-        return self.class_embedding(labels if kind is None else labels.astype(dtype))
+        result: jax.Array = self.class_embedding(labels if kind is None else labels.astype(dtype))
+        return result
 
     def _size_embedding(self, added: Mapping[str, jax.Array]) -> jax.Array:
         missing = {"text_embeds", "time_ids"} - set(added)

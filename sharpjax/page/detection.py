@@ -73,7 +73,7 @@ def _column(rows: Sequence[Mapping[str, str]], name: str) -> np.ndarray:
 
 def _deciding(run: Run, names: Sequence[str]) -> str:
     chosen = run.about.get("decide_by")
-    return chosen if chosen in names else names[0]
+    return str(chosen) if chosen in names else names[0]
 
 
 def _threshold(run: Run, name: str) -> Mapping[str, Any] | None:

@@ -3,6 +3,7 @@
 import base64
 import functools
 import io
+import itertools
 import re
 import tempfile
 from collections.abc import Callable
@@ -53,14 +54,7 @@ def figure(label: str, draw: Callable[..., Path], *args: Any, **options: Any) ->
     return Figure(svg, label)
 
 
-def _count():
-    number = 0
-    while True:
-        number += 1
-        yield number
-
-
-_numbers = _count()
+_numbers = itertools.count()
 
 
 def _themed(found: re.Match[str]) -> str:

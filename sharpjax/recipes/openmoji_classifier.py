@@ -52,7 +52,8 @@ def accuracy(
         key = jax.random.fold_in(jax.random.key(12345), repetition)
         images = pictograms.fresh_images(key, everything)
         for start in range(0, len(images), 100):
-            batch, label = images[start : start + 100], everything[start : start + 100]
+            batch = jnp.asarray(images[start : start + 100])
+            label = everything[start : start + 100]
             for name, shown in (("rendered", batch), ("reconstructed", reconstruct(vae, batch))):
                 answer = np.asarray(probabilities(classifier, shown)).argmax(axis=1)
                 right[name].append(answer == label)

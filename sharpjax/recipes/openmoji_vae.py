@@ -1,6 +1,7 @@
 """How the pictograms' autoencoder is made: data, architecture, start and settings."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,8 @@ def openmoji_vae(*, seed: int = 0, scaling_factor: float = 1.0) -> AutoencoderKL
                 module.kernel[...] = 0.1 * kernel + _identity(*kernel.shape)
         moments = vae.quant_conv
         latents = moments.kernel.shape[-1] // 2
-        moments.bias[...] = moments.bias[...].at[latents:].set(-5.0)
+        bias: Any = moments.bias
+        bias[...] = bias[...].at[latents:].set(-5.0)
         moments.kernel[...] = moments.kernel[...].at[..., latents:].multiply(0.1)
         return vae
 
@@ -83,7 +85,9 @@ def scaled(vae: AutoencoderKL, pictograms: PlantedPictograms) -> AutoencoderKL:
     """The same, with the scaling factor that gives latents of fresh renderings unit variance."""
     drawn = np.flatnonzero([concept.frequency > 0 for concept in pictograms.concepts])
     images = pictograms.fresh_images(jax.random.key(1), drawn)
-    mean = np.concatenate([np.asarray(_encode(vae, batch)) for batch in _batches(images)])
+    mean = np.concatenate(
+        [np.asarray(_encode(vae, jnp.asarray(batch))) for batch in _batches(images)]
+    )
     factor = round(float(1 / mean.std()), 4)
     other = openmoji_vae(scaling_factor=factor)
     nnx.update(other, nnx.state(vae))
@@ -103,9 +107,12 @@ def psnr(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
 
     ``10 log10(2^2 / mean square error)`` for pixels in [-1, 1], which decoding is clipped to.
     """
-    decoded = np.concatenate([np.asarray(reconstruct(vae, batch)) for batch in _batches(images)])
+    decoded = np.concatenate(
+        [np.asarray(reconstruct(vae, jnp.asarray(batch))) for batch in _batches(images)]
+    )
     error = np.mean((np.clip(decoded, -1, 1) - images) ** 2, axis=(1, 2, 3))
-    return 10 * np.log10(4 / error)
+    result: np.ndarray = 10 * np.log10(4 / error)
+    return result
 
 
 def _batches(images: np.ndarray, size: int = 20) -> list[np.ndarray]:

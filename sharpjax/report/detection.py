@@ -103,7 +103,9 @@ def costs(
     return found
 
 
-def _write_summaries(path: Path, summaries: Sequence[Summary], costs) -> Path:
+def _write_summaries(
+    path: Path, summaries: Sequence[Summary], costs: dict[str, dict[str, float]]
+) -> Path:
     """A row per statistic and question: which conditions, which noises, whose score."""
     rows = []
     for summary in summaries:

@@ -1,6 +1,7 @@
 """What was found of the identities: statements, numbers, verdicts."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rich import box
 from rich.markup import escape
@@ -20,6 +21,7 @@ def identities_table(rows: Sequence[Row]) -> Table:
         padding=(0, 1, 0, 0),
         show_edge=False,
     )
+    align: Literal["left", "right"]
     for name in ("", "setting", "left side", "closed form", "off by", "verdict"):
         align = "left" if name in ("", "setting", "verdict") else "right"
         table.add_column(name, justify=align, no_wrap=True)
@@ -79,7 +81,7 @@ def identities_remarks(rows: Sequence[Row]) -> list[str]:
     lines.append(f"Printed forms, by setting: {', '.join(printed)}.")
     sampled = [row for row in rows if row.z is not None]
     if sampled:
-        largest = max(abs(row.z) for row in sampled)
+        largest = max(abs(row.deviation) for row in sampled)
         lines.append(
             f"Largest |z| of {len(sampled)} means: {largest:.1f}; allowed {sampled[0].limit:.1f}."
         )

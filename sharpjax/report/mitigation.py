@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sharpjax import plots
 from sharpjax.detection.calibration import Threshold
+from sharpjax.detection.evaluation import Interval
 from sharpjax.judging import Judge
 from sharpjax.mitigation.methods import NONE
 from sharpjax.mitigation.plausibility import ODD
@@ -78,7 +79,7 @@ def outcomes(rows: Sequence[Mapping[str, Any]], index: Sequence[int]) -> list[Ou
         if {row["index"] for row in members} != set(index):
             continue
 
-        def grid(name, members=members):
+        def grid(name: str, members: list[Mapping[str, Any]] = members) -> np.ndarray:
             return np.array([row[name] for row in members]).reshape(len(index), -1)
 
         found.append(
@@ -224,14 +225,14 @@ def level_table(comparison: Comparison, levels: Sequence[int]) -> Table | None:
 
     ``levels`` are those of the judged prompts, in their order; None if they are not known.
     """
-    levels = np.asarray(levels)
-    if not (levels > 0).all():
+    repeated = np.asarray(levels)
+    if not (repeated > 0).all():
         return None
-    kinds = sorted(set(levels.tolist()))
+    kinds = sorted(set(repeated.tolist()))
     table = Table(
         title="By how often the prompt's image was repeated",
         caption="copies | success, of "
-        + ", ".join(f"{np.sum(levels == k)} prompts at x{k}" for k in kinds),
+        + ", ".join(f"{np.sum(repeated == k)} prompts at x{k}" for k in kinds),
     )
     table.add_column("method")
     for kind in kinds:
@@ -242,7 +243,7 @@ def level_table(comparison: Comparison, levels: Sequence[int]) -> Table | None:
         table.add_row(
             name,
             *(
-                f"{one.copied[levels == k].mean():.2f} | {one.success[levels == k].mean():.2f}"
+                f"{one.copied[repeated == k].mean():.2f} | {one.success[repeated == k].mean():.2f}"
                 for k in kinds
             ),
         )
@@ -297,7 +298,7 @@ def write_comparison(folder: Path, comparison: Comparison) -> list[Path]:
     return files
 
 
-def _flat(name: str, interval) -> dict[str, float]:
+def _flat(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 

@@ -19,6 +19,7 @@ from sharpjax.models.autoencoder_kl import AutoencoderKL
 from sharpjax.models.clip_text import CLIPTextModel
 from sharpjax.models.tokenizer import Tokenizer
 from sharpjax.models.unet_2d_condition import UNet2DConditionModel
+from sharpjax.reprs import one_line
 from sharpjax.schedules import Schedule
 from sharpjax.training.loop import digest
 
@@ -70,6 +71,8 @@ class CaptionDenoising:
     schedule: Schedule
     groups: tuple[str, ...] = dataclasses.field(metadata={"static": True})
     caption_dropout: float = dataclasses.field(default=0.1, metadata={"static": True})
+
+    __repr__ = one_line
 
     @classmethod
     def create(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sharpjax.reprs import one_line
 from sharpjax.schedules import Schedule
 
 
@@ -31,6 +32,8 @@ class Data:
     members: jax.Array
     sizes: jax.Array
     groups: tuple[str, ...] = dataclasses.field(metadata={"static": True})
+
+    __repr__ = one_line
 
     @classmethod
     def create(cls, images: np.ndarray, conditions: np.ndarray, groups: tuple[str, ...]) -> "Data":
@@ -71,6 +74,8 @@ class ClassDenoising:
     schedule: Schedule
     condition_dropout: float = dataclasses.field(default=0.2, metadata={"static": True})
 
+    __repr__ = one_line
+
     def __post_init__(self) -> None:
         if not 0 <= self.condition_dropout < 1:
             raise ValueError(f"condition_dropout must lie in [0, 1), got {self.condition_dropout}")
@@ -106,7 +111,7 @@ class ClassDenoising:
         }
 
 
-def draw(task: ClassDenoising, key: jax.Array, n: int):
+def draw(task: ClassDenoising, key: jax.Array, n: int) -> tuple[jax.Array, ...]:
     """One batch: images, labels (null = number of conditions), timesteps, noise, conditions."""
     data = task.data
     keys = jax.random.split(key, 6)

@@ -14,6 +14,7 @@ import optax
 from sharpjax.datasets.augmentation import Augmentation, render
 from sharpjax.models.autoencoder_kl import AutoencoderKL
 from sharpjax.models.concept_classifier import ConceptClassifier
+from sharpjax.reprs import one_line
 from sharpjax.training.loop import digest
 
 
@@ -31,6 +32,8 @@ class Classification:
     pictures: jax.Array
     vae: AutoencoderKL
     reconstructed: int = dataclasses.field(default=4, metadata={"static": True})
+
+    __repr__ = one_line
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -53,7 +56,8 @@ class Classification:
     def losses(self, model: ConceptClassifier, batch: Any) -> jax.Array:
         """Cross entropy of each example in nats, ``(n,)``."""
         images, label = batch
-        return optax.softmax_cross_entropy_with_integer_labels(model(images), label)
+        result: jax.Array = optax.softmax_cross_entropy_with_integer_labels(model(images), label)
+        return result
 
     def identity(self) -> dict[str, Any]:
         """What tells this task from another."""

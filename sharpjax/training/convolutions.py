@@ -1,6 +1,7 @@
 """Convolutions whose kernels' gradients are fast on a CPU; for training, never for curvature."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,9 @@ def with_fast_kernel_gradients(model: nnx.Module) -> nnx.Module:
     return model
 
 
-def _convolve_2x2(x: jax.Array, kernel: jax.Array, strides, padding, **_) -> jax.Array:
+def _convolve_2x2(
+    x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **_: Any
+) -> jax.Array:
     """The convolution of ``x``, padded by one pixel, with a 2 x 2 kernel."""
     height, width = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

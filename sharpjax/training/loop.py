@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sharpjax.progress import progress
 from sharpjax.rundir import append_lines, claim, read_lines, write_text
 from sharpjax.training.convolutions import with_fast_kernel_gradients
+
+_Module = TypeVar("_Module", bound=nnx.Module)
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ class Task(Protocol):
         A function of the key alone, which is what makes a resumed run the same run.
         """
 
-    def losses(self, model: nnx.Module, batch: Any) -> jax.Array:
+    def losses(self, model: Any, batch: Any) -> jax.Array:
         """The loss of each example, ``(n,)``."""
 
     def identity(self) -> dict[str, Any]:
@@ -121,12 +123,14 @@ def digest(arrays: Any) -> str:
 @functools.partial(
     jax.jit, static_argnames=("graph", "settings", "sharding"), donate_argnames=("state",)
 )
-def _step(state, task: Task, key, *, graph, settings: Settings, sharding):
+def _step(
+    state: Any, task: Task, key: jax.Array, *, graph: Any, settings: Settings, sharding: Any
+) -> tuple[Any, jax.Array, jax.Array]:
     step = state["step"]
     batch, group = task.batch(jax.random.fold_in(key, step), settings.batch_size)
     batch = jax.lax.with_sharding_constraint(batch, sharding)
 
-    def loss(params):
+    def loss(params: Any) -> tuple[jax.Array, jax.Array]:
         each = task.losses(nnx.merge(graph, params), batch)
         return each.mean(), each
 
@@ -140,14 +144,14 @@ def _step(state, task: Task, key, *, graph, settings: Settings, sharding):
 
 
 def train(
-    model: nnx.Module,
+    model: _Module,
     task: Task,
     directory: str | Path,
     settings: Settings,
     *,
     checkpoint_every: int = 100,
     keep_every: int | None = None,
-) -> nnx.Module:
+) -> _Module:
     """Train ``model`` on ``task``; continue from ``directory`` if a run was started there.
 
     Losses per group are appended to ``losses.jsonl``; the state goes to ``checkpoints/`` every
@@ -223,7 +227,7 @@ def kept_steps(directory: str | Path) -> list[int]:
         return sorted(manager.all_steps())
 
 
-def averaged(model: nnx.Module, directory: str | Path, step: int) -> nnx.Module:
+def averaged(model: _Module, directory: str | Path, step: int) -> _Module:
     """The model with the averaged weights of a step that was kept.
 
     Raises:
@@ -316,5 +320,5 @@ def _peak_memory_mb() -> int:
 
 def _claim(folder: Path, settings: Settings, model: nnx.Module, task: Task) -> Path:
     """Make the directory, or check that it belongs to this very run."""
-    wanted = dataclasses.asdict(settings) | {"model": model.config} | task.identity()
+    wanted = dataclasses.asdict(settings) | {"model": cast(Any, model).config} | task.identity()
     return claim(folder, wanted, what="training")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from sharpjax.datasets.augmentation import Augmentation, render
 from sharpjax.models.autoencoder_kl import AutoencoderKL
+from sharpjax.reprs import one_line
 from sharpjax.training.loop import digest
 
 
@@ -28,6 +29,8 @@ class Reconstruction:
 
     pictures: jax.Array
     kl_weight: float = dataclasses.field(default=1e-4, metadata={"static": True})
+
+    __repr__ = one_line
 
     @property
     def groups(self) -> tuple[str, ...]:

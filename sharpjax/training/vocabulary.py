@@ -10,6 +10,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import CLIPTokenizer
@@ -52,8 +53,9 @@ def train_tokenizer(captions: Sequence[str], *, length: int, max_vocab: int = 81
     merges = learn_merges(_words(captions), most=max_vocab - fixed)
     tokens = [*alphabet, *(c + _END_OF_WORD for c in alphabet), *map("".join, merges), START, END]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    pairs: Any = merges  # its annotation says strings, and means pairs too
     return Tokenizer(
-        CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length, pad_token=END)
+        CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=length, pad_token=END)
     )
 
 
