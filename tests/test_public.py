@@ -28,6 +28,7 @@ PACKAGES = (
     "sharpjax.identities",
     "sharpjax.mitigation",
     "sharpjax.models",
+    "sharpjax.page",
     "sharpjax.training",
 )
 NAMES = [
