@@ -8,7 +8,8 @@ import typer
 from rich.markup import escape
 
 from sharpjax.commands.options import JsonOption, console
-from sharpjax.page import REPORT_NAME, write_page
+from sharpjax.page import write_page
+from sharpjax.page.assemble import REPORT_NAME
 
 
 def report(

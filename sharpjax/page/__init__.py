@@ -4,6 +4,6 @@
 what sections are made of, ``assemble`` joins them by one template.
 """
 
-from sharpjax.page.assemble import REPORT_NAME, write_page
+from sharpjax.page.assemble import write_page
 
-__all__ = ["REPORT_NAME", "write_page"]
+__all__ = ["write_page"]
