@@ -124,11 +124,27 @@ def test_a_point_without_curvature_is_not_counted_as_flat():
     """An infinite slope: the count of eigenvalues near zero must not take it in."""
     points = np.array([[1.0, 2.0], [1.0, 0.0]], np.float32)
     with pytest.raises(ValueError, match="Point 1 of 2"):
-        curvature.at_points(curvature.inertia, Partial(root), points, tolerance=0.1)
+        curvature.curvature.at_points(curvature.inertia, Partial(root), points, tolerance=0.1)
     counts = jax.jit(lambda x: curvature.inertia(root, x, tolerance=0.1))(points[1])
     assert np.isnan([counts.negative.value, counts.zero.value, counts.positive.value]).all()
 
 
 def test_points_at_once_is_checked():
     with pytest.raises(ValueError, match="points_at_once must be an integer >= 1, got 0"):
-        curvature.at_points(curvature.hessian, logarithm, POINTS, points_at_once=0)
+        curvature.curvature.at_points(curvature.hessian, logarithm, POINTS, points_at_once=0)
+
+
+@pytest.mark.parametrize("number", [np.float32, jnp.float32])
+def test_options_may_be_known_arrays(number):
+    """JAX traces a comparison of a known array where the estimator's options are checked."""
+    points, key = jnp.ones((2, 3)), jax.random.key(0)
+    options = {"sigma": number(0.8), "key": key, "num_matvecs": 4}
+    found = curvature.at_points(curvature.effective_dimension, lambda x: -x, points, **options)
+    assert found.value.shape == (2,)
+    flux = {"p": number(1.0), "radius": number(0.5), "num_directions": 4, "method": "flux"}
+    found = curvature.at_points(curvature.p_laplacian, lambda x: -x, points, key=key, **flux)
+    assert found.value.shape == (2,)
+    with pytest.raises(ValueError, match="sigma must be finite and > 0"):
+        curvature.at_points(
+            curvature.effective_dimension, lambda x: -x, points, **options | {"sigma": number(0)}
+        )

@@ -191,7 +191,8 @@ def test_verbose_says_what_was_read_and_compiled(tiny_directory, tmp_path):
         run = subprocess.run(
             [sys.executable, "-m", "sharpjax", *options, *arguments, "--output", name],
             capture_output=True, text=True, cwd=tmp_path,
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},  # nothing is compiled beforehand
+            # nothing is compiled beforehand
+            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / f"cache-{name}")},
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         told[name] = run.stderr

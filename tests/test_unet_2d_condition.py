@@ -294,17 +294,21 @@ def test_wrong_calls_are_named():
         for config in (TINY, CONFIGS["classes"], CONFIGS["xl"])
     )
     x, text = jnp.zeros((1, 4, 16, 16)), jnp.zeros((1, 5, 24))
+
+    def call(network, *arguments, **options):
+        return jax.eval_shape(lambda network: network(*arguments, **options), network)
+
     with pytest.raises(ValueError, match="takes no class_labels"):
-        plain(x, 0, text, class_labels=jnp.zeros(1, int))
+        call(plain, x, 0, text, class_labels=jnp.zeros(1, int))
     with pytest.raises(ValueError, match="needs class_labels"):
-        classes(x, 0, text)
+        call(classes, x, 0, text)
     with pytest.raises(ValueError, match="batch, 4, height, width"):
-        plain(jnp.zeros((1, 3, 16, 16)), 0, text)
+        call(plain, jnp.zeros((1, 3, 16, 16)), 0, text)
     with pytest.raises(ValueError, match=r"must have shape \(1, tokens, 24\), got \(1, 5, 23\)"):
-        plain(x, 0, text[..., :-1])
+        call(plain, x, 0, text[..., :-1])
     with pytest.raises(ValueError, match="takes no timestep_cond"):
-        plain(x, 0, text, timestep_cond=jnp.zeros((1, 3)))
+        call(plain, x, 0, text, timestep_cond=jnp.zeros((1, 3)))
     with pytest.raises(ValueError, match="needs added_cond_kwargs"):
-        large(x, 0, text)
+        call(large, x, 0, text)
     with pytest.raises(ValueError, match="lacks time_ids"):
-        large(x, 0, text, added_cond_kwargs={"text_embeds": jnp.zeros((1, 20))})
+        call(large, x, 0, text, added_cond_kwargs={"text_embeds": jnp.zeros((1, 20))})

@@ -16,7 +16,7 @@ from sharpjax._types import Array, ArrayLike, Matvec, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.operators import Jacobian, jacobian
-from sharpjax.curvature.validation import check_finite, positive_integer, positive_number
+from sharpjax.curvature.validation import check_finite, number, positive_integer, positive_number
 from sharpjax.curvature.validation import point as checked_point
 from sharpjax.densities.base import polar
 
@@ -300,10 +300,7 @@ _compiled = functools.partial(
 
 
 def _exponent(p: ArrayLike) -> ArrayLike:
-    try:
-        valid = np.shape(p) == () and (isinstance(p, jax.core.Tracer) or 1 <= p < math.inf)  # type: ignore[operator]  # complex: TypeError, caught
-    except TypeError:
-        valid = False
+    valid = np.shape(p) == () and (isinstance(p, jax.core.Tracer) or 1 <= number(p) < math.inf)
     if not valid:
         raise ValueError(f"p must be one finite number >= 1, got {p}; use jax.vmap for more.")
     return p
@@ -357,9 +354,9 @@ def _check_direction(s: Array, p: ArrayLike) -> None:
     """A ValueError where the exact form has no value, if that is known."""
     if isinstance(s, jax.core.Tracer) or isinstance(p, jax.core.Tracer):
         return
-    if np.real(p) < 2 and not np.any(np.asarray(s)):
+    if number(p) < 2 and not np.any(np.asarray(s)):
         raise ValueError(
-            f"The p-Laplacian for p={p:g} < 2 is undefined at x: the score is zero there, "
+            f"The p-Laplacian for p={number(p):g} < 2 is undefined at x: the score is zero there, "
             "and |s|^(p-2) has no limit; use method='flux', its mean over a ball."
         )
 

@@ -13,7 +13,14 @@ import numpy as np
 
 from sharpjax._types import Array, ArrayLike
 
-__all__ = ["check_finite", "noise_level", "point", "positive_integer", "positive_number"]
+__all__ = [
+    "check_finite",
+    "noise_level",
+    "number",
+    "point",
+    "positive_integer",
+    "positive_number",
+]
 
 
 def positive_integer(name: str, count: int, *, least: int = 1, largest: int | None = None) -> int:
@@ -34,13 +41,19 @@ def positive_number(name: str, value: ArrayLike) -> ArrayLike:
         raise ValueError(f"{name} must be one number, got shape {np.shape(value)}; use jax.vmap.")
     if isinstance(value, jax.core.Tracer):
         return value
-    try:
-        valid = 0 < value < math.inf  # type: ignore[operator]  # complex: TypeError, caught
-    except TypeError:
-        valid = False
-    if not valid:
+    if not 0 < number(value) < math.inf:
         raise ValueError(f"{name} must be finite and > 0, got {value!r}.")
     return value
+
+
+def number(value: ArrayLike) -> float:
+    """A known scalar as a float, NaN if it is no real number.
+
+    By NumPy: while something else is traced, JAX would trace the comparison of a known array too.
+    """
+    host = np.asarray(value)
+    is_real = jnp.issubdtype(host.dtype, jnp.number) or host.dtype == bool
+    return float(host) if is_real and not np.iscomplexobj(host) else math.nan
 
 
 def point(x: ArrayLike) -> Array:
