@@ -124,14 +124,14 @@ def test_a_point_without_curvature_is_not_counted_as_flat():
     """An infinite slope: the count of eigenvalues near zero must not take it in."""
     points = np.array([[1.0, 2.0], [1.0, 0.0]], np.float32)
     with pytest.raises(ValueError, match="Point 1 of 2"):
-        curvature.curvature.at_points(curvature.inertia, Partial(root), points, tolerance=0.1)
+        curvature.at_points(curvature.inertia, Partial(root), points, tolerance=0.1)
     counts = jax.jit(lambda x: curvature.inertia(root, x, tolerance=0.1))(points[1])
     assert np.isnan([counts.negative.value, counts.zero.value, counts.positive.value]).all()
 
 
 def test_points_at_once_is_checked():
     with pytest.raises(ValueError, match="points_at_once must be an integer >= 1, got 0"):
-        curvature.curvature.at_points(curvature.hessian, logarithm, POINTS, points_at_once=0)
+        curvature.at_points(curvature.hessian, logarithm, POINTS, points_at_once=0)
 
 
 @pytest.mark.parametrize("number", [np.float32, jnp.float32])
