@@ -21,6 +21,7 @@ from sharpjax.rundir import write_text
 
 ABOUT_NAME = "about.json"
 FORMAT = 1  # of the file; a page refuses what is newer than itself
+_FIELDS = {"command": str, "model": str, "versions": dict, "devices": str, "sessions": list}
 _PACKAGES = ("sharpjax", "jax", "flax", "diffusers", "numpy")
 
 
@@ -79,8 +80,14 @@ def read_about(folder: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("format"), int):
         raise ValueError(f"{path} is not a record of a run; remove it to go on without")
     if found["format"] > FORMAT:
+        raise ValueError(f"{path} was written by a newer version of sharpjax; use that one")
+    wrong = [name for name, kind in _FIELDS.items() if not isinstance(found.get(name), kind)]
+    sessions = [] if "sessions" in wrong else found["sessions"]
+    if wrong or not all(
+        isinstance(s, dict) and s.keys() >= {"started", "seconds"} for s in sessions
+    ):
         raise ValueError(
-            f"{path} was written by a newer version of sharpjax "
-            f"({found.get('versions', {}).get('sharpjax', 'unknown')}); use that one"
+            f"{path} is not a record of a run ({', '.join(wrong) or 'sessions'}: not what is "
+            "written there); remove it to go on without"
         )
     return found

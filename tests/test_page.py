@@ -203,6 +203,11 @@ class TestBadDirectories:
             ("about.json", "{", "about.json is not valid JSON"),
             ("about.json", "[]", "not a record of a run"),
             ("about.json", json.dumps({"format": FORMAT + 1}), "newer version"),
+            ("about.json", json.dumps({"format": FORMAT, "command": 5}), "not a record of a run"),
+            ("summary.json", "[5]", "do not say what a run"),
+            ("summary.json", '[{"name": "a", "network": {"auc": 1}}]', "do not say what a run"),
+            ("results.csv", "a,b\n1,2\n", "do not say what a run"),
+            ("results.csv", "condition\na\n", "do not say what a run"),
             ("summary.json", "{", "summary.json is not valid JSON"),
         ],
     )
@@ -222,6 +227,13 @@ class TestBadDirectories:
 
 
 class TestMitigation:
+    @pytest.mark.parametrize("prompts", ["5", "[5]", '[{"prompt": "a"}]', '{"a": 1}'])
+    def test_damaged_tables_are_told(self, tmp_path, mitigation_run, prompts):
+        mitigation_run(tmp_path / "run")
+        (tmp_path / "run" / "prompts.json").write_text(prompts)
+        with pytest.raises(ValueError, match="do not say what a run"):
+            write_page([tmp_path / "run"])
+
     def test_images_before_and_after(self, tmp_path, text_of, mitigation_run):
         mitigation_run(tmp_path / "run")
         path = write_page([tmp_path / "run"])

@@ -12,7 +12,7 @@ import jinja2
 
 from sharpjax.page import detection, mitigation, reading, samples, spectrum
 from sharpjax.page.blocks import Cell, Column, Section, Table, Text
-from sharpjax.page.runs import Run, read_run
+from sharpjax.page.runs import KINDS, Run, read_run
 from sharpjax.rundir import write_text
 
 REPORT_NAME = "report.html"
@@ -58,7 +58,7 @@ def render(runs: Sequence[Run]) -> str:
     """The page as text."""
     sections = [Section("What was run", _about(runs))]
     for run in runs:
-        found = [section for part in _SECTIONS[run.kind] for section in part(run)]
+        found = _of_one(run)
         taken = {section.title for section in sections}
         sections += [
             Section(f"{one.title} ({run.folder.name})", one.blocks) if one.title in taken else one
@@ -81,6 +81,22 @@ def render(runs: Sequence[Run]) -> str:
         # The browser runs this script alone, whatever a prompt holds, and asks nothing of anyone.
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _of_one(run: Run) -> list[Section]:
+    """Sections of a run.
+
+    Its files may be anything, written by hand or by other versions: that one of them holds
+    something else than we would write is an error of the files, not of ours.
+    """
+    try:
+        return [section for part in _SECTIONS[run.kind] for section in part(run)]
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{run.folder}: its files do not say what a run of {KINDS[run.kind]} says "
+            f"({type(error).__name__}: {error}). The same command writes its tables anew; "
+            "it computes nothing again"
+        ) from error
 
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")

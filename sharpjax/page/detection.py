@@ -24,6 +24,8 @@ def sections(run: Run) -> list[Section]:
     if not rows:
         return _unfinished(run)
     names = _names(rows[0])
+    if not names:
+        raise KeyError("results.csv has no column of a statistic")
     finite = [row for row in rows if not row.get("failed")]
     found = [Section("Verdicts", _verdicts(run, rows, names))]
     if finite:
