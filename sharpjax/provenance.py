@@ -76,7 +76,9 @@ def read_about(folder: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(
+            f"{path} is not valid JSON: {error}; remove it to go on without"
+        ) from error
     if not isinstance(found, dict) or not isinstance(found.get("format"), int):
         raise ValueError(f"{path} is not a record of a run; remove it to go on without")
     if found["format"] > FORMAT:

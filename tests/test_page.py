@@ -157,7 +157,8 @@ def test_prompts_are_text_whatever_they_hold(tmp_path, detection_run):
     assert "<img src=x" not in page
     assert "<h1>out" not in page
     shown = {row[0] for row in rows_of(page)}
-    assert {p for p in prompts if p.isprintable()} <= shown
+    assert {p for p in prompts if p.isprintable() and len(p) <= 500} <= shown
+    assert f"{('long ' * 100)}… (10,000 characters)" in shown
     assert "bell␇ null␀ escape␛" in shown
     assert "49" not in {cell for row in rows_of(page) for cell in row}
 
@@ -198,8 +199,10 @@ class TestBadDirectories:
         ("name", "text", "message"),
         [
             ("settings.json", "{", "settings.json is not valid JSON"),
-            ("settings.json", "[]", "run of kind None"),
-            ("settings.json", '{"run": "training"}', "run of kind 'training'"),
+            ("settings.json", "[]", "settings.json is not what a run"),
+            ("settings.json", '{"run": "detect"}', "settings.json is not what a run"),
+            ("settings.json", '{"run": "training", "model": "a"}', "run of kind 'training'"),
+            ("settings.json", '{"run": "spectrum", "model": "a"}', "do not say what a run"),
             ("about.json", "{", "about.json is not valid JSON"),
             ("about.json", "[]", "not a record of a run"),
             ("about.json", json.dumps({"format": FORMAT + 1}), "newer version"),
@@ -224,6 +227,49 @@ class TestBadDirectories:
     def test_no_run_at_all(self):
         with pytest.raises(ValueError, match="at least one"):
             write_page([])
+
+
+class TestPlaces:
+    def test_nothing_but_an_earlier_page_is_overwritten(self, run, tmp_path):
+        mine = tmp_path / "prompts.txt"
+        mine.write_text("a cat")
+        with pytest.raises(FileExistsError, match="no earlier page"):
+            write_page([run], mine)
+        assert mine.read_text() == "a cat"
+        (tmp_path / "link.html").symlink_to(mine)
+        with pytest.raises(FileExistsError, match="no earlier page"):
+            write_page([run], tmp_path / "link.html")
+        with pytest.raises(IsADirectoryError, match="name of a file"):
+            write_page([run], tmp_path)
+        with pytest.raises(FileExistsError, match="no earlier page"):
+            write_page([run], "/dev/null")
+        page = write_page([run], tmp_path / "new" / "page.html")
+        before = page.stat().st_mtime_ns
+        assert write_page([run], page).stat().st_mtime_ns > before
+
+    def test_a_run_is_shown_once(self, run):
+        with pytest.raises(ValueError, match="given twice"):
+            write_page([run, run / ".." / run.name])
+
+
+def test_tables_that_do_not_belong_to_the_run_are_told(run, text_of):
+    path = run / "results.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:4]))
+    assert "results.csv has 3 of 40 conditions" in text_of(write_page([run]))
+    path.write_text(lines[0])
+    assert "All 40 are computed, but the table of results" in text_of(write_page([run]))
+
+
+@pytest.mark.parametrize("model", ["openmoji", "my model"])
+def test_what_can_be_added_are_commands_that_run(run, model):
+    about = json.loads((run / "about.json").read_text()) | {"model": model}
+    (run / "about.json").write_text(json.dumps(about))
+    page = html.unescape(write_page([run]).read_text())
+    own = " --prompts FILE --calibration FILE --clean FILE" if model == "my model" else ""
+    quoted = f"'{model}'" if " " in model else model
+    assert f'<pre tabindex="0">sharpjax mitigate --model {quoted}{own}</pre>' in page
+    assert f"sharpjax spectrum --model {quoted} --condition" in page
 
 
 class TestMitigation:

@@ -1,21 +1,25 @@
 """Run directories to one HTML page that needs nothing else: no network, no other file."""
 
 import base64
+import functools
 import hashlib
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from sharpjax import zoo
 from sharpjax.page import detection, mitigation, reading, samples, spectrum
 from sharpjax.page.blocks import Cell, Column, Section, Table, Text
 from sharpjax.page.runs import KINDS, Run, read_run
 from sharpjax.rundir import write_text
 
 REPORT_NAME = "report.html"
+_MARK = '<meta name="generator" content="sharpjax">'  # of our pages, which may be overwritten
 _SECTIONS = {
     "detect": [detection.sections, samples.grid],
     "detect images": [detection.sections],
@@ -44,13 +48,41 @@ def write_page(folders: Sequence[str | Path], path: str | Path | None = None) ->
     """
     if not folders:
         raise ValueError("a page needs at least one run directory")
+    places = [Path(folder).resolve() for folder in folders]
+    if twice := [
+        str(f) for f, place in zip(folders, places, strict=True) if places.count(place) > 1
+    ]:
+        raise ValueError(f"{twice[0]} is given twice; a page shows a run once")
     runs = [read_run(folder) for folder in folders]
     models = {str(run.settings.get("model")) for run in runs}
     if len(models) > 1:
         told = ", ".join(f"{run.folder} of {run.settings.get('model')}" for run in runs)
         raise ValueError(f"these runs are of different models ({told}); write a page for each")
-    path = runs[0].folder / REPORT_NAME if path is None else Path(path)
-    write_text(path, render(runs))
+    path = _check_place(runs[0].folder / REPORT_NAME if path is None else Path(path))
+    text = render(runs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    return path
+
+
+def _check_place(path: Path) -> Path:
+    """Where the page goes: nothing but an earlier page is overwritten.
+
+    Raises:
+        IsADirectoryError: it is a directory.
+        FileExistsError: something else is there: a file of the user's, a device.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory; the page needs the name of a file")
+    if path.exists() or path.is_symlink():
+        earlier = False
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                earlier = _MARK.encode() in file.read(1000)
+        if not earlier:
+            raise FileExistsError(
+                f"{path} is there and is no earlier page; choose another name, or remove it"
+            )
     return path
 
 
@@ -58,13 +90,13 @@ def render(runs: Sequence[Run]) -> str:
     """The page as text."""
     sections = [Section("What was run", _about(runs))]
     for run in runs:
-        found = _of_one(run)
+        found = _read(run, functools.partial(_sections_of, run))
         taken = {section.title for section in sections}
         sections += [
             Section(f"{one.title} ({run.folder.name})", one.blocks) if one.title in taken else one
             for one in found
         ]
-    sections += _missing(runs)
+    sections += _read(runs[0], functools.partial(_missing, runs))
     sections.append(reading.section())
     folder = files("sharpjax.page") / "templates"
     style, script = ((folder / name).read_text() for name in ("page.css", "tables.js"))
@@ -73,7 +105,9 @@ def render(runs: Sequence[Run]) -> str:
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["visible"] = _visible
+    environment.filters["unbroken"] = lambda text: any(len(w) > _WORD for w in text.split())
     return environment.get_template("page.html").render(
+        mark=_MARK,
         title=f"sharpjax: {runs[0].name}",
         sections=sections,
         style=style,
@@ -83,22 +117,29 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def _of_one(run: Run) -> list[Section]:
-    """Sections of a run.
+def _sections_of(run: Run) -> list[Section]:
+    return [section for part in _SECTIONS[run.kind] for section in part(run)]
 
-    Its files may be anything, written by hand or by other versions: that one of them holds
-    something else than we would write is an error of the files, not of ours.
+
+def _read(run: Run, make: Callable[[], list[Section]]) -> list[Section]:
+    """Sections made of a run's files.
+
+    These may be anything, written by hand or by other versions: that one of them holds something
+    else than we would write is an error of the files, not of ours.
     """
     try:
-        return [section for part in _SECTIONS[run.kind] for section in part(run)]
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        return make()
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError) as error:
+        if isinstance(error, ValueError) and str(run.folder) in str(error):
+            raise  # it names the file already
         raise ValueError(
             f"{run.folder}: its files do not say what a run of {KINDS[run.kind]} says "
-            f"({type(error).__name__}: {error}). The same command writes its tables anew; "
-            "it computes nothing again"
+            f"({type(error).__name__}: {error}). The command that made the run writes its tables "
+            "anew, and computes nothing again"
         ) from error
 
 
+_WORD = 30  # letters: what is longer may be broken anywhere
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -166,11 +207,13 @@ def _missing(runs: Sequence[Run]) -> list[Section]:
             Text("Spectra of the sharpest and the flattest condition of this run:"),
             Text(command, "code"),
         ]
+    if not blocks and command is None:
+        return []
     if "mitigate" not in kinds and model != "mnist":
-        blocks += [
-            Text("Images without copies, before and after:"),
-            Text(f"sharpjax mitigate --model {model}", "code"),
-        ]
+        told = f"sharpjax mitigate --model {shlex.quote(model)}"
+        if model not in zoo.bundled():  # the bundled one names prompts of its own
+            told += " --prompts FILE --calibration FILE --clean FILE"
+        blocks += [Text("Images without copies, before and after:"), Text(told, "code")]
     if not blocks:
         return []
     told = "Give the directories that these print to sharpjax report, after this one:"

@@ -82,6 +82,10 @@ def _threshold(run: Run, name: str) -> Mapping[str, Any] | None:
     return (run.about.get("thresholds") or {}).get(name)
 
 
+def _shortened(text: str, most: int = 500) -> str:
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
 def _end(value: float | None, sign: int) -> float:
     """An end of an interval: open ones are null in JSON."""
     return sign * np.inf if value is None else float(value)
@@ -94,11 +98,17 @@ def _unfinished(run: Run) -> list[Section]:
         return [Section("Thresholds", _thresholds(calibration))]
     records = run.records()
     total = run.settings.get("num_conditions", run.settings.get("num_images"))
-    told = (
-        f"This run is not finished: {len(records)} of {total or 'an unknown number of'} are "
-        "computed. The same command goes on from here; verdicts, figures and plots come with its "
-        "end."
-    )
+    if len(records) == total:
+        told = (
+            f"All {total} are computed, but the table of results (results.csv) is missing or "
+            "empty. The same command writes it, and computes nothing again."
+        )
+    else:
+        told = (
+            f"This run is not finished: {len(records)} of {total or 'an unknown number of'} are "
+            "computed. The same command goes on from here; verdicts, figures and plots come with "
+            "its end."
+        )
     blocks: list[Block] = [Text(told, "note")]
     kept = [record for record in records if "network" in record]
     if kept:
@@ -168,6 +178,10 @@ def _verdicts(run: Run, rows: Sequence[dict[str, str]], names: Sequence[str]) ->
             "thresholds are not known. sharpjax calibrate sets them on clean prompts."
         )
         blocks.append(Text(f"No verdicts: {remark.removeprefix('No verdicts: ')}", "note"))
+    total = run.settings.get("num_conditions", run.settings.get("num_images", len(rows)))
+    if len(rows) != total:
+        told = f"results.csv has {len(rows)} of {total} {what}s: it was changed after the run."
+        blocks.append(Text(told, "note"))
     if failed:
         blocks.append(Text(f"{failed} failed and are left out of all figures.", "note"))
     oracle = [name.removeprefix("oracle ") for name in rows[0] if name.startswith("oracle ")]
@@ -186,7 +200,7 @@ def _verdicts(run: Run, rows: Sequence[dict[str, str]], names: Sequence[str]) ->
         margins = np.nan_to_num(_column(rows, f"margin {_deciding(run, names)}"), nan=-np.inf)
         rows = [rows[i] for i in np.argsort(-margins, kind="stable")]
     for row in rows:
-        cells = [Cell(row["condition"])]
+        cells = [Cell(_shortened(row["condition"]))]
         if judged:
             verdict = row["verdict"]
             look = "unsure" if "unsure" in verdict else verdict
@@ -265,7 +279,7 @@ def _interval(value: Mapping[str, Any] | None) -> Cell:
     if value is None:
         return Cell("")
     if value["low"] is None:
-        return Cell(f"{value['value']:.3f} (too few for an interval)", value["value"])
+        return Cell(f"{value['value']:.3f} [-]", value["value"])
     text = f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
     return Cell(text, value["value"])
 
@@ -279,19 +293,27 @@ def _summary_tables(summaries: Sequence[Mapping[str, Any]]) -> list[Block]:
         Column("statistic @ t"), Column("means memorized"), Column("AUC", numeric=True),
         Column("TPR at FPR nearest to 1%" if nearest else "TPR at FPR ≤ 1%", numeric=True),
         Column("average precision", numeric=True), Column("AUC, one noise", numeric=True),
-        Column("AUC of the exact score", numeric=True),
     ]  # fmt: skip
+    others = ["one_noise"]
+    if any(one.get("oracle") for one in judged):
+        columns.append(Column("AUC of the exact score", numeric=True))
+        others.append("oracle")
     rows = [
         [
             Cell(one["name"]),
             Cell("large" if _direction(one["name"]) > 0 else "small"),
             *(_interval(one["network"][f]) for f in ("auc", "tpr", "average_precision")),
-            *(_interval((one.get(k) or {}).get("auc")) for k in ("one_noise", "oracle")),
+            *(_interval((one.get(k) or {}).get("auc")) for k in others),
         ]
         for one in judged
     ]
     tables: list[Block] = [
-        Table("Detection figures with 95% bootstrap intervals", columns, rows, searchable=True)
+        Table(
+            "Detection figures with 95% bootstrap intervals; [-]: too few for one",
+            columns,
+            rows,
+            searchable=True,
+        )
     ]
     for field, title in (
         ("by_source", "AUC against the clean ones of each source"),

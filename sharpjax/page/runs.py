@@ -65,7 +65,10 @@ class Run:
             with path.open(newline="") as file:
                 return list(csv.DictReader(file))
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} cannot be read as a table: {error}") from error
+            raise ValueError(
+                f"{path} cannot be read as a table: {error}. The command that made the run writes "
+                "it anew, and computes nothing again"
+            ) from error
         finally:
             csv.field_size_limit(before)
 
@@ -100,17 +103,30 @@ def read_run(folder: str | Path) -> Run:
     path = folder / SETTINGS_NAME
     if not path.is_file():
         inside = [p.name for p in folder.iterdir() if (p / SETTINGS_NAME).is_file()]
-        hint = f"; there are runs in it: {', '.join(sorted(inside)[:8])}" if inside else ""
+        hint = (
+            f"; there are runs in it: {', '.join(sorted(inside)[:8])}"
+            if inside
+            else "; give the run directory that a command of sharpjax printed"
+        )
         raise ValueError(f"{folder} holds no run ({SETTINGS_NAME} is missing){hint}")
     try:
         settings = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    kind = settings.get("run") if isinstance(settings, dict) else None
+        raise ValueError(
+            f"{path} is not valid JSON: {error}; without it the run cannot be read or resumed"
+        ) from error
+    if not isinstance(settings, dict) or not all(
+        isinstance(settings.get(name), str) for name in ("run", "model")
+    ):
+        raise ValueError(
+            f"{path} is not what a run of sharpjax writes; without it the run cannot be read or "
+            "resumed"
+        )
+    kind = settings["run"]
     if kind not in KINDS:
         raise ValueError(
-            f"{folder} holds a run of kind {kind!r}, which has no page; there are pages of what "
-            f"{', '.join(KINDS.values())} wrote"
+            f"{folder} holds a run of kind {kind!r}, which has no page; there are pages of "
+            f"{', '.join(KINDS)}"
         )
     return Run(folder, kind, settings, read_about(folder))
 
