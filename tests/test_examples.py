@@ -136,7 +136,9 @@ def run(name, folder):
         capture_output=True,
         text=True,
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(EXAMPLES.parent)},
+        # optimized, unlike other tests: they compute for longer than they compile
+        env=os.environ
+        | {"PYTHONPATH": str(EXAMPLES.parent), "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"},
     )
 
 
