@@ -47,6 +47,7 @@ print(
 
 # %% Optimise four noises of each caption, to a tenth of that
 t, guidance, steps = int(model.schedule.timesteps(50)[0]), 3.0, 10 if options.quick else 25
+score_difference = jax.jit(sj.detection.score_difference)
 noises, optimised, shares, towards, elsewhere = [], [], [], [], []
 pictograms = planted_pictograms()
 index = [pictograms.captions.index(caption) for caption in memorized]
@@ -63,8 +64,7 @@ for number, caption in enumerate(shown):
             max_steps=5 if options.quick else 50,
         )  # fmt: skip
     lengths = [
-        np.array([float(sj.detection.score_difference(pair, x)) for x in batch])
-        for batch in (noise, sailed.noise)
+        np.array([score_difference(pair, x) for x in batch]) for batch in (noise, sailed.noise)
     ]
     # L = |H_D s_D|^2 = |s_D|^2 |H_D e|^2 with e the direction of s_D: log L falls by two parts
     shares.append(2 * np.log(lengths[1] / lengths[0]) / np.log(sailed.after / sailed.before))
