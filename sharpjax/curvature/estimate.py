@@ -94,7 +94,7 @@ class Estimate:
         `pd.DataFrame(e.as_dict())` a row for each number of a batch, such as `at_points` gives.
 
         >>> Estimate(2.0, 0.5, num_samples=4, num_matvecs=4).as_dict()["standard_error"]
-        0.5
+        np.float64(0.5)
         """
         numbers = {"value": self.value, "standard_error": self._standard_error}
         return {
