@@ -35,7 +35,8 @@ devices.split_cpu()  # one device a core, before the first array
 folder, model, mesh = zoo.find("openmoji"), sj.load("openmoji"), devices.local_mesh()
 truths = read_truths(folder, CaptionTruth)
 memorized = [t.caption for t in truths if t.verdict == "memorized"]
-shown = memorized[:: len(memorized) // (2 if options.quick else 6)][: 2 if options.quick else 6]
+count = 2 if options.quick else 4
+shown = memorized[:: len(memorized) // count][:count]
 clean = clean_captions(folder / "captions.csv")[: 8 if options.quick else 40]
 key = jax.random.key(0)
 levels = sj.mitigation.calibrate(model, clean, key, names=("exact",), mesh=mesh)

@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -303,6 +302,8 @@ def _grid(folder: Path, prompts: Sequence[str], num_images: int) -> Image.Image:
     scale = math.floor(scale) if scale >= 2 else min(scale, 1.0)  # small ones by whole pixels
     width, height = (max(1, round(side * scale)) for side in size)
     gap, line = 6, 15
+    import matplotlib  # half a second, which most uses do not need
+
     # Pillow's own font knows Latin letters only
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 11)
     total = max(columns * (width + gap), 200) + gap

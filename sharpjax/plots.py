@@ -5,33 +5,41 @@ Names of conditions and prompts are shown as they are: a dollar sign begins no f
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _INK, _ORACLE, _GRID, _GREY = "#1f3b73", "#c26a1a", "#d9d9d9", "#808080"
 _CLASSES = {"memorized": "#d62728", "clean": _INK}
 _COPY = (0.84, 0.15, 0.16)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def _pyplot() -> Any:
+    """Matplotlib without a window, imported with the first picture: commands start sooner."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure: "Figure", path: Path) -> Path:
     if path.suffix == ".svg":  # text stays text, the page's own colour shows through
         # ids are hashed with the salt: several pictures of one page must not share them
-        with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
+        with _pyplot().rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
             figure.savefig(path, bbox_inches="tight", transparent=True, metadata={"Date": None})
     else:
         figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
-    plt.close(figure)
+    _pyplot().close(figure)
     return path
 
 
-def _clean(axes: Axes) -> None:
+def _clean(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
@@ -50,7 +58,7 @@ def roc_curves(
     """
     columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
-    figure, grid = plt.subplots(
+    figure, grid = _pyplot().subplots(
         rows, columns, figsize=(3.4 * columns, 3.5 * rows), squeeze=False, layout="constrained"
     )
     for axes in grid.flat[len(curves) :]:
@@ -86,7 +94,7 @@ def distributions(
     ``classes`` maps ``memorized``, ``clean`` or another name to values; ``threshold`` is
     ``(value, low, high)``, whose ends may be infinite.
     """
-    figure, axes = plt.subplots(figsize=(3.6, 2.7), layout="constrained")
+    figure, axes = _pyplot().subplots(figsize=(3.6, 2.7), layout="constrained")
     _clean(axes)
     everything = np.concatenate(list(classes.values()))
     bins = np.histogram_bin_edges(everything, bins=min(40, max(8, int(len(everything) ** 0.6))))
@@ -122,7 +130,7 @@ def dose_response(
     panels = list(values) + (["copy rate"] if copy_rates is not None else [])
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, grid = plt.subplots(
+    figure, grid = _pyplot().subplots(
         rows, columns, figsize=(3.4 * columns, 3.0 * rows), squeeze=False, layout="constrained"
     )
     for axes in grid.flat[len(panels) :]:
@@ -183,7 +191,7 @@ def sample_grid(
                 cell[frame:-frame, frame:-frame] = pixels
     mosaic = mosaic.repeat(zoom, axis=0).repeat(zoom, axis=1)
     size = mosaic.shape[1] / 100, mosaic.shape[0] / 100
-    figure, axes = plt.subplots(figsize=(size[0] + 1.2, size[1] + 0.5))
+    figure, axes = _pyplot().subplots(figsize=(size[0] + 1.2, size[1] + 0.5))
     axes.imshow(mosaic, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title, fontsize=9)
@@ -219,7 +227,9 @@ def caption_grid(
             cell = mosaic[top : top + cell_h, left : left + cell_w]
             cell[:] = 0.8 if c == 0 else _COPY if copied[c - 1] else 1.0
             cell[frame:-frame, frame:-frame] = (np.clip(image, -1, 1).transpose(1, 2, 0) + 1) / 2
-    figure, axes = plt.subplots(figsize=(mosaic.shape[1] / 80 + 2.4, mosaic.shape[0] / 80 + 0.5))
+    figure, axes = _pyplot().subplots(
+        figsize=(mosaic.shape[1] / 80 + 2.4, mosaic.shape[0] / 80 + 0.5)
+    )
     axes.imshow(mosaic, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title, fontsize=9)
@@ -240,7 +250,7 @@ def spectra(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """
     conditions = list(dict.fromkeys(record["condition"] for record in records))
     steps = sorted({record["step"] for record in records})
-    figure, grid = plt.subplots(
+    figure, grid = _pyplot().subplots(
         len(steps), len(conditions), figsize=(4.2 * len(conditions) + 0.4, 2.7 * len(steps)),
         squeeze=False, sharex=True, sharey="row", layout="constrained",
     )  # fmt: skip
@@ -293,7 +303,7 @@ def tradeoff(
     """
     columns = min(4, len(curves)) or 1
     rows = -(-len(curves) // columns) or 1
-    figure, grid = plt.subplots(
+    figure, grid = _pyplot().subplots(
         rows, columns, figsize=(3.1 * columns, 3.0 * rows), squeeze=False, sharex=True, sharey=True,
         layout="constrained",
     )  # fmt: skip
@@ -356,7 +366,9 @@ def before_and_after(
                 cell[frame:-frame, frame:-frame] = (
                     np.clip(image, -1, 1).transpose(1, 2, 0) + 1
                 ) / 2
-    figure, axes = plt.subplots(figsize=(mosaic.shape[1] / 80 + 2.4, mosaic.shape[0] / 80 + 0.6))
+    figure, axes = _pyplot().subplots(
+        figsize=(mosaic.shape[1] / 80 + 2.4, mosaic.shape[0] / 80 + 0.6)
+    )
     axes.imshow(mosaic, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title, fontsize=9)

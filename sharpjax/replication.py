@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
-from scipy import stats
+from scipy.special import stdtrit
 
 from sharpjax.datasets.openmoji import Concept, PlantedPictograms
 from sharpjax.detection.evaluation import wilson
@@ -155,8 +155,8 @@ def judge(
     """
     own = outline_correlation(samples, fixed[None])[:, 0]
     copies = int(np.sum(own > threshold))
-    mean, error = own.mean(), stats.sem(own)
-    margin = stats.t.ppf(0.975, len(own) - 1) * error
+    mean, error = own.mean(), own.std(ddof=1) / np.sqrt(len(own))
+    margin = stdtrit(len(own) - 1, 0.975) * error
     return CaptionTruth(
         concept.caption, concept.group, concept.level, len(own), copies,
         *wilson(copies, len(own)), float(mean), float(mean - margin), float(mean + margin),

@@ -31,6 +31,7 @@ from sharpjax.sampling import sample
 from sharpjax.score import ScorePair
 
 RESULTS_NAME = "results.jsonl"
+SPECTRA_NAME = "spectra"  # in a detection run: its own, a directory for the column that chose them
 _FIELDS = {
     "condition", "noise", "step", "t", "sigma",
     "exact", "asymmetry", "lanczos", "arnoldi", "oracle",

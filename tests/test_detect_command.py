@@ -81,6 +81,39 @@ def test_calibrate_then_detect(small, tmp_path):
     assert "No ROC" in told
 
 
+def test_spectra_of_the_extremes(tiny_directory, tmp_path, monkeypatch, capsys):
+    """Only the spectra are computed by the second command, and its page shows them."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")
+    folder = tmp_path / "run"
+    command = ["detect", "--model", tiny_directory, "--output", folder, "--noises", 2]
+    command += ["--statistics", "score_difference", "--steps", 5, "--devices", 1]
+
+    def run(*more):
+        monkeypatch.setattr("sys.argv", ["sharpjax", *map(str, [*command, *more])])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code in (0, None)
+        return capsys.readouterr().out
+
+    run()
+    before = (folder / "results.jsonl").read_text()
+    assert f"--output {folder}" in (page := (folder / "report.html").read_text())
+    assert "--devices 1 --spectra</pre>" in page
+    run("--spectra")
+    assert (folder / "results.jsonl").read_text() == before
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    (column,) = (folder / "spectra").iterdir()
+    ordered = sorted(rows, key=lambda row: -float(row[f"network {column.name}"]))
+    lines = (column / "results.jsonl").read_text().splitlines()
+    named = dict.fromkeys(json.loads(line)["condition"] for line in lines)
+    assert list(named) == [ordered[0]["condition"], ordered[-1]["condition"]]
+    page = (folder / "report.html").read_text()
+    assert f"sharpest &#39;{ordered[0]['condition']}&#39;, flattest" in page
+    assert page.count('aria-label="Eigenvalues of ') == 2 * 3
+    assert "--spectra</pre>" not in page
+
+
 @pytest.mark.slow
 def test_images_without_prompts(small, tmp_path):
     folder = tmp_path / "images"
@@ -224,9 +257,7 @@ def test_killed_at_random_instants(small, tmp_path):
         before = size(path)
         # half of them anywhere, mostly in the start, half soon after a line was written
         if kills % 2:
-            while (
-                process.poll() is None and (path.stat().st_size if path.is_file() else 0) == before
-            ):
+            while process.poll() is None and size(path) == before:
                 time.sleep(0.001)
             time.sleep(rng.random() * 0.02)
         else:

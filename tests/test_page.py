@@ -269,7 +269,7 @@ def test_what_can_be_added_are_commands_that_run(run, model):
     own = " --prompts FILE --calibration FILE --clean FILE" if model == "my model" else ""
     quoted = f"'{model}'" if " " in model else model
     assert f'<pre tabindex="0">sharpjax mitigate --model {quoted}{own}</pre>' in page
-    assert f"sharpjax spectrum --model {quoted} --condition" in page
+    assert f"{about['command']} --spectra</pre>" in page
 
 
 class TestMitigation:

@@ -1,11 +1,8 @@
 """``sharpjax detect``: which conditions, prompts or images are memorized."""
 
-import dataclasses
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -15,6 +12,7 @@ from sharpjax import devices, replication
 from sharpjax.commands.detect_options import (
     IMAGES,
     JUDGING,
+    NUMBERS,
     SPREAD,
     BatchOption,
     DevicesOption,
@@ -36,32 +34,32 @@ from sharpjax.commands.detect_options import (
     refuse_with_images,
     with_type,
 )
+from sharpjax.commands.detect_verdicts import Found, deciding_column, find_calibration, finish
 from sharpjax.commands.options import (
     JsonOption,
     ModelOption,
     PageOption,
     SeedOption,
-    console,
     run_name,
-    wide_console,
 )
+from sharpjax.commands.spectrum import write_spectra
 from sharpjax.curvature.validation import positive_integer
 from sharpjax.detection import run
-from sharpjax.detection.calibration import CALIBRATION_NAME, Calibration
+from sharpjax.detection.calibration import Calibration
 from sharpjax.detection.cases import Case, balanced, from_file
 from sharpjax.detection.columns import evaluations
 from sharpjax.detection.images import detect_images, find_images
 from sharpjax.detection.oracle import TRAINING_SET_NAME, TrainingSet
-from sharpjax.detection.settings import NEAR_THE_END, DetectSettings, ImageSettings
-from sharpjax.detection.summary import REFERENCE, Judged, Summary, summarize
+from sharpjax.detection.settings import NEAR_THE_END, ImageSettings
+from sharpjax.detection.summary import REFERENCE, Judged, summarize
 from sharpjax.detection.truth import TRUTH_NAME, read_truths, select_truths
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import find
 from sharpjax.models.pixel_diffusion import PixelDiffusion
-from sharpjax.page import write_page
 from sharpjax.provenance import Clock
 from sharpjax.report import detection as report
+from sharpjax.spectrum import SPECTRA_NAME, SpectrumSettings
 
 
 def detect(
@@ -131,6 +129,15 @@ def detect(
             rich_help_panel=JUDGING,
         ),
     ] = False,
+    spectra: Annotated[
+        bool,
+        typer.Option(
+            "--spectra",
+            help="Also all eigenvalues of the Hessian for the two conditions that the deciding "
+            "statistic calls the sharpest and the flattest, at the first, middle and last steps.",
+            rich_help_panel=NUMBERS,
+        ),
+    ] = False,
     page: PageOption = True,
     as_json: JsonOption = False,
     num_devices: DevicesOption = None,
@@ -177,7 +184,7 @@ def detect(
             raise ValueError("--images is without prompts: leave --prompts and --condition out")
         refuse_with_images(
             statistics=statistics, independent_noise=independent, squared=squared,
-            trace_noises=trace_noises, all=everything, coordinator=coordinator,
+            trace_noises=trace_noises, all=everything, coordinator=coordinator, spectra=spectra,
         )  # fmt: skip
         of_images = ImageSettings(
             num_directions=directions, exact=exact, timestep=timestep, seed=seed
@@ -203,8 +210,8 @@ def detect(
     known = is_pixel and (directory / TRAINING_SET_NAME).is_file()
     names = [case.condition for case in cases]
     who = with_type(fingerprint(directory), dtype)
-    thresholds, remark = _calibration(calibration, directory, settings, who)
-    chosen = _deciding(decide_by, settings.names(network.schedule), thresholds, remark)
+    thresholds, remark = find_calibration(calibration, directory, settings, who)
+    chosen = deciding_column(decide_by, settings.names(network.schedule), thresholds, remark)
     folder = output or Path("runs") / f"detect-{run_name(model, directory)}"
     records = run.detect(
         network,
@@ -228,8 +235,14 @@ def detect(
     )
     grid = report.copy_shipped_grid(directory, folder)
     written += [grid] if grid else []
-    found = _Found(judged, summaries, costs, thresholds, chosen, remark)
-    _finish(folder, found, written, clock=clock, page=page, as_json=as_json)
+    if spectra and judged.records:
+        column = chosen or judged.names()[0]
+        inside = folder / SPECTRA_NAME / column
+        of_spectra = SpectrumSettings(num_steps=steps, seed=seed)
+        write_spectra(network, directory, judged.extremes(column), inside, of_spectra, who=who)
+        written.append(folder / SPECTRA_NAME)
+    found = Found(judged, summaries, costs, thresholds, chosen, remark)
+    finish(folder, found, written, clock=clock, page=page, as_json=as_json)
 
 
 def _images(
@@ -254,7 +267,7 @@ def _images(
     if calibration is not None:
         thresholds, remark = Calibration.load(calibration), ""
         thresholds.check(settings, fingerprint=who)
-    chosen = _deciding(decide_by, settings.names(), thresholds, remark)
+    chosen = deciding_column(decide_by, settings.names(), thresholds, remark)
     records = detect_images(network, images, cases, folder, settings, fingerprint=who)
     judged = Judged.of(records, cases)
     summaries = summarize(judged, nearest=nearest)
@@ -262,50 +275,8 @@ def _images(
     written = report.write_detection(
         folder, judged, summaries, costs, calibration=thresholds, decide_by=chosen
     )
-    found = _Found(judged, summaries, costs, thresholds, chosen, remark)
-    _finish(folder, found, written, clock=clock, page=page, as_json=as_json)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Found:
-    """What a run came to, and what it was judged by."""
-
-    judged: Judged
-    summaries: list[Summary]
-    costs: dict[str, dict[str, float]]
-    thresholds: Calibration | None
-    decide_by: str | None
-    remark: str
-
-
-def _finish(
-    folder: Path, found: _Found, written: list[Path], *, clock: Clock, page: bool, as_json: bool
-) -> None:
-    """Note what the run was judged by, write its page, tell."""
-    limits = found.thresholds.thresholds if found.thresholds else {}
-    clock.record(
-        folder,
-        decide_by=found.decide_by,
-        remark=found.remark,
-        **report.plain(
-            {
-                "thresholds": {name: dataclasses.asdict(one) for name, one in limits.items()},
-                "costs": found.costs,
-            }
-        ),
-    )
-    path = write_page([folder]) if page else None
-    if as_json:
-        answer = {"directory": str(folder), "report": path and str(path)}
-        print(json.dumps(answer | {"summary": report.as_json(found.summaries)}))
-        return
-    _show(found.judged, found.summaries, found.costs, found.thresholds, found.decide_by)
-    if found.remark:
-        console.print(found.remark)
-    files = ", ".join(path.name for path in [*run.result_files(folder), *written])
-    console.print(f"Written to [bold]{folder}[/bold]: {files}")
-    if path is not None:
-        console.print(f"To look at: [bold]{path}[/bold]", soft_wrap=True)
+    found = Found(judged, summaries, costs, thresholds, chosen, remark)
+    finish(folder, found, written, clock=clock, page=page, as_json=as_json)
 
 
 def _cases(
@@ -351,79 +322,6 @@ def _conditions(network: PixelDiffusion, directory: Path, chosen: list[str] | No
         return [Case(name, level=sizes[name]) for name in names]
     truths = select_truths(read_truths(directory), names)
     return [Case(t.condition, t.verdict, "", t.set_size, t.copy_rate) for t in truths]
-
-
-def _calibration(
-    path: Path | None, directory: Path, settings: DetectSettings, who: str
-) -> tuple[Calibration | None, str]:
-    """The one that was asked for, or the model's own if its settings are these; and a remark."""
-    if path is not None:
-        found = Calibration.load(path)
-        found.check(settings, fingerprint=who)
-        return found, ""
-    own = directory / CALIBRATION_NAME
-    if not own.is_file():
-        return None, (
-            "No verdicts: thresholds are not known. sharpjax calibrate sets them on clean prompts."
-        )
-    found = Calibration.load(own)
-    try:
-        found.check(settings, fingerprint=who)
-    except ValueError as error:
-        return None, f"No verdicts: {error}."
-    return found, ""
-
-
-def _deciding(
-    wanted: str | None, columns: Sequence[str], thresholds: Calibration | None, remark: str
-) -> str | None:
-    """The column that verdicts go by."""
-    if thresholds is None:
-        if wanted is not None:
-            raise ValueError(f"--decide-by {wanted} needs --calibration. {remark}")
-        return None
-    able = [name for name in columns if name in thresholds.thresholds]
-    names = (wanted or REFERENCE,)
-    for name in able:
-        if name in names or name.split("@")[0] in names:
-            return name
-    if wanted is not None:
-        raise ValueError(
-            f"--decide-by {wanted}: no threshold of it here; there are those of "
-            f"{', '.join(able) or 'none'}"
-        )
-    return able[0] if able else None
-
-
-def _show(
-    judged: Judged,
-    summaries: Sequence[Summary],
-    costs: Any,
-    thresholds: Calibration | None,
-    chosen: str | None,
-) -> None:
-    wide = wide_console()
-    if (summaries and summaries[0].network is not None) or any(s.oracle for s in summaries):
-        wide.print(report.summary_table(summaries))
-    for which in ("source", "level"):
-        if (table := report.apart_table(summaries, which)) is not None:
-            wide.print(table)
-    if (table := report.dose_table(judged)) is not None:
-        wide.print(table)
-    if chosen in judged.names() and thresholds is not None:
-        wide.print(report.verdict_table(judged, thresholds, chosen))
-    elif judged.records and summaries and summaries[0].network is None:
-        wide.print(report.values_table(judged))
-    wide.print(report.cost_table(costs))
-    for line in report.remarks(judged, summaries):
-        wide.print(line)
-    shown = {column.split("@")[0] for column in judged.names()}
-    absent = [name for name in costs if name not in shown]
-    if absent and judged.records:
-        wide.print(
-            f"Not shown: {', '.join(absent)}, which are measured by clean prompts; run sharpjax "
-            "calibrate with the same settings and give its file by --calibration."
-        )
 
 
 def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:

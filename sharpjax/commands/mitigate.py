@@ -1,10 +1,9 @@
 """``sharpjax mitigate``: images of prompts that do not copy, and how methods compare."""
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -12,29 +11,33 @@ from jax.sharding import Mesh
 
 from sharpjax import devices, judging, replication
 from sharpjax.commands.detect_options import DevicesOption
+from sharpjax.commands.mitigate_compare import compare_methods
+from sharpjax.commands.mitigate_inputs import (
+    FEW,
+    MANY,
+    find_cases,
+    find_clean,
+    find_judge,
+    knows_its_memories,
+)
 from sharpjax.commands.options import (
     JsonOption,
     ModelOption,
     PageOption,
     SeedOption,
-    console,
     run_name,
+    tell_written,
     wide_console,
 )
-from sharpjax.datasets.openmoji import CAPTIONS_NAME, SPLIT_PATH, planted_pictograms
 from sharpjax.detection import run as detection_run
 from sharpjax.detection.calibration import CALIBRATION_NAME, Calibration, Threshold
-from sharpjax.detection.cases import Case, from_file, spread
 from sharpjax.detection.settings import DetectSettings
-from sharpjax.detection.truth import TRUTH_NAME, read_truths
 from sharpjax.mitigation.methods import METHODS, NONE, check_strength
-from sharpjax.mitigation.run import Job, MitigationSettings, claim_run, jobs, mitigate
-from sharpjax.models.checkpoints import from_pretrained
+from sharpjax.mitigation.run import MitigationSettings, claim_run, jobs, mitigate
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import find, load
 from sharpjax.page import write_page
-from sharpjax.prompts import read_prompts
 from sharpjax.provenance import Clock
 from sharpjax.report import mitigation as report
 from sharpjax.rundir import write_csv, write_text
@@ -42,8 +45,6 @@ from sharpjax.rundir import write_csv, write_text
 DEFAULT_METHOD = "prompt_embedding"  # most successes: docs/mitigation.md
 _JUDGE = "What judges the images"
 _COMPARE = "Comparison"
-_FEW, _MANY = (4, 4), (18, 12)  # memorized and clean prompts of the bundled model
-_TUNING = 3  # every third memorized prompt is for choosing strengths
 
 
 def _meanings() -> str:
@@ -123,7 +124,7 @@ def mitigate_prompts(
         typer.Option(
             min=1,
             help="Memorized prompts of the bundled model that are taken. Default: "
-            f"{_FEW[0]}, with --compare {_MANY[0]}.",
+            f"{FEW[0]}, with --compare {MANY[0]}.",
         ),
     ] = None,
     references: Annotated[
@@ -172,13 +173,13 @@ def mitigate_prompts(
             f"{model} is a pixel model; sharpjax mitigate is for models of prompts. "
             "sharpjax.mitigation.sail works on any pair of scores"
         )
-    bundled = _knows_its_memories(directory)
-    judge = _judge(network, directory, bundled, references, sscd, clip, compare=compare)
+    bundled = knows_its_memories(directory)
+    judge = find_judge(network, directory, bundled, references, sscd, clip, compare=compare)
     if compare and (judge is None or (references is not None and clip is None)):
         raise ValueError(
             "--compare needs judges of copies and of fidelity: --references and --sscd, and --clip"
         )
-    cases = _cases(directory, bundled, prompts, limit, compare=compare)
+    cases = find_cases(directory, bundled, prompts, limit, compare=compare)
     texts = [case.condition for case in cases]
     network.check(texts)
     default_guidance = replication.GUIDANCE if bundled else 7.5
@@ -186,14 +187,16 @@ def mitigate_prompts(
         num_images=images, num_steps=steps, max_steps=max_steps, seed=seed,
         guidance=default_guidance if guidance is None else guidance,
     )  # fmt: skip
-    clean_prompts = _clean(directory, clean, needed=any(METHODS[m].loss for m in chosen_methods))
+    clean_prompts = find_clean(
+        directory, clean, needed=any(METHODS[m].loss for m in chosen_methods)
+    )
     who = fingerprint(directory)
     folder = output or Path("runs") / f"mitigate-{run_name(model, directory)}"
     options: dict[str, Any] = {
         "clean": clean_prompts, "vocabulary": network.tokenizer, "fingerprint": who, "mesh": mesh,
     }  # fmt: skip
     if compare and judge is not None:
-        _compare(
+        compare_methods(
             network, cases, folder, settings, chosen_methods, judge, options, as_json=as_json,
             clock=clock, page=page,
         )  # fmt: skip
@@ -225,7 +228,7 @@ def mitigate_prompts(
         wide.print(report.prompt_table(rows, records, texts, found, f"{method} at {power:g}"))
         for line in report.prompt_remarks(records, texts, treated, found):
             wide.print(line)
-        _tell(folder, written, path)
+        tell_written(folder, [*(file.name for file in written), "images/"], path)
     if failed:
         raise typer.Exit(1)
 
@@ -253,88 +256,6 @@ def _strength(method: str, strength: float | None) -> float:
         return METHODS[method].default
     check_strength(method, strength)
     return strength
-
-
-def _knows_its_memories(directory: Path) -> bool:
-    path = directory / CAPTIONS_NAME
-    return (
-        (directory / TRUTH_NAME).is_file()
-        and (directory / "classifier").is_dir()
-        and path.is_file()
-        and path.read_bytes() == SPLIT_PATH.read_bytes()
-    )
-
-
-def _judge(
-    network: LatentDiffusion,
-    directory: Path,
-    bundled: bool,
-    references: Path | None,
-    sscd: Path | None,
-    clip: str | None,
-    *,
-    compare: bool,
-) -> judging.Judge | None:
-    if (references is None) != (sscd is None):
-        raise ValueError("--references and --sscd go together: training images, and what compares")
-    if references is not None:
-        embed = judging.load_sscd(cast(Path, sscd))
-        score = None if clip is None else judging.load_clip(clip)
-        return judging.EmbeddingJudge(judging.read_references(references), embed, score)
-    if clip is not None:
-        raise ValueError("--clip goes with --references and --sscd")
-    if not bundled:
-        return None
-    try:
-        pictograms = planted_pictograms()
-    except ImportError as error:
-        if compare:
-            raise
-        warnings.warn(f"copies and fidelity are not judged: {error}", stacklevel=2)
-        return None
-    memorized = [t.caption for t in _truths(directory) if t.verdict == "memorized"]
-    limits = replication.control(network, pictograms)
-    classifier = from_pretrained(directory / "classifier")
-    return judging.PictogramJudge(pictograms, memorized, limits.threshold, classifier)
-
-
-def _truths(directory: Path) -> list[replication.CaptionTruth]:
-    return read_truths(directory, replication.CaptionTruth)
-
-
-def _cases(
-    directory: Path, bundled: bool, prompts: Path | None, limit: int | None, *, compare: bool
-) -> list[Case]:
-    if prompts is not None:
-        if limit is not None:
-            raise ValueError("--limit is for the bundled model's prompts; shorten the file instead")
-        return from_file(prompts)
-    if not bundled:
-        raise ValueError(f"--prompts FILE is needed: {directory} names no prompts of its own")
-    truths = _truths(directory)
-    count, num_clean = _MANY if compare else _FEW
-    memorized = [
-        Case(t.caption, t.verdict, level=t.level) for t in truths if t.verdict == "memorized"
-    ]
-    clean = [
-        Case(t.caption, t.verdict)
-        for t in truths
-        if t.verdict == "clean" and t.group == "general"
-    ]  # fmt: skip
-    return spread(memorized, count if limit is None else limit) + spread(clean, num_clean)
-
-
-def _clean(directory: Path, path: Path | None, *, needed: bool) -> list[str]:
-    if path is not None:
-        return read_prompts(path)
-    if (directory / CAPTIONS_NAME).is_file():
-        return replication.clean_captions(directory / CAPTIONS_NAME)
-    if needed:
-        raise ValueError(
-            "--clean FILE is needed: prompts that the model has certainly not memorized, from "
-            "which the method takes its threshold"
-        )
-    return []
 
 
 def _detect(
@@ -372,69 +293,3 @@ def _detect(
     ]
     verdicts = [limit.verdict(v) if np.isfinite(v) else "not known: it failed" for v in values]
     return list(zip(values, verdicts, strict=True)), limit
-
-
-def _compare(
-    network: LatentDiffusion,
-    cases: Sequence[Case],
-    folder: Path,
-    settings: MitigationSettings,
-    names: Sequence[str],
-    judge: judging.Judge,
-    options: dict[str, Any],
-    *,
-    as_json: bool,
-    clock: Clock,
-    page: bool,
-) -> None:
-    texts = [case.condition for case in cases]
-    memorized = [i for i, case in enumerate(cases) if case.verdict == "memorized"]
-    clean = [i for i, case in enumerate(cases) if case.verdict == "clean"]
-    if len(memorized) < 3 or len(clean) < 1:
-        raise ValueError(
-            "--compare needs at least 3 prompts labelled memorized and one labelled clean, got "
-            f"{len(memorized)} and {len(clean)}"
-        )
-    tuning = memorized[1::_TUNING]
-    judged = [i for i in memorized if i not in tuning]
-    wanted: list[Job] = jobs([*memorized, *clean], NONE)
-    for name in names:
-        wanted += jobs(memorized, name, METHODS[name].strengths)
-    records = mitigate(network, texts, wanted, folder, settings, **options)
-    rows = report.judged_rows(folder, records, judge)
-    write_csv(folder / report.IMAGES_TABLE, rows)
-    comparison = report.compare(rows, tuning=tuning, judged=judged, clean=clean)
-    written = [folder / report.IMAGES_TABLE, *report.write_comparison(folder, comparison)]
-    for name, one in comparison.chosen.items():
-        power = one.point.outcomes.strength
-        shown = [
-            r for r in records
-            if r["index"] in judged[::2]
-            and (r["method"], r["strength"]) in ((NONE, 0.0), (name, power))
-        ]  # fmt: skip
-        title = f"without mitigation (left) and with {name} at {power:g} (right); red frame: copy"
-        written.append(report.side_by_side(folder, shown, rows, title, name=f"{name}.png"))
-    clock.record(folder)
-    path = write_page([folder]) if page else None
-    if as_json:
-        answer = {"directory": str(folder), "report": path and str(path)}
-        print(json.dumps(answer | {"chosen": report.chosen_rows(comparison)}))
-        return
-    wide = wide_console()
-    wide.print(
-        f"{len(judged)} memorized prompts judge, {len(tuning)} others choose strengths, "
-        f"{len(clean)} clean ones set the fidelity to keep; {settings.num_images} images of each."
-    )
-    wide.print(report.curve_table(comparison))
-    wide.print(report.chosen_table(comparison))
-    if (table := report.level_table(comparison, [cases[i].level for i in judged])) is not None:
-        wide.print(table)
-    wide.print(report.verdict_line(comparison))
-    _tell(folder, written, path)
-
-
-def _tell(folder: Path, written: Sequence[Path], page: Path | None) -> None:
-    files = ", ".join(path.name for path in written)
-    console.print(f"Written to [bold]{folder}[/bold]: {files}, images/")
-    if page is not None:
-        console.print(f"To look at: [bold]{page}[/bold]", soft_wrap=True)

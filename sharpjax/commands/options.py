@@ -1,10 +1,12 @@
 """Options and output that commands share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from sharpjax import zoo
 
@@ -49,3 +51,10 @@ def run_name(model: str, directory: Path) -> str:
     if model in zoo.bundled() or not Path(model).is_dir():
         return model.rpartition("/")[2]
     return directory.resolve().name
+
+
+def tell_written(folder: Path, names: Sequence[str], page: Path | None) -> None:
+    """The last lines of a command: where its results are, and its page if there is one."""
+    console.print(f"Written to [bold]{escape(str(folder))}[/bold]: {', '.join(names)}")
+    if page is not None:
+        console.print(f"To look at: [bold]{escape(str(page))}[/bold]", soft_wrap=True)

@@ -2,8 +2,9 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -26,6 +27,9 @@ from sharpjax.models.load import find, load
 from sharpjax.models.pixel_diffusion import PixelDiffusion
 from sharpjax.provenance import Clock
 from sharpjax.report.spectrum import spectrum_table
+
+TOLERANCE = 0.05  # of sigma^2 H: what counts as zero
+_TABLE, _PICTURE = "spectrum.csv", "spectrum.png"
 
 
 def spectrum(
@@ -51,7 +55,7 @@ def spectrum(
     matvecs: Annotated[int, typer.Option(help="Steps of Lanczos and of Arnoldi.")] = 48,
     tolerance: Annotated[
         float, typer.Option(help="An eigenvalue of σ²H this close to 0 counts as near zero.")
-    ] = 0.05,
+    ] = TOLERANCE,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -66,34 +70,44 @@ def spectrum(
     directory = find(model)
     network = load(directory)
     chosen = tuple(condition) if condition else _typical(directory, network)
-    known = isinstance(network, PixelDiffusion) and (directory / TRAINING_SET_NAME).is_file()
     folder = output or Path("runs") / f"spectrum-{run_name(model, directory)}"
-    records = spectra.spectrum(
-        network,
-        chosen,
-        folder,
-        spectra.SpectrumSettings(
-            num_noises=noises,
-            num_stages=stages,
-            num_steps=steps,
-            num_matvecs=matvecs,
-            score=score,
-            seed=seed,
-        ),
-        fingerprint=fingerprint(directory),
-        training_set=TrainingSet.load(directory) if known else None,
-        labels=np.asarray(network.encode(chosen)) if known else None,
-    )
-    rows = spectra.write_table(folder / "spectrum.csv", records, tolerance=tolerance)
-    picture = plots.spectra(records, folder / "spectrum.png")
+    settings = spectra.SpectrumSettings(
+        num_noises=noises, num_stages=stages, num_steps=steps, num_matvecs=matvecs, score=score,
+        seed=seed,
+    )  # fmt: skip
+    rows = write_spectra(
+        network, directory, chosen, folder, settings, who=fingerprint(directory),
+        tolerance=tolerance,
+    )  # fmt: skip
     clock.record(folder)
     if as_json:
         print(json.dumps({"directory": str(folder), "spectra": rows}))
         return
     wide_console().print(spectrum_table(rows, tolerance=tolerance))
-    console.print(
-        f"Written to [bold]{folder}[/bold]: {spectra.RESULTS_NAME}, spectrum.csv, {picture.name}"
-    )
+    console.print(f"Written to [bold]{folder}[/bold]: {spectra.RESULTS_NAME}, {_TABLE}, {_PICTURE}")
+
+
+def write_spectra(
+    network: PixelDiffusion | LatentDiffusion,
+    directory: Path,
+    conditions: Sequence[str],
+    folder: Path,
+    settings: spectra.SpectrumSettings,
+    *,
+    who: str,
+    tolerance: float = TOLERANCE,
+) -> list[dict[str, Any]]:
+    """Compute spectra, the exact score's beside where it is known; table and plot; the rows."""
+    training_set = labels = None
+    if isinstance(network, PixelDiffusion) and (directory / TRAINING_SET_NAME).is_file():
+        training_set = TrainingSet.load(directory)
+        labels = np.asarray(network.encode(conditions))
+    records = spectra.spectrum(
+        network, conditions, folder, settings, fingerprint=who, training_set=training_set,
+        labels=labels,
+    )  # fmt: skip
+    plots.spectra(records, folder / _PICTURE)
+    return spectra.write_table(folder / _TABLE, records, tolerance=tolerance)
 
 
 def _typical(directory: Path, network: PixelDiffusion | LatentDiffusion) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from sharpjax.detection.settings import DetectSettings, ImageSettings
 from sharpjax.detection.statistics import STATISTICS, combined_alignment, largest_step
@@ -90,6 +89,8 @@ def threshold(
     >>> print(f"{threshold(np.arange(1000.0), direction=-1).value:.2f}")
     49.95
     """
+    from scipy.stats import binom  # a second, which most uses do not need
+
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or len(values) < 2:
         raise ValueError(f"a threshold needs at least two clean prompts, got shape {values.shape}")
@@ -99,7 +100,7 @@ def threshold(
         raise ValueError(f"quantile must lie in (0, 1), got {quantile}")
     ordered = np.sort(direction * values)
     n = len(ordered)
-    below = stats.binom(n, quantile)
+    below = binom(n, quantile)
     # the narrowest ranks whose tails hold no more than (1 - level)/2 each; rank 0 and n + 1 are
     # beyond all values
     tail = (1 - level) / 2

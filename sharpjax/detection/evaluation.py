@@ -3,8 +3,6 @@
 import dataclasses
 
 import numpy as np
-from scipy import stats
-from sklearn.metrics import roc_curve
 
 from sharpjax.reprs import one_line
 
@@ -221,6 +219,8 @@ def _resamples(memorized: np.ndarray, count: int, rng: np.random.Generator) -> n
 
 def roc(scores: np.ndarray, memorized: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``(false-positive rates, true-positive rates)`` of the ROC curve."""
+    from sklearn.metrics import roc_curve  # a second, which most uses do not need
+
     fpr, tpr, _ = roc_curve(memorized, scores, drop_intermediate=False)
     return fpr, tpr
 
@@ -273,7 +273,9 @@ def spearman(values: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     """
     if len(values) < 3 or len(np.unique(sizes)) < 2 or len(np.unique(values)) < 2:
         return float("nan"), float("nan")
-    result = stats.spearmanr(values, sizes)
+    from scipy.stats import spearmanr  # a second, which most uses do not need
+
+    result = spearmanr(values, sizes)
     return float(result.statistic), float(result.pvalue)
 
 
@@ -282,5 +284,7 @@ def wilson(successes: int, trials: int, *, level: float = 0.95) -> tuple[float, 
 
     E. B. Wilson, J. Amer. Statist. Assoc. 22 (1927), doi:10.1080/01621459.1927.10502953.
     """
-    interval = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
+    from scipy.stats import binomtest  # a second, which most uses do not need
+
+    interval = binomtest(successes, trials).proportion_ci(level, method="wilson")
     return float(interval.low), float(interval.high)

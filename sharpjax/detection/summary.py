@@ -95,6 +95,17 @@ class Judged:
         """Of one column over (the first) noises, ``(conditions,)``."""
         return np.array([np.mean(record[who][name][:noises]) for record in self.records])
 
+    def extremes(self, name: str) -> list[str]:
+        """The conditions that a column calls the sharpest and the flattest, in this order.
+
+        One if they have the same name; none without records.
+        """
+        if not self.records:
+            return []
+        values = direction(name) * self.means("network", name)
+        ends = (self.cases[int(place)].condition for place in (values.argmax(), values.argmin()))
+        return list(dict.fromkeys(ends))
+
     @property
     def verdicts(self) -> np.ndarray:
         """Of each condition; "" where not known."""

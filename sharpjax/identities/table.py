@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from sharpjax.curvature.validation import positive_integer
 from sharpjax.identities import moments, plaplacian
@@ -58,7 +58,7 @@ def verify(*, dim: int = 5, num_samples: int = 50_000, seed: int = 0) -> list[Ro
             for identity in IDENTITIES
             for name, setting in identity.settings(_settings_rng(seed, identity), dim).items()
         ]
-        limit = float(norm.isf(0.5 * (1 - (1 - FALSE_ALARM) ** (1 / len(tasks)))))
+        limit = float(-ndtri(0.5 * (1 - (1 - FALSE_ALARM) ** (1 / len(tasks)))))
         rows = []
         with progress("verify", total=len(tasks)) as bar:
             for index, (identity, name, setting) in enumerate(tasks):

@@ -20,7 +20,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from sharpjax.detection.evaluation import Interval
 from sharpjax.reprs import one_line
@@ -179,7 +178,9 @@ def paired(ours: Outcomes, theirs: Outcomes, *, num_bootstrap: int = 1000, seed:
     draws = _draws(difference.shape, num_bootstrap, seed)
     p_value = 1.0
     if np.any(each != 0):
-        p_value = stats.permutation_test(
+        from scipy.stats import permutation_test  # a second, which most uses do not need
+
+        p_value = permutation_test(
             (each,), np.mean, permutation_type="samples", n_resamples=9999,
             rng=np.random.default_rng(seed),
         ).pvalue  # fmt: skip

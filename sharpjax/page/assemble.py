@@ -21,7 +21,7 @@ from sharpjax.rundir import write_text
 REPORT_NAME = "report.html"
 _MARK = '<meta name="generator" content="sharpjax">'  # of our pages, which may be overwritten
 _SECTIONS = {
-    "detect": [detection.sections, samples.grid],
+    "detect": [detection.sections, detection.spectra, samples.grid],
     "detect images": [detection.sections],
     "mitigate": [mitigation.sections],
     "spectrum": [spectrum.sections],
@@ -194,28 +194,25 @@ def _setting(value: Any) -> str:
 
 
 def _missing(runs: Sequence[Run]) -> list[Section]:
-    """What other commands would add to a page of detection, and how."""
+    """What can be added to a page of detection, and by which commands."""
     first = runs[0]
     kinds = {run.kind for run in runs}
-    if first.kind != "detect" or "model" not in first.about:
+    finished = (first.folder / "results.csv").is_file()
+    if first.kind != "detect" or not finished or not first.about:
         return []
     blocks: list[Any] = []
+    if "spectrum" not in kinds and not detection.spectra(first):
+        told = "Spectra of the sharpest and the flattest condition; nothing else is computed again:"
+        blocks += [Text(told), Text(f"{first.about['command']} --spectra", "code")]
     model = first.about["model"]
-    command = detection.spectrum_command(first)
-    if "spectrum" not in kinds and command is not None:
-        blocks += [
-            Text("Spectra of the sharpest and the flattest condition of this run:"),
-            Text(command, "code"),
-        ]
-    if not blocks and command is None:
-        return []
     if "mitigate" not in kinds and model != "mnist":
         told = f"sharpjax mitigate --model {shlex.quote(model)}"
         if model not in zoo.bundled():  # the bundled one names prompts of its own
             told += " --prompts FILE --calibration FILE --clean FILE"
-        blocks += [Text("Images without copies, before and after:"), Text(told, "code")]
-    if not blocks:
-        return []
-    told = "Give the directories that these print to sharpjax report, after this one:"
-    blocks += [Text(told), Text(f"sharpjax report {first.folder} OTHER_RUN ...", "code")]
-    return [Section("What can be added", blocks)]
+        blocks += [
+            Text("Images without copies, before and after:"),
+            Text(told, "code"),
+            Text("Give the directory that it prints to sharpjax report, after this one:"),
+            Text(f"sharpjax report {shlex.quote(str(first.folder))} OTHER_RUN ...", "code"),
+        ]
+    return [Section("What can be added", blocks)] if blocks else []

@@ -1,6 +1,5 @@
 """What the page shows of a detection run: verdicts, how well they do, what they cost."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +9,13 @@ from sharpjax import plots
 from sharpjax.detection.calibration import CALIBRATION_NAME
 from sharpjax.detection.evaluation import FEWEST, roc, roc_band
 from sharpjax.detection.statistics import STATISTICS
+from sharpjax.page import spectrum
 from sharpjax.page.blocks import Block, Cell, Column, Figures, Section, Table, Text
 from sharpjax.page.drawing import figure
-from sharpjax.page.runs import Run, number
-from sharpjax.report.numbers import with_error
+from sharpjax.page.runs import Run, number, read_run
+from sharpjax.report.numbers import interval, with_error
+from sharpjax.rundir import SETTINGS_NAME
+from sharpjax.spectrum import SPECTRA_NAME
 
 _PANELS = 16  # of a kind of plot
 
@@ -40,23 +42,18 @@ def sections(run: Run) -> list[Section]:
     return found
 
 
-def extremes(run: Run) -> tuple[str, str] | None:
-    """The conditions with the largest and the smallest value of the deciding statistic."""
-    rows = [row for row in run.table("results.csv") if not row.get("failed")]
-    if len(rows) < 2:
-        return None
-    name = _deciding(run, _names(rows[0]))
-    values = _direction(name) * _column(rows, f"network {name}")
-    return rows[int(values.argmax())]["condition"], rows[int(values.argmin())]["condition"]
-
-
-def spectrum_command(run: Run) -> str | None:
-    """What would compute the spectra of the sharpest and the flattest condition."""
-    ends = extremes(run)
-    if ends is None or run.kind != "detect" or "model" not in run.about:
-        return None
-    options = [part for name in ends for part in ("--condition", name)]
-    return shlex.join(["sharpjax", "spectrum", "--model", str(run.about["model"]), *options])
+def spectra(run: Run) -> list[Section]:
+    """Of the sharpest and the flattest condition, if the run has computed them."""
+    rows = run.table("results.csv")
+    column = _deciding(run, _names(rows[0])) if rows else ""
+    inside = run.folder / SPECTRA_NAME / column
+    if not column or not (inside / SETTINGS_NAME).is_file():
+        return []
+    computed = read_run(inside)
+    named = zip(("sharpest", "flattest"), computed.settings["conditions"], strict=False)
+    ends = ", ".join(f"{which} {name!r}" for which, name in named)
+    told = f"By {column}: {ends}."
+    return [Section(one.title, [Text(told), *one.blocks]) for one in spectrum.sections(computed)]
 
 
 def _names(row: Mapping[str, str]) -> list[str]:
@@ -148,11 +145,7 @@ def _thresholds(calibration: Mapping[str, Any]) -> list[Block]:
 
 
 def _interval_text(limit: Mapping[str, Any]) -> str:
-    low, high = (
-        "open" if not np.isfinite(end) else f"{end:.4g}"
-        for end in (_end(limit["low"], -1), _end(limit["high"], 1))
-    )
-    return f"{low} to {high}"
+    return interval(_end(limit["low"], -1), _end(limit["high"], 1))
 
 
 def _verdicts(run: Run, rows: Sequence[dict[str, str]], names: Sequence[str]) -> list[Block]:

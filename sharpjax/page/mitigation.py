@@ -7,6 +7,7 @@ import numpy as np
 
 from sharpjax import plots
 from sharpjax.detection.evaluation import Interval
+from sharpjax.mitigation.comparison import LESS
 from sharpjax.mitigation.methods import NONE
 from sharpjax.mitigation.tradeoff import KEPT
 from sharpjax.page.blocks import (
@@ -22,7 +23,8 @@ from sharpjax.page.blocks import (
 )
 from sharpjax.page.drawing import figure, picture
 from sharpjax.page.runs import Run, number
-from sharpjax.report.mitigation import CHOSEN_TABLE, CURVES_TABLE, IMAGES_TABLE, LESS, PROMPTS_NAME
+from sharpjax.report.comparison import CHOSEN_TABLE, CURVES_TABLE, verdict_line
+from sharpjax.report.mitigation import IMAGES_TABLE, PROMPTS_NAME
 
 _ROWS, _IMAGES = 24, 5  # prompts that are shown, and images of each side
 
@@ -148,7 +150,9 @@ def _comparison(
     baseline = next((row for row in curves if row["method"] == NONE), None)
     blocks: list[Block] = []
     if chosen:
-        blocks.append(Text(_aim(chosen)))
+        figures = ("reduction", "kept", "success")
+        told = [{"method": r["method"], **{n: number(r, n) for n in figures}} for r in chosen]
+        blocks.append(Text(verdict_line(told)))
     if baseline is not None and chosen:
         first = chosen[0]
         reference = number(first, "fidelity") / number(first, "kept")
@@ -217,22 +221,6 @@ def _comparison(
 def _value(row: Mapping[str, str], name: str, shape: str) -> Cell:
     value = number(row, name)
     return Cell("" if np.isnan(value) else shape.format(value), value)
-
-
-def _aim(chosen: Sequence[dict[str, str]]) -> str:
-    able = [
-        row["method"] for row in chosen
-        if number(row, "reduction") >= LESS and number(row, "kept") >= KEPT
-    ]  # fmt: skip
-    aim = f"{LESS:.0%} fewer copies at {KEPT:.0%} of the clean prompts' fidelity"
-    if able:
-        return f"The aim, {aim}, is reached by {', '.join(able)}."
-    best = max(chosen, key=lambda row: number(row, "success"))
-    return (
-        f"No method reaches the aim, {aim}. The most successful at its chosen strength is "
-        f"{best['method']}: {number(best, 'reduction'):.0%} fewer copies at "
-        f"{number(best, 'kept'):.0%} of the fidelity."
-    )
 
 
 def _best(run: Run, chosen: Sequence[dict[str, str]]) -> list[Block]:

@@ -17,6 +17,7 @@ from sharpjax.detection.calibration import Calibration
 from sharpjax.detection.evaluation import FEWEST, Evaluation, roc, roc_band
 from sharpjax.detection.run import SECONDS_NAME
 from sharpjax.detection.summary import Judged, Summary, direction, write_table
+from sharpjax.report.numbers import interval
 from sharpjax.rundir import read_lines, write_csv, write_text
 
 _FIGURES = ("auc", "tpr", "average_precision")
@@ -283,7 +284,7 @@ def verdict_table(judged: Judged, calibration: Calibration, name: str, *, count:
     found = int(np.sum(margins > 0))
     caption = (
         f"threshold: {limit.quantile:.0%} of {limit.num_prompts} clean ones are on this side; its "
-        f"95% interval is {limit.low:.4g} to {limit.high:.4g}"
+        f"95% interval is {interval(limit.low, limit.high)}"
     )
     if len(margins) > count:
         caption += f"; {count} of {len(margins)} shown, all in results.csv"
@@ -333,7 +334,7 @@ def threshold_table(calibration: Calibration) -> Table:
             name,
             "above" if one.direction > 0 else "below",
             f"{one.value:.4g}",
-            f"{one.low:.4g} to {one.high:.4g}",
+            interval(one.low, one.high),
         )
     if calibration.thresholds:
         table.caption = f"{one.quantile:.0%} of {one.num_prompts} clean ones are on the other side"

@@ -13,3 +13,12 @@ def with_error(value: float, error: float) -> str:
         return f"{value:.4g}"
     digits = max(0, 1 - int(np.floor(np.log10(error))))
     return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def interval(low: float, high: float) -> str:
+    """Its ends, to four digits; open ones are infinite.
+
+    >>> interval(1.34567, 2.0), interval(1.34567, float("inf"))
+    ('1.346 to 2', '1.346 to open')
+    """
+    return " to ".join(f"{end:.4g}" if np.isfinite(end) else "open" for end in (low, high))
