@@ -47,7 +47,7 @@ print(
 )
 
 # %% Optimise four noises of each caption, to a tenth of that
-t, guidance, steps = int(model.schedule.timesteps(50)[0]), 3.0, 10 if options.quick else 25
+t, guidance, steps = int(model.schedule.timesteps(50)[0]), 3.0, 4 if options.quick else 25
 score_difference = jax.jit(sj.detection.score_difference)
 noises, optimised, shares, towards, elsewhere = [], [], [], [], []
 pictograms = planted_pictograms()
@@ -62,7 +62,7 @@ for number, caption in enumerate(shown):
         warnings.simplefilter("ignore")
         sailed = sj.mitigation.sail(
             pair, noise=noise, threshold=0.1 * limit.value, mesh=mesh,
-            max_steps=5 if options.quick else 50,
+            max_steps=3 if options.quick else 50,
         )  # fmt: skip
     lengths = [
         np.array([score_difference(pair, x) for x in batch]) for batch in (noise, sailed.noise)

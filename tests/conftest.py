@@ -3,8 +3,11 @@ import csv
 import dataclasses
 import json
 import os
+import random
 import shutil
+import subprocess
 import tempfile
+import time
 
 # Several test processes share the cores: BLAS threads that wait for each other there spin, and
 # small factorizations take many times longer. Before NumPy and SciPy load it.
@@ -28,6 +31,21 @@ from flax import nnx
 
 UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 TINY_NAMES = ("0 x1", "0 x3", "0 x12", "1 x1", "1 x3", "1 x12")
+
+
+# Files whose tests take longest: begun first, so that no core is idle at the end.
+LONG = (
+    "test_examples", "test_train_commands", "test_detect_command", "test_zoo_openmoji",
+    "test_training", "test_mitigate_command", "test_many_hosts", "test_generation",
+    "test_fuzz_pipelines", "test_sharding", "test_devices", "test_manners", "test_detect_prompts",
+    "test_caption_denoising", "test_cli", "test_convert",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """The long files first; see ``--no-loadscope-reorder`` in pyproject.toml."""
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -223,6 +241,49 @@ def write_stable_diffusion():
 def stable_diffusion_directory(tmp_path_factory):
     """The directory that it writes by default: not to be changed."""
     return _write_stable_diffusion(tmp_path_factory.mktemp("models") / "stable-diffusion")
+
+
+@pytest.fixture(scope="session")
+def killed():
+    """Starts a command that resumes, and kills it, again and again."""
+
+    def kill(command, path, *, cwd, times, seed=0):
+        """Every other SIGKILL comes at any instant of the start, the others after a new line.
+
+        Args:
+            command: of the run.
+            path: the file that it appends a line to for each finished piece of work.
+            cwd: where it runs.
+            times: how often it is killed.
+            seed: of the instants.
+
+        Returns:
+            Number of whole lines at each kill; fewer than ``times`` if it came to its end.
+        """
+        rng, counts = random.Random(seed), []
+
+        def size():
+            return path.stat().st_size if path.is_file() else 0
+
+        for number in range(times):
+            before = size()
+            process = subprocess.Popen(
+                list(map(str, command)), cwd=cwd, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            if number % 2:
+                while process.poll() is None and size() == before:
+                    time.sleep(0.001)
+                time.sleep(rng.random() * 0.05)
+            else:
+                time.sleep(rng.random() * 10)  # imports, reading the model, the first program
+            process.kill()
+            if process.wait() == 0:
+                break
+            counts.append(path.read_bytes().count(b"\n") if path.is_file() else 0)
+        return counts
+
+    return kill
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,8 @@
 import csv
 import json
 import random
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -232,42 +230,19 @@ def test_full_disk(small, tmp_path):
     assert whole.count(b"\n") == len(prompts)
 
 
-def size(path):
-    return path.stat().st_size if path.is_file() else 0
-
-
 @pytest.mark.slow
-def test_killed_at_random_instants(small, tmp_path):
+def test_killed_at_random_instants(small, tmp_path, killed):
     """SIGKILL whenever it comes; the file at the end is that of a run that was never stopped."""
     prompts = [" ".join(random.Random(i).choices(["cat", "dog", "a", "b"], k=4)) for i in range(40)]
     (tmp_path / "p.txt").write_text("\n".join(prompts))
     options = ["detect", *small, "--prompts", "p.txt", "--batch", 2, "--noises", 4]
-    for name in ("compiling", "whole"):  # the killed ones find everything compiled, too
-        start = time.monotonic()
-        whole = sharpjax(*options, "--output", name, cwd=tmp_path)
-        length = time.monotonic() - start
-        assert whole.returncode == 0, whole.stderr
-    rng, kills = random.Random(0), 0
-    command = [sys.executable, "-m", "sharpjax", *map(str, options), "--output", "killed"]
+    whole = sharpjax(*options, "--output", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
     path = tmp_path / "killed/results.jsonl"
-    while kills < 6:
-        process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        before = size(path)
-        # half of them anywhere, mostly in the start, half soon after a line was written
-        if kills % 2:
-            while process.poll() is None and size(path) == before:
-                time.sleep(0.001)
-            time.sleep(rng.random() * 0.02)
-        else:
-            time.sleep(rng.random() * 0.7 * length)
-        if process.poll() is not None:
-            break  # it is done before it could be killed so often
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert kills >= 4
+    command = [sys.executable, "-m", "sharpjax", *options, "--output", "killed"]
+    counts = killed(command, path, cwd=tmp_path, times=6)
+    assert len(counts) == 6
+    assert 0 < counts[-1] < 40
     again = sharpjax(*options, "--output", "killed", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     lines = path.read_text().splitlines()

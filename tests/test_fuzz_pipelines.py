@@ -33,6 +33,7 @@ from sharpjax import LatentDiffusion
 from sharpjax.models.files import MANIFEST_NAME
 from sharpjax.models.latent_diffusion import PARTS
 
+ROUNDS = 3 * int(os.environ.get("SHARPJAX_FUZZ", 1))  # of all kinds of damage
 SECONDS = 20  # that one case may take; the typical one takes 0.3
 MEGABYTES = 600  # that the process may grow by over all cases, compiled encoders included
 LETTERS = 1500  # of an error
@@ -917,7 +918,7 @@ def test_a_few_damages(goods, tmp_path):
 
 @pytest.mark.slow
 def test_hundreds_of_damages(goods, tmp_path):
-    check(goods, range(8 * len(DAMAGES)), tmp_path)
+    check(goods, range(ROUNDS * len(DAMAGES)), tmp_path)
 
 
 @pytest.mark.slow

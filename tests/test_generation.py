@@ -353,7 +353,7 @@ def process(*arguments, **options):
 
 @pytest.mark.slow
 def test_killed_at_random_instants_and_resumed(stable_diffusion_directory, tmp_path):
-    """SIGKILL between the first and the last image, five times; then every file as without."""
+    """SIGKILL between the first and the last image, three times; then every file as without."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("".join(f"cat {i}\n" for i in range(200)))
     arguments = ["--model", stable_diffusion_directory, "--prompts", prompts, "--steps", 3]
@@ -367,7 +367,7 @@ def test_killed_at_random_instants_and_resumed(stable_diffusion_directory, tmp_p
         deadline = time.monotonic() + 400
         while run.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)
-            if killed < 5 and path.exists() and path.read_bytes().count(b"\n") > counts[-1]:
+            if killed < 3 and path.exists() and path.read_bytes().count(b"\n") > counts[-1]:
                 time.sleep(generator.uniform(0, 0.5))  # some batches later, anywhere in one
                 run.kill()
                 killed += 1
@@ -377,7 +377,7 @@ def test_killed_at_random_instants_and_resumed(stable_diffusion_directory, tmp_p
         assert run.returncode == -signal.SIGKILL, run.stderr.read()
         counts.append(path.read_bytes().count(b"\n"))
     print(f"images there at each kill: {counts[1:]} of 400")
-    assert killed == 5
+    assert killed == 3
     assert counts[-1] < 400
     assert counts == sorted(counts)
     assert files(tmp_path / "run") == files(tmp_path / "whole")

@@ -2,11 +2,8 @@
 
 import csv
 import json
-import random
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -102,23 +99,15 @@ def test_detected_prompts_are_treated_and_others_pass_untouched(small, tmp_path)
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_is_the_run_that_was_not(small, tmp_path):
+def test_killed_and_resumed_is_the_run_that_was_not(small, tmp_path, killed):
     small += ["--all-prompts", "--method", "sail_official", "--clean", "clean.txt",
               "--max-steps", 3]  # fmt: skip
-    start = time.monotonic()
     whole = sharpjax(*small, "--output", "whole", cwd=tmp_path)
-    length = time.monotonic() - start
     assert whole.returncode == 0, whole.stderr
-    command = [sys.executable, "-m", "sharpjax", *map(str, small), "--output", "killed"]
-    rng, kills = random.Random(0), 0
-    for part in range(4):  # the first quarter is hardly more than imports
-        process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(length * (1 + part % 3 + rng.random()) / 4)
-        process.kill()
-        kills += process.wait() == -signal.SIGKILL
-    assert kills >= 2  # what is done need not be done again: the last ones may end before
+    command = [sys.executable, "-m", "sharpjax", *small, "--output", "killed"]
+    counts = killed(command, tmp_path / "killed/results.jsonl", cwd=tmp_path, times=4)
+    assert len(counts) >= 2
+    assert counts[-1] > 0
     resumed = sharpjax(*small, "--output", "killed", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     kept = ("method", "strength", "index", "prompt", "images", "evaluations", "details")

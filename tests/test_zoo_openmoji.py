@@ -112,6 +112,7 @@ def test_card_says_what_the_table_says(truths):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized  # samples for longer than it compiles
 def test_truth_comes_out_again(model, truths, tmp_path):
     """One caption that is memorized and one that is not, by the recipe of the table."""
     memorized = next(t for t in truths if t.verdict == "memorized" and t.level == 16)

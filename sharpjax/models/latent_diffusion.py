@@ -532,6 +532,7 @@ def _parameter_dtype(module: nnx.Module) -> Any:
     return jax.tree.leaves(nnx.state(module, nnx.Param))[0].dtype
 
 
+@jax.jit  # operation by operation, a network takes much longer to compile
 def _predictions(unet: UNet2DConditionModel, t: Array, contexts: Array, points: Array) -> Array:
     """The network on a batch ``points (n, *shape)`` under ``contexts (n, tokens, width)``."""
     result: Array = unet(points.astype(_parameter_dtype(unet)), t, contexts).astype(points.dtype)

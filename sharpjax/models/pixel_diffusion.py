@@ -244,10 +244,15 @@ class PixelDiffusion:
         return labels
 
 
+@jax.jit  # operation by operation, a network takes much longer to compile
+def _predictions(unet: UNet2DModel, t: Array, labels: Array, points: Array) -> Array:
+    return unet(points, t, class_labels=labels)
+
+
 def _scores(unet: UNet2DModel, schedule: Schedule, t: Array, labels: Array, points: Array) -> Array:
     """Scores of a batch: ``points (n, *shape)`` under ``labels (n,)``."""
     return score_from_prediction(
-        unet(points, t, class_labels=labels),
+        _predictions(unet, t, labels, points),
         points,
         alpha=schedule.alpha(t),
         sigma=schedule.sigma(t),
