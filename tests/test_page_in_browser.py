@@ -234,7 +234,7 @@ def test_it_prints_without_its_controls(visit, pages):
     assert page.pdf().startswith(b"%PDF")
 
 
-@pytest.mark.parametrize("count", [1000, 5000])
+@pytest.mark.parametrize("count", [1000, pytest.param(5000, marks=pytest.mark.slow)])
 def test_thousands_of_prompts(visit, detection_run, tmp_path, count):
     detection_run(tmp_path / "run", prompts=[f"prompt number {i}" for i in range(count)])
     path = write_page([tmp_path / "run"])
