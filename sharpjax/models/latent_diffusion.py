@@ -576,7 +576,8 @@ def _sample(
     def one(context: Array, x: Array, key: Array) -> Any:
         def predict_at(x: Array, t: Array) -> Array:
             if not guided:
-                return _predictions(unet, t, context[None], x[None])[0]
+                alone: Array = _predictions(unet, t, context[None], x[None])[0]
+                return alone
             pair = jnp.stack([negative, context])
             away, towards = _predictions(unet, t, pair, jnp.stack([x, x]))
             weight = guidance if guidance.ndim == 0 else guidance[jnp.argmax(grid == t)]
