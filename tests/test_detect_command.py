@@ -185,6 +185,7 @@ def test_images_that_are_not_there(tmp_path):
         (("--prompts", "p.txt", "--condition", "a"), "--prompts and --condition exclude each"),
         (("--images", "x", "--condition", "a"), "--images is without prompts"),
         (("--images", "x", "--squared"), "--squared: not with --images"),
+        (("--images", "x", "--spectra"), "--spectra: not with --images"),
         (("--statistics", ""), "statistics must name at least one"),
         (("--statistics", "frist"), "unknown statistic 'frist'; choose of score_difference"),
         (("--dtype", "float16"), "--dtype must be float32 or bfloat16, got 'float16'"),

@@ -276,6 +276,21 @@ def test_calibration_of_something_else_is_refused(tmp_path):
             Calibration.load(tmp_path / "c.json")
 
 
+def test_extremes_are_the_sharpest_and_the_flattest_by_their_names():
+    def judged(column, *values):
+        records = [{"condition": n, "network": {column: [v, v]}} for n, v in values]
+        return Judged.of(records, [Case(name) for name, _ in values])
+
+    large = judged("score_difference@981", ("a", 1.0), ("b", 3.0), ("c", 2.0))
+    assert large.extremes("score_difference@981") == ["b", "a"]
+    small = judged("effective_dimension@600", ("a", 1.0), ("b", 3.0), ("c", 2.0))
+    assert small.extremes("effective_dimension@600") == ["a", "b"]  # few open directions: sharp
+    assert judged("score_difference@981", ("a", 1.0), ("a", 3.0)).extremes(
+        "score_difference@981"
+    ) == ["a"]
+    assert Judged.of([{"condition": "a", "failed": "why"}], [Case("a")]).extremes("x") == []
+
+
 def test_summary_by_source_and_level(tmp_path):
     rng = np.random.default_rng(0)
     memorized = np.arange(60) < 30
