@@ -238,7 +238,7 @@ def detect(
     if spectra and judged.records:
         column = chosen or judged.names()[0]
         inside = folder / SPECTRA_NAME / column
-        of_spectra = SpectrumSettings(num_steps=steps, seed=seed)
+        of_spectra = SpectrumSettings(num_steps=steps, num_stages=min(3, steps), seed=seed)
         write_spectra(network, directory, judged.extremes(column), inside, of_spectra, who=who)
         written.append(folder / SPECTRA_NAME)
     found = Found(judged, summaries, costs, thresholds, chosen, remark)
