@@ -61,7 +61,7 @@ def mitigate_openmoji(out):
     """SAIL descends, and its noises stay about as long as normal ones are."""
     for before, after, norm in numbers(r"sharpness N -> N in .*norm N", out):
         assert after < before
-        assert norm == pytest.approx(1, abs=0.3)
+        assert norm == pytest.approx(1, abs=0.1)
 
 
 def exact_score_of_pictograms(out):
