@@ -1,6 +1,7 @@
 import atexit
 import csv
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -28,6 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+
+# Tracing makes millions of objects that stay; to look for cycles among them as often as Python does
+# by default is a quarter of the time.
+gc.set_threshold(200_000, 50, 100)
 
 UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 TINY_NAMES = ("0 x1", "0 x3", "0 x12", "1 x1", "1 x3", "1 x12")
