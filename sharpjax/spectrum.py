@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from sharpjax import curvature
+from sharpjax._linalg import eigvalsh
 from sharpjax._types import Array, Score
 from sharpjax.conditional import ConditionalModel
 from sharpjax.detection.oracle import TrainingSet
@@ -263,7 +263,7 @@ def _oracle(
         H = conditional.hessian(x) - unconditional.hessian(x)
     else:
         H = {"unconditional": unconditional, "conditional": conditional}[which].hessian(x)
-    result: Array = sigma**2 * jnp.linalg.eigvalsh(H)
+    result: Array = sigma**2 * eigvalsh(H)
     return result
 
 

@@ -14,7 +14,7 @@ ROOT = Path(sharpjax.__file__).parent
 # From the lowest to the highest.  A unit is a top-level module or package; it may import itself
 # and everything on a lower line, and nothing on its own line or above.
 LAYERS = (
-    ("_types", "progress", "prompts", "reprs", "rundir", "similarity", "zoo"),
+    ("_linalg", "_types", "progress", "prompts", "reprs", "rundir", "similarity", "zoo"),
     ("provenance",),
     ("schedules", "densities"),
     ("score",),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sharpjax._linalg import eigh
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.krylov import (
     breakdown_level,
@@ -207,7 +208,7 @@ def _restarted(
         with jax.default_matmul_precision("highest"):
             T = Q @ AQ.T
             unit = jnp.where(scale > 0, scale, 1.0)
-            theta, S = jnp.linalg.eigh(0.5 * (T + T.T) / unit)
+            theta, S = eigh(0.5 * (T + T.T) / unit)
             Y, AY = S[:, kept].T @ Q, S[:, kept].T @ AQ
         largest, theta = unit * jnp.max(jnp.abs(theta)), unit * theta[kept]
         R = AY - theta[:, None] * Y

@@ -14,8 +14,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
+from sharpjax._linalg import inverse_of_lower, orthonormal_basis
 from sharpjax._types import Array
 from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.probes import Curvature, draw
@@ -48,7 +48,7 @@ def hutchpp(
 
     Y = chunked_map(sketch, jnp.arange(rank), batch_size).T
     with jax.default_matmul_precision("highest"):
-        Q, _ = jnp.linalg.qr(Y)
+        Q = orthonormal_basis(Y)
 
     def in_range(j: Array) -> Array:
         q = Q[:, j].reshape(shape)
@@ -105,12 +105,10 @@ def xtrace(A: Curvature, key: Array, *, num_samples: int, sampler: str, batch_si
     V = jax.vmap(lambda i: draw(sampler, A.point, key, i).ravel())(jnp.arange(k)).T
     Y = products(V)
     with jax.default_matmul_precision("highest"):
-        Q, _ = jnp.linalg.qr(Y)
+        Q = orthonormal_basis(Y)
     Z = products(Q)
     with jax.default_matmul_precision("highest"):
-        # In the coordinates of Q everything is k x k. R once more, and not the one of the
-        # factorization: on CPU a batched QR beside a batched triangular solve that does not wait
-        # for its Q may never return (jax 0.10.2).
+        # In the coordinates of Q everything is k x k.
         R = jnp.triu(Q.T @ Y)
         H, W, T = Q.T @ Z, Q.T @ V, Z.T @ V
         # s_i is orthogonal to every column of R but the i-th: R^T S is diagonal. Diagonal entries
@@ -119,7 +117,7 @@ def xtrace(A: Curvature, key: Array, *, num_samples: int, sampler: str, batch_si
         floor = jnp.where(floor > 0, floor, 1.0)
         r = jnp.diagonal(R)
         lifted = R + jnp.diag(jnp.where(jnp.abs(r) < floor, floor - r, 0.0))
-        S = solve_triangular(lifted, jnp.eye(k, dtype=R.dtype), trans="T")
+        S = inverse_of_lower(lifted.T)
         S = S / jnp.linalg.norm(S, axis=0)
         HS, HW, lengths = H @ S, H @ W, jnp.sum(V**2, axis=0)
 

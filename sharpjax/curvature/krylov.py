@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sharpjax._linalg import eig, eigh
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.validation import check_finite, positive_integer
@@ -276,7 +277,7 @@ def symmetric_ritz(
     T, scale, is_used = _scaled(T, steps, finite)
     # Entries are at most 1 now, so by Gershgorin every eigenvalue lies in [-3, 3]. With a 4 in
     # the unused places of the diagonal those come last, and mix with none that is used.
-    theta, S = jnp.linalg.eigh(T + jnp.diag(jnp.where(is_used, 0.0, 4.0)))
+    theta, S = eigh(T + jnp.diag(jnp.where(is_used, 0.0, 4.0)))
     residuals = beta * jnp.abs(S[jnp.maximum(steps - 1, 0)])
     ritz_vectors = None
     if vectors:
@@ -331,7 +332,7 @@ def _arnoldi(J: Jacobian, start: Array, *, num_matvecs: int) -> tuple[Ritz, Arra
     G, scale, is_used = _scaled(H, steps, finite)
     # As in `symmetric_ritz`: no eigenvalue exceeds the Frobenius norm, the unused are twice it.
     bound = jnp.maximum(jnp.linalg.norm(G), 1.0)
-    theta, S = jnp.linalg.eig(G + jnp.diag(jnp.where(is_used, 0.0, 2.0 * bound)))
+    theta, S = eig(G + jnp.diag(jnp.where(is_used, 0.0, 2.0 * bound)))
     order = jnp.lexsort((theta.imag, theta.real, jnp.abs(theta) > 1.5 * bound))
     residuals = beta * jnp.abs(S[jnp.maximum(steps - 1, 0)])
     ritz = Ritz(scale * theta[order], residuals[order], jnp.where(finite, steps, 0))

@@ -7,6 +7,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
+from sharpjax._linalg import eigvalsh
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.density import (
     products_with_J,
@@ -50,7 +51,7 @@ def eigenvalues(
     Array([-4., -1.], dtype=float32)
     """
     J = hessian(score, x, chunk_size=chunk_size, memory_budget=memory_budget)
-    values: Array = jnp.linalg.eigvalsh(0.5 * (J + J.T))
+    values: Array = eigvalsh(0.5 * (J + J.T))
     return values
 
 

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
+from sharpjax._linalg import cholesky, inverse_of_lower
 from sharpjax._types import Array, ArrayLike, Numbers
 from sharpjax.densities.base import (
     HALF_LOG_TWO_PI,
@@ -29,13 +29,9 @@ from sharpjax.densities.validation import (
 def _whitener(covariance: Array) -> Array:
     """`L^{-1}` of `S = L L^T`, for one covariance or a stack: `L^{-1} (x - mean)` is white.
 
-    The points of a batch multiply it. Solving with L for each instead would be as exact, but
-    jaxlib (0.10.2) gives large batched solves to XLA's CPU thread pool, where two at once can wait
-    for each other for ever.
+    The points of a batch multiply it: one factorization for all of them.
     """
-    factor = jnp.linalg.cholesky(covariance)
-    identity = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=factor.dtype), factor.shape)
-    return solve_triangular(factor, identity, lower=True)
+    return inverse_of_lower(cholesky(covariance))
 
 
 def _log_normal(x: Array, mean: Array, whitener: Array) -> Array:
@@ -147,7 +143,7 @@ class Gaussian(Density):
     def sample(self, key: Array, n: int) -> Array:
         """`n` independent points, shape `(n, d)`."""
         z = jax.random.normal(key, (as_count(n), *self.shape), self.dtype)
-        factor = jnp.linalg.cholesky(self.covariance)
+        factor = cholesky(self.covariance)
         return self.mean + jnp.matmul(z, factor.T, precision="highest")
 
     def noised(self, alpha: ArrayLike, sigma: ArrayLike) -> "Gaussian":
@@ -278,7 +274,7 @@ class GaussianMixture(Density):
             drawn = mean + jnp.matmul(z, factor.T, precision="highest")
             return jnp.where((component == k)[:, None], drawn, x), None
 
-        factors = jnp.linalg.cholesky(self.covariances)
+        factors = cholesky(self.covariances)
         labels = jnp.arange(len(self.weights))
         return jax.lax.scan(place, jnp.zeros_like(z), (labels, self.means, factors))[0]
 
