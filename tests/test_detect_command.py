@@ -214,6 +214,7 @@ def test_full_disk(small, tmp_path):
     prompts = [f"{a} {b} {c} {d}" for a in words for b in words for c in words for d in words]
     (tmp_path / "p.txt").write_text("\n".join(prompts))
     options = ["detect", *map(str, small), "--prompts", "p.txt", "--batch", "16", "--output", "d"]
+    options += ["--statistics", "score_difference", "--noises", "16", "--no-report"]
     # in KiB: the tokenizer's private files are below it, the results are not
     limited = ["bash", "-c", 'ulimit -f 48 && exec "$@"', "bash", sys.executable, "-m", "sharpjax"]
     run = subprocess.run([*limited, *options], capture_output=True, text=True, cwd=tmp_path)
@@ -237,6 +238,7 @@ def test_killed_at_random_instants(small, tmp_path, killed):
     prompts = [" ".join(random.Random(i).choices(["cat", "dog", "a", "b"], k=4)) for i in range(40)]
     (tmp_path / "p.txt").write_text("\n".join(prompts))
     options = ["detect", *small, "--prompts", "p.txt", "--batch", 2, "--noises", 4]
+    options += ["--statistics", "score_difference,trace_difference", "--no-report"]
     whole = sharpjax(*options, "--output", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     path = tmp_path / "killed/results.jsonl"

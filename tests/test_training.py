@@ -158,11 +158,10 @@ run(directory, dataclasses.replace(SETTINGS, steps=int(steps)))
 """
 
 
-def start(directory, steps, *, devices=1, cache):
+def start(directory, steps, *, devices=1):
     """The same run in a process of its own."""
     environment = os.environ | {
         "PYTHONPATH": str(Path(__file__).parents[1]),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_NUM_CPU_DEVICES": str(devices),
     }
     command = [sys.executable, "-c", SCRIPT, str(directory), str(steps), str(devices)]
@@ -174,7 +173,7 @@ def test_number_of_devices_changes_nothing_beyond_float_error(trained, tmp_path)
     """Stopped on one device, resumed on two."""
     stopped = shutil.copytree(trained[0], tmp_path / "run")
     shutil.rmtree(stopped / "checkpoints" / "60")
-    assert start(stopped, 60, devices=2, cache=tmp_path / "cache").wait(300) == 0
+    assert start(stopped, 60, devices=2).wait(300) == 0
     found, expected = losses(stopped), losses(trained[0])
     assert found[:2] == expected[:2]
     # Sums over the batch in another order, 1e-7 a step; Adam divides by its own small second
@@ -196,7 +195,7 @@ def test_killed_run_resumes_bit_identical(tmp_path):
     run(expected, settings)
     written = 0
     for delay in (0.0, 0.02, 0.1):
-        process = start(directory, steps, cache=tmp_path / "cache")  # one compilation for three
+        process = start(directory, steps)
         deadline = time.monotonic() + 300
         while time.monotonic() < deadline and process.poll() is None:
             log = directory / "losses.jsonl"
