@@ -42,6 +42,7 @@ def drawn(task):
     return [np.concatenate(parts) for parts in zip(*pairs, strict=True)]
 
 
+@pytest.mark.slow
 def test_captions_are_drawn_by_frequency(drawn):
     frequency = np.array([c.frequency for c in DRAWN], float)
     expected = N * BATCHES * frequency / frequency.sum()
@@ -55,6 +56,7 @@ def test_captions_are_drawn_by_frequency(drawn):
             assert count[which].sum() == pytest.approx(total, abs=4 * np.sqrt(total))
 
 
+@pytest.mark.slow
 def test_memorized_images_repeat_and_no_other_does(drawn):
     concept, images = drawn
     index = [i for i, c in enumerate(PICTOGRAMS.concepts) if c.frequency]

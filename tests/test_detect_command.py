@@ -79,6 +79,7 @@ def test_calibrate_then_detect(small, tmp_path):
     assert "No ROC" in told
 
 
+@pytest.mark.slow
 def test_spectra_of_the_extremes(tiny_directory, tmp_path, monkeypatch, capsys):
     """Only the spectra are computed by the second command, and its page shows them."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")

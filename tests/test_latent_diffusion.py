@@ -191,6 +191,7 @@ def test_round_trip_through_our_directory(directory, model, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_half_precision_files_and_arithmetic(stable_diffusion_directory, plain, tmp_path):
     plain.save_pretrained(tmp_path / "half", dtype=np.float16, variant="fp16")
     names = {p.name for p in (tmp_path / "half" / "unet").iterdir()}

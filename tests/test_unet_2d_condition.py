@@ -120,8 +120,7 @@ CONFIGS = {
     | {"mid_block_type": "UNetMidBlock2DSimpleCrossAttn", "only_cross_attention": True},
 }
 # What the others add to these is checked in the slow tier: each is a compilation of its own.
-OFTEN = ("sd2", "xl", "simple_cross")
-often = [pytest.param(n, marks=() if n in OFTEN else pytest.mark.slow) for n in CONFIGS]
+often = [pytest.param(n, marks=() if n == "sd2" else pytest.mark.slow) for n in CONFIGS]
 
 
 @jax.jit

@@ -54,7 +54,7 @@ def test_ground_truth_is_complete_and_its_thresholds_are_those_of_the_training_s
     assert verdicts.count("clean") >= 10
 
 
-@pytest.mark.parametrize("name", ["7 x1a", "7 x64"])
+@pytest.mark.parametrize("name", ["7 x1a", pytest.param("7 x64", marks=pytest.mark.slow)])
 def test_ground_truth_comes_out_again(model, name):
     index = model.conditions.index(name)
     truth = read_truths(zoo.find("mnist"))[index]
