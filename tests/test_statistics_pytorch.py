@@ -139,6 +139,7 @@ def test_flux(twin, model):
     np.testing.assert_allclose(ours, total / NUM_DIRECTIONS, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_last_step_and_path(twin, model):
     """Along the path that PyTorch's scheduler leads, guided."""
     from sharpjax.detection.trajectory import follow
