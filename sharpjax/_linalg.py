@@ -1,11 +1,11 @@
 """Factorizations of matrices that a batch of them cannot hang.
 
-jaxlib's CPU kernels (up to 0.11; `ParallelBatchMap`) give the matrices of a batch to XLA's pool of
+jaxlib's CPU kernels (0.10.2; `ParallelBatchMap`) give the matrices of a batch to XLA's pool of
 threads and wait for them on a thread of that same pool. As many batches at once as the pool has
 threads wait for ever: on two cores, Lanczos and Arnoldi in one program, or Lanczos on two devices.
 On CPU the matrices of a batch are therefore factorized one after another; elsewhere in one call.
 
-Derivatives, forward and reverse, are those of `jax.numpy.linalg`, batched as JAX does it.
+Derivatives, forward and reverse, are those of `jax.numpy.linalg`, and batches of them as before.
 """
 
 import functools
