@@ -284,7 +284,7 @@ def killed():
                     time.sleep(0.001)
                 time.sleep(rng.random() * 0.05)
             else:
-                time.sleep(rng.random() * 10)  # imports, reading the model, the first program
+                time.sleep(rng.random() * 6)  # imports, reading the model, the first program
             process.kill()
             if process.wait() == 0:
                 break
