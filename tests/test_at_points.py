@@ -148,3 +148,32 @@ def test_options_may_be_known_arrays(number):
         curvature.at_points(
             curvature.effective_dimension, lambda x: -x, points, **options | {"sigma": number(0)}
         )
+
+
+def test_what_is_infinite_by_definition_is_returned():
+    """The asymmetry of a rotation is; it was refused."""
+    turn = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
+
+    def score(x):  # symmetric at the first point, a rotation at the second
+        return jnp.where(x[0] > 0, x, turn @ x)
+
+    points = np.array([[1.0, 0], [-1, 0], [2, 0]], np.float32)
+    found = curvature.at_points(
+        curvature.stochastic_asymmetry, score, points, key=jax.random.key(0)
+    )
+    assert found.value.tolist() == [0.0, np.inf, 0.0]
+
+
+def test_numbers_of_numpy_are_arguments_too():
+    traced = []
+
+    def estimator(score, x, *, sigma):
+        traced.append(1)
+        return score(x) * sigma
+
+    for sigma in (0.5, np.float32(0.25), np.float64(0.125), jnp.float32(2)):
+        found = curvature.at_points(estimator, Partial(cubic, 1.0), POINTS, sigma=sigma)
+        np.testing.assert_allclose(found, -(POINTS**3) * float(sigma), rtol=1e-5)
+    # `eval_shape` looks at the options at each call; the program is made once for Python's numbers
+    # and once for strongly typed ones.
+    assert len(traced) <= 4 + 2

@@ -225,3 +225,161 @@ def test_bad_calls(call, message):
 
 def test_x64_did_not_leak():
     assert jnp.ones(()).dtype == jnp.float32
+
+
+# --- Types, in one place ----------------------------------------------------------------------
+
+ANY = {
+    "trace": (curvature.trace, {"key": KEY}),
+    "trace, sigma": (curvature.trace, {"key": KEY, "sigma": np.float64(0.5)}),
+    "hutch++": (curvature.trace, {"key": KEY, "method": "hutch++", "num_matvecs": 6}),
+    "xtrace": (curvature.trace, {"key": KEY, "method": "xtrace", "num_matvecs": 6}),
+    "until sure": (curvature.trace, {"key": KEY, "rtol": np.float64(0.9), "num_matvecs": 16}),
+    "effective dimension": (curvature.effective_dimension, {"key": KEY, "sigma": np.float64(0.5)}),
+    "power": (curvature.trace_of_power, {"key": KEY, "power": 3, "sigma": np.float64(0.5)}),
+    "norm": (curvature.frobenius_norm, {"key": KEY, "sigma": np.float64(0.5)}),
+    "diagonal": (curvature.diagonal, {"key": KEY}),
+    "hessian": (curvature.hessian, {}),
+    "eigenvalues": (curvature.eigenvalues, {}),
+    "lanczos": (curvature.lanczos, {"key": KEY, "num_matvecs": 4}),
+    "arnoldi": (curvature.arnoldi, {"start": np.arange(1.0, 9.0), "num_matvecs": 4}),
+    "pairs": (curvature.extreme_eigenpairs, {"key": KEY, "k": 2, "rtol": np.float64(1e-3)}),
+    "density": (
+        curvature.spectral_density,
+        {"key": KEY, "grid": np.linspace(-3.0, 3, 4), "bandwidth": np.float64(0.3)},
+    ),
+    "inertia": (curvature.inertia, {"tolerance": np.float64(0.1)}),
+    "slq": (curvature.inertia, {"method": "slq", "key": KEY, "tolerance": np.float64(0.1)}),
+    "asymmetry": (curvature.stochastic_asymmetry, {"key": KEY}),
+    "p": (curvature.p_laplacian, {"p": np.float64(1.5)}),
+    "flux": (
+        curvature.p_laplacian,
+        {"p": np.float64(1.5), "method": "flux", "key": KEY, "radius": np.float64(0.5)},
+    ),
+    "ball": (curvature.p_laplacian, {"method": "ball", "key": KEY, "radius": np.float64(0.5)}),
+}
+
+
+@pytest.mark.parametrize("name", ANY)
+@pytest.mark.parametrize(("of_x", "of_score"), [("float32", "float64"), ("float64", "float32")])
+def test_results_are_in_the_type_of_the_point(name, of_x, of_score, x64):
+    """A score and options of another type give the numbers of those of the same type."""
+    estimator, options = ANY[name]
+    x = jnp.asarray(np.linspace(0.3, 1.0, 8), of_x)
+
+    def score_in(dtype):
+        weights = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8)), dtype)
+        return lambda x: -jnp.tanh(weights @ x.astype(dtype))
+
+    def numbers(result):
+        return [leaf for leaf in jax.tree.leaves(result) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+
+    found = numbers(estimator(score_in(of_score), x, **options))
+    wanted = numbers(estimator(score_in(of_x), x, **options))
+    assert found
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert jnp.finfo(ours.dtype).dtype == of_x
+        np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3)  # float32 in one of them
+
+
+@pytest.mark.parametrize("half", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", ["trace", "lanczos", "p", "flux", "hessian"])
+def test_a_score_in_half_precision_is_refused(name, half):
+    """It gave -512 ± 0 for -511.609."""
+    estimator, options = ANY[name]
+    with pytest.raises(ValueError, match=r"score\(x\) must be float32 or float64, got dtype \w*16"):
+        estimator(lambda x: (-0.9992 * x).astype(half), jnp.ones(8), **options)
+
+
+def test_a_network_may_use_half_precision_inside():
+    inside = curvature.trace(
+        lambda x: (-2 * x.astype(jnp.bfloat16)).astype(jnp.float32), jnp.ones(8), method="exact"
+    )
+    assert float(inside.value) == -16.0
+
+
+@pytest.mark.parametrize("x", [
+    np.arange(1.0, 4, dtype=">f4"), np.arange(1.0, 4, dtype=">f8"), (1.0, 2.0, 3.0), [1.0, 2, 3],
+])  # fmt: skip
+def test_points_of_other_make(x):
+    assert float(curvature.trace(lambda x: -x * x, x, method="exact").value) == -12.0
+
+
+def test_numbers_of_other_make():
+    torch = pytest.importorskip("torch")
+    for sigma in (torch.tensor(0.5), np.float16(0.5), np.array(0.5), jnp.float32(0.5), 0.5):
+        found = curvature.effective_dimension(lambda x: -3 * x, jnp.ones(4), sigma=sigma, key=KEY)
+        assert float(found.value) == 1.0
+    x = torch.tensor([1.0, 2.0])
+    assert float(curvature.trace(lambda x: -x, x, method="exact").value) == -2.0
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: curvature.hessian(lambda x: x, {"a": jnp.ones(3)}), "got dict.*ravel_pytree"),
+        (lambda: curvature.hessian(lambda x: x, (np.ones(3), np.ones(2))), "one array of numbers"),
+        (lambda: curvature.hessian(lambda x: x, np.array([1, None])), "object.*ravel_pytree"),
+        (lambda: curvature.hessian(lambda x: x, np.ones(3, np.longdouble)), "JAX lacks.*float64"),
+        (lambda: curvature.hessian(lambda x: jnp.ones(3, int), jnp.ones(3)), "whole numbers"),
+        (lambda: curvature.hessian(lambda x: x, np.arange(3)), r"int\d+: whole numbers.*astype"),
+        (lambda: curvature.trace(cube, jnp.ones(3), key=0), r"got 0; pass key=jax.random.key\(0\)"),
+        (
+            lambda: curvature.lanczos(cube, jnp.ones(3), key="a"),
+            "a PRNG key of JAX, got .a.",
+        ),
+        (
+            lambda: curvature.trace(cube, jnp.ones(3), key=jax.random.split(KEY, 2)),
+            r"one key, got \(2,\) of them; use jax.vmap",
+        ),
+        (
+            lambda: curvature.trace(cube, jnp.ones(3), key=KEY, sigma=1e-25),
+            "sigma must lie between",
+        ),
+        (lambda: curvature.trace(cube, jnp.ones(3), key=KEY, sigma=1e25), "its power 2 is not"),
+        (
+            lambda: curvature.trace_of_power(cube, jnp.ones(3), key=KEY, power=4, sigma=1e-6),
+            "its power 8 is not a number in float32",
+        ),
+        (lambda: curvature.extreme_eigenpairs(cube, jnp.ones(3), key=KEY, rtol=0), "rtol must be"),
+    ],
+)
+def test_what_cannot_be_computed_with(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def cube(x):
+    return -(x**3)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-44, 1e38])
+def test_the_length_of_a_start_does_not_matter(scale):
+    found = curvature.lanczos(
+        lambda x: -jnp.array([1.0, 2.0]) * x, jnp.ones(2), start=np.array([scale, 2 * scale])
+    )
+    np.testing.assert_allclose(found.values[:2], [-2, -1], rtol=1e-5)
+    assert int(found.num_valid) == 2
+
+
+@pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("name", ["trace", "diagonal", "density", "asymmetry", "flux", "ball"])
+def test_other_keys_draw_the_same_in_any_batch(implementation, name):
+    estimator, options = ANY[name]
+    options = options | {"key": jax.random.key(0, impl=implementation)}
+    found = [
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(
+            estimator(lambda x: -jnp.tanh(x) * x[::-1], jnp.arange(1.0, 9), batch_size=b, **options)
+        )])
+        for b in (1, 3, 8, 32)
+    ]  # fmt: skip
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["hutch++", "xtrace"])
+@pytest.mark.parametrize("d", [1, 5, 10, 15, 31])
+def test_sketches_of_few_dimensions_are_exact(method, d):
+    found = curvature.trace(lambda x: -(x**2), jnp.ones(d), key=KEY, method=method)
+    assert (float(found.value), float(found.standard_error)) == (-2.0 * d, 0.0)
+    assert found.num_matvecs == d

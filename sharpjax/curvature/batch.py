@@ -1,6 +1,5 @@
 """An estimator at every point of a batch."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
 from sharpjax._types import Array, ArrayLike, Score
-from sharpjax.curvature.loops import check_mesh, local_map, over_points
-from sharpjax.curvature.validation import positive_integer
+from sharpjax.curvature.loops import (
+    automatic_context,
+    check_mesh,
+    local_map,
+    over_points,
+    without_explicit_axes,
+)
+from sharpjax.curvature.programs import as_pytree, compiled
+from sharpjax.curvature.validation import one_array, positive_integer, prng_key
 
 __all__ = ["at_points"]
 
@@ -60,32 +65,49 @@ def at_points(
     Array([ -3., -12.], dtype=float32)
     """
     check_mesh(mesh)
-    points = jnp.asarray(points)
+    points = one_array("points", points)
+    arguments = without_explicit_axes((score, points, key, options))
+    with automatic_context():
+        return _at_points(estimator, *arguments, common_probes, points_at_once, mesh)
+
+
+def _at_points(
+    estimator: Callable[..., Any],
+    score: Score,
+    points: Array,
+    key: Array | None,
+    options: dict[str, Any],
+    common_probes: bool,
+    points_at_once: int,
+    mesh: Mesh | None,
+) -> Any:
     if points.ndim < 1 or len(points) == 0:
         raise ValueError(
             f"points must have shape (n, *shape) with n >= 1, got {points.shape}; "
             "for one point call the estimator itself."
         )
     points_at_once = positive_integer("points_at_once", points_at_once)
+    key = None if key is None else prng_key(key, "key draws for every point")
     options = {k: jnp.asarray(v) if isinstance(v, list) else v for k, v in options.items()}
     _check_options(estimator, score, points[0], key, options)
     # What holds numbers is an argument of the compiled program, the rest a part of it.
+    numbers = float | np.floating | jax.Array | np.ndarray
     is_dynamic = {
-        name: isinstance(v, float | jax.Array | np.ndarray) or not jax.tree_util.all_leaves([v])
+        name: isinstance(v, numbers) or not jax.tree_util.all_leaves([v])
         for name, v in options.items()
     }
     dynamic = {name: v for name, v in options.items() if is_dynamic[name]}
     static = tuple((name, v) for name, v in options.items() if not is_dynamic[name])
     arguments: Any = (points, key, dynamic)
     settings: Any = (estimator, common_probes, points_at_once, static, mesh)
-    if jax.tree_util.all_leaves([score]):  # a closure: never answered from a stale program
-        results = jax.jit(lambda *a: _run(Partial(score), *a, *settings))(*arguments)
-    else:
-        results = _compiled(score, *arguments, *settings)
+    results = _run(as_pytree(score, points[0]), *arguments, *settings)
     _name_the_point(results, estimator, score, points, key, common_probes, options)
     return results
 
 
+@compiled(
+    static_argnames=("estimator", "common_probes", "points_at_once", "static", "mesh"),
+)
 def _run(
     score: Score,
     points: Array,
@@ -113,9 +135,6 @@ def _run(
     return over_points(part, mesh, common, batch)
 
 
-_compiled = functools.partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))(_run)
-
-
 def _check_options(
     estimator: Callable[..., Any],
     score: Score,
@@ -138,18 +157,26 @@ def _name_the_point(
     options: dict[str, Any],
 ) -> None:
     leaves = [leaf for leaf in jax.tree.leaves(results) if not isinstance(leaf, jax.core.Tracer)]
-    leaves = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    bad = np.zeros(len(points), bool)
-    for leaf in leaves:
-        bad |= ~np.isfinite(np.asarray(leaf)).reshape(len(points), -1).all(axis=1)
-    if not bad.any():
-        return
-    i = int(np.argmax(bad))
-    if key is not None:
-        options = options | {"key": key if common_probes else jax.random.fold_in(key, i)}
-    try:
-        estimator(score, points[i], **options)
-        said = "the result is not finite"
-    except ValueError as error:
-        said = str(error)
-    raise ValueError(f"Point {i} of {len(points)} ({int(bad.sum())} fail): {said}")
+    leaves = [np.asarray(x) for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
+
+    def points_where(test: Callable[[Any], Any]) -> Any:
+        each = [test(x).reshape(len(points), -1).any(axis=1) for x in leaves]
+        return np.any(each, axis=0) if each else np.zeros(len(points), bool)
+
+    bad, is_nan = points_where(lambda x: ~np.isfinite(x)), points_where(np.isnan)
+    # What is infinite may be the value (the asymmetry of a rotation): the estimator alone knows.
+    for some in (bad, is_nan):
+        if not some.any():
+            return
+        i = int(np.argmax(some))
+        drawn = {}
+        if key is not None:
+            drawn = {"key": key if common_probes else jax.random.fold_in(key, i)}
+        try:
+            estimator(score, points[i], **options, **drawn)
+            if not is_nan[i]:
+                continue
+            said = "the result is not finite"
+        except ValueError as error:
+            said = str(error)
+        raise ValueError(f"Point {i} of {len(points)} ({int(bad.sum())} fail): {said}")

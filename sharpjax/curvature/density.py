@@ -1,7 +1,6 @@
 r"""The spectral density of a score's Jacobian by stochastic Lanczos quadrature."""
 
 import dataclasses
-import functools
 from typing import Any, cast
 
 import jax
@@ -11,9 +10,16 @@ from jax.scipy.stats import norm
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.krylov import Ritz, check_budget, flat_matvec, symmetric_ritz
-from sharpjax.curvature.loops import chunked_map
+from sharpjax.curvature.loops import chunked_map, varying_as
 from sharpjax.curvature.operators import Jacobian, jacobian
-from sharpjax.curvature.validation import check_finite, positive_integer, positive_number
+from sharpjax.curvature.programs import compiled
+from sharpjax.curvature.validation import (
+    check_finite,
+    one_array,
+    positive_integer,
+    positive_number,
+    prng_key,
+)
 from sharpjax.reprs import one_line
 
 __all__ = ["SpectralDensity", "spectral_density"]
@@ -112,15 +118,15 @@ def spectral_density(
     >>> print(result.cumulative.value.round())
     [3. 4.]
     """
-    probes = quadrature_options(key, num_probes, num_matvecs, symmetric, batch_size)
+    key, probes = quadrature_options(key, num_probes, num_matvecs, symmetric, batch_size)
+    J = jacobian(score, x)
     if bandwidth is not None:
-        bandwidth = positive_number("bandwidth", bandwidth)
+        bandwidth = positive_number("bandwidth", bandwidth, J.point.dtype)
     if grid is not None:
-        grid = jnp.asarray(grid)
+        grid = one_array("grid", grid).astype(J.point.dtype)
         if grid.ndim != 1 or grid.size == 0:
             raise ValueError(f"grid must have shape (g,) with g >= 1, got {grid.shape}.")
         check_finite("grid", grid)
-    J = jacobian(score, x)
     rules = quadrature_rules(J, key, memory_budget, **probes)
     points, width, density, cumulative = _smoothed(
         rules, grid, bandwidth, d=J.point.size, num_matvecs=num_matvecs
@@ -136,11 +142,9 @@ def spectral_density(
 
 def quadrature_options(
     key: Array | None, num_probes: int, num_matvecs: int, symmetric: bool, batch_size: int
-) -> dict[str, Any]:
-    """The static options of `quadrature_rules`, once they are known to be valid."""
-    if key is None:
-        raise ValueError("The probes are random: pass key=jax.random.key(seed).")
-    return {
+) -> tuple[Array, dict[str, Any]]:
+    """The key and the static options of `quadrature_rules`, once they are known to be valid."""
+    return prng_key(key, "The probes are random"), {
         "num_probes": positive_integer("num_probes", num_probes),
         "num_matvecs": positive_integer("num_matvecs", num_matvecs),
         "symmetric": bool(symmetric),
@@ -172,9 +176,7 @@ def products_with_J(
     return num_probes * min(num_matvecs, J.point.size) * (1 if symmetric else 2)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("num_probes", "num_matvecs", "symmetric", "batch_size")
-)
+@compiled(static_argnames=("num_probes", "num_matvecs", "symmetric", "batch_size"))
 def _quadrature_rules(
     J: Jacobian, key: Array, *, num_probes: int, num_matvecs: int, symmetric: bool, batch_size: int
 ) -> Ritz:
@@ -182,13 +184,14 @@ def _quadrature_rules(
 
     def rule(i: Array) -> Ritz:
         start = jax.random.normal(jax.random.fold_in(key, i), J.point.shape, J.point.dtype)
+        start = varying_as(start, J)
         ritz, *_ = symmetric_ritz(matvec, start.ravel(), num_matvecs, vectors=False)
         return ritz
 
     return chunked_map(rule, jnp.arange(num_probes), batch_size)
 
 
-@functools.partial(jax.jit, static_argnames=("d", "num_matvecs"))
+@compiled(static_argnames=("d", "num_matvecs"))
 def _smoothed(
     rules: Ritz, grid: Array | None, bandwidth: ArrayLike | None, *, d: int, num_matvecs: int
 ) -> tuple[Array, Array, Array, Array]:

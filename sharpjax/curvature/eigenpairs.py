@@ -1,7 +1,6 @@
 """Extreme eigenpairs of the symmetric part of a score's Jacobian, to a tolerance."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -17,8 +16,10 @@ from sharpjax.curvature.krylov import (
     orthogonalise,
     safe_norm,
 )
+from sharpjax.curvature.loops import varying_as
 from sharpjax.curvature.operators import Jacobian, jacobian
-from sharpjax.curvature.validation import positive_integer, positive_number
+from sharpjax.curvature.programs import compiled
+from sharpjax.curvature.validation import positive_integer, positive_number, prng_key
 from sharpjax.reprs import one_line
 
 __all__ = ["Eigenpairs", "extreme_eigenpairs"]
@@ -125,11 +126,11 @@ def extreme_eigenpairs(
     """
     if which not in _ENDS:
         raise ValueError(f"Unknown which={which!r}; choose one of {list(_ENDS)}.")
-    k, rtol = positive_integer("k", k), positive_number("rtol", rtol)
+    k = positive_integer("k", k)
     max_matvecs = positive_integer("max_matvecs", max_matvecs)
-    if key is None:
-        raise ValueError("The start is random: pass key=jax.random.key(seed).")
+    key = prng_key(key, "The start is random")
     J = jacobian(score, x)
+    rtol = positive_number("rtol", rtol, J.point.dtype)
     size = _basis_size(k, J.point.size, basis_size)
     if max_matvecs < size:
         raise ValueError(
@@ -158,7 +159,7 @@ def _basis_size(k: int, d: int, basis_size: int | None) -> int:
     return min(d, positive_integer("basis_size", basis_size, least=min(k + 3, d)))
 
 
-@functools.partial(jax.jit, static_argnames=("low", "high", "size", "symmetric"))
+@compiled(static_argnames=("low", "high", "size", "symmetric"))
 def _restarted(
     J: Jacobian,
     key: Array,
@@ -172,6 +173,7 @@ def _restarted(
 ) -> Eigenpairs:
     matvec, d, dtype = flat_matvec(J, symmetric=symmetric), J.point.size, J.point.dtype
     k, is_whole = low + high, size == d
+    key = varying_as(key, J)
 
     # What a restart keeps of the Ritz pairs in ascending order, as indices: the k wanted, behind
     # them one guard at each end in question (the pair that a missed copy would push out), and of
@@ -259,6 +261,7 @@ def _restarted(
         "is_searching": jnp.zeros((), bool),
         "complete": jnp.zeros((), bool),
     }
+    initial = varying_as(initial, J)
     final = jax.lax.while_loop(go_on, cycle, initial)
     residuals = final["residuals"][wanted]
     return Eigenpairs(

@@ -9,7 +9,6 @@ where the first term is computed exactly and only the second, what the sketch ha
 random probes. No symmetry of A is needed.
 """
 
-import functools
 import math
 
 import jax
@@ -19,11 +18,12 @@ from sharpjax._linalg import inverse_of_lower, orthonormal_basis
 from sharpjax._types import Array
 from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.probes import Curvature, draw
+from sharpjax.curvature.programs import compiled
 
 __all__ = ["hutchpp", "xtrace"]
 
 
-@functools.partial(jax.jit, static_argnames=("rank", "num_samples", "sampler", "batch_size"))
+@compiled(static_argnames=("rank", "num_samples", "sampler", "batch_size"))
 def hutchpp(
     A: Curvature, key: Array, *, rank: int, num_samples: int, sampler: str, batch_size: int
 ) -> Array:
@@ -66,7 +66,7 @@ def hutchpp(
     return known + chunked_map(outside, rank + jnp.arange(num_samples), batch_size)
 
 
-@functools.partial(jax.jit, static_argnames=("num_samples", "sampler", "batch_size"))
+@compiled(static_argnames=("num_samples", "sampler", "batch_size"))
 def xtrace(A: Curvature, key: Array, *, num_samples: int, sampler: str, batch_size: int) -> Array:
     r"""XTrace: samples of `tr A`, shape `(num_samples,)`, whose mean is unbiased; 2 products each.
 

@@ -7,9 +7,8 @@ normalise it invents eigenvalues. This is no rare accident here: the Hessian of 
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,10 @@ import numpy as np
 
 from sharpjax._linalg import eig, eigh
 from sharpjax._types import Array, ArrayLike, Score
+from sharpjax.curvature.loops import varying_as
 from sharpjax.curvature.operators import Jacobian, jacobian
-from sharpjax.curvature.validation import check_finite, positive_integer
+from sharpjax.curvature.programs import compiled
+from sharpjax.curvature.validation import check_finite, one_array, positive_integer, prng_key
 from sharpjax.reprs import one_line
 
 __all__ = ["Ritz", "arnoldi", "lanczos"]
@@ -261,7 +262,9 @@ def krylov_basis(
 
     Q = jnp.zeros((num_steps, start.size), start.dtype)
     H = jnp.zeros((num_steps, num_steps), start.dtype)
-    state: _State = (0, Q, H, start, safe_norm(start), jnp.zeros((), start.dtype))
+    zero = jnp.zeros((), start.dtype)
+    state: _State = (jnp.zeros((), int), Q, H, start, safe_norm(start), zero)
+    state = varying_as(state, start)
     steps, Q, H, _, beta, _ = jax.lax.while_loop(go_on, step, state)
     return Q, H, beta, steps, jnp.isfinite(beta) & (steps > 0)
 
@@ -312,7 +315,7 @@ def _padded(ritz: Ritz, length: int, finite: Array) -> Ritz:
     return Ritz(pad(ritz.values), pad(ritz.residuals), ritz.num_valid, weights, vectors)
 
 
-@functools.partial(jax.jit, static_argnames=("num_matvecs", "symmetric", "vectors"))
+@compiled(static_argnames=("num_matvecs", "symmetric", "vectors"))
 def _lanczos(
     J: Jacobian, start: Array, *, num_matvecs: int, symmetric: bool, vectors: bool
 ) -> tuple[Ritz, Array, Array]:
@@ -324,7 +327,7 @@ def _lanczos(
     return ritz, steps, finite
 
 
-@functools.partial(jax.jit, static_argnames="num_matvecs")
+@compiled(static_argnames=("num_matvecs",))
 def _arnoldi(J: Jacobian, start: Array, *, num_matvecs: int) -> tuple[Ritz, Array, Array]:
     matvec = flat_matvec(J, symmetric=True)  # that is: the tangent alone
     size = min(num_matvecs, start.size)
@@ -346,17 +349,23 @@ def _start_vector(J: Jacobian, key: Array | None, start: ArrayLike | None) -> Ar
             f"got {'neither' if key is None else 'both'}."
         )
     if key is not None:
-        return jax.random.normal(key, J.point.shape, J.point.dtype)
-    start = jnp.asarray(start)
+        key = prng_key(key, "The start is random")
+        return varying_as(jax.random.normal(key, J.point.shape, J.point.dtype), J)
+    start = one_array("start", cast(ArrayLike, start))
     if start.shape != J.point.shape:
         raise ValueError(
             f"start has shape {start.shape}, but the point has shape {J.point.shape}; "
             "use jax.vmap for a batch of starts."
         )
     check_finite("start", start)
-    if not isinstance(start, jax.core.Tracer) and not np.asarray(start).any():
+    if isinstance(start, jax.core.Tracer):
+        return varying_as(start.astype(J.point.dtype), J)
+    # Its length does not matter, so neither may that numbers below 1e-38 count as zero.
+    known = np.asarray(start, np.float64)
+    largest = np.abs(known).max()
+    if largest == 0:
         raise ValueError("start must not be zero; key=jax.random.key(seed) draws one.")
-    return start.astype(J.point.dtype)
+    return varying_as(jnp.asarray(known / largest, J.point.dtype), J)
 
 
 def _check_products(steps: Array, finite: Array, num_matvecs: int) -> None:

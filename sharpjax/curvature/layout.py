@@ -7,6 +7,7 @@ import jax
 from jax.extend import core as jex
 
 from sharpjax._types import Array
+from sharpjax.curvature.programs import evaluate
 
 __all__ = ["channels_last"]
 
@@ -23,28 +24,18 @@ def channels_last(function: Callable[[Array], Any], like: Array) -> Callable[[Ar
         return function
     program, shape = jax.make_jaxpr(function, return_shape=True)(like)
     treedef: Any = jax.tree.structure(shape)
-    return lambda v: treedef.unflatten(_evaluate(program.jaxpr, program.consts, v))
+    return lambda v: treedef.unflatten(_evaluate(program, [v]))
 
 
-def _evaluate(program: jex.Jaxpr, constants: list[Any], *arguments: Array) -> list[Any]:
-    known = dict(zip([*program.constvars, *program.invars], [*constants, *arguments], strict=True))
-
-    def value(variable: Any) -> Any:
-        return variable.val if isinstance(variable, jex.Literal) else known[variable]
-
-    for equation in program.eqns:
-        inputs = [value(variable) for variable in equation.invars]
+def _evaluate(program: jex.ClosedJaxpr, arguments: list[Array]) -> list[Any]:
+    def bind(equation: jex.JaxprEqn, inputs: list[Any]) -> list[Any] | None:
         if equation.primitive.name == "conv_general_dilated":
-            outputs = [_channels_last_convolution(*inputs, **equation.params)]
-        elif equation.primitive.name == "jit":
-            inner = equation.params["jaxpr"]
-            outputs = _evaluate(inner.jaxpr, inner.consts, *inputs)
-        else:
-            params = equation.primitive.get_bind_params(equation.params)
-            outputs = equation.primitive.bind(*inputs, **params)
-            outputs = outputs if equation.primitive.multiple_results else [outputs]
-        known.update(zip(equation.outvars, outputs, strict=True))
-    return [value(variable) for variable in program.outvars]
+            return [_channels_last_convolution(*inputs, **equation.params)]
+        if equation.primitive.name == "jit":
+            return _evaluate(equation.params["jaxpr"], inputs)
+        return None
+
+    return evaluate(program.jaxpr, program.consts, arguments, bind=bind)
 
 
 def _channels_last_convolution(

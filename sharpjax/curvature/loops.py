@@ -6,23 +6,27 @@ of its own, and one all-reduce puts the results together. Nothing else of an est
 devices. (A sharded `lax.map` over all probes would not do: XLA gathers them on every device.)
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sharpjax._types import Array
 
 __all__ = [
     "POINTS",
     "PROBES",
+    "automatic_context",
     "check_mesh",
     "chunked_map",
     "local_map",
     "num_shares",
     "over_points",
+    "varying_as",
+    "without_explicit_axes",
 ]
 
 _T = TypeVar("_T")  # any pytree
@@ -74,6 +78,27 @@ def local_map(function: Callable[[Array], _T], indices: Array, chunk_size: int) 
     return results
 
 
+def varying_as(tree: _T, *likes: Any) -> _T:
+    """The arrays, which may differ between devices along the axes that those of `likes` do.
+
+    Inside a `jax.shard_map` with `check_vma=True` types say along which axes that is, and a probe
+    or the first state of a loop, the same everywhere, must be brought to the type of what it meets.
+    """
+
+    def varying(leaf: Any) -> frozenset[str]:
+        axes: frozenset[str] = jax.typeof(leaf).manual_axis_type.varying
+        return axes
+
+    axes = frozenset[str]().union(*map(varying, jax.tree.leaves(likes)))
+
+    def cast(leaf: Any) -> Any:
+        missing = tuple(sorted(axes - varying(leaf)))
+        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    out: _T = jax.tree.map(cast, tree) if axes else tree
+    return out
+
+
 def num_shares() -> int:
     """How many devices share a `chunked_map` that starts here; 1 outside of a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -101,6 +126,51 @@ def check_mesh(mesh: Mesh | None) -> None:
         )
 
 
+def automatic_axes(mesh: Mesh) -> Mesh:
+    """The mesh with its axes left to XLA, whatever types the user's have.
+
+    `jax.make_mesh` makes axes whose sharding is part of an array's type and must be spelt out at
+    each operation that does not determine it. That is for who writes a program, not for who passes
+    an array to one.
+    """
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+@contextlib.contextmanager
+def automatic_context() -> Iterator[None]:
+    """A mesh that was set by `jax.set_mesh` has automatic axes in here.
+
+    Inside a user's `jit` it is left as it is: it belongs to the program around us.
+    """
+    try:
+        mesh = jax.sharding.get_mesh()
+    except ValueError:  # inside jit
+        mesh = None
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+        yield
+    else:
+        with jax.set_mesh(automatic_axes(mesh)):
+            yield
+
+
+def without_explicit_axes(tree: _T, *, replicate: bool = False) -> _T:
+    """Arrays whose sharding was part of their type: now it is XLA's business, or there is none."""
+
+    def moved(leaf: Any) -> Any:
+        if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+            return leaf
+        placed = leaf.sharding
+        if not isinstance(placed, NamedSharding) or AxisType.Explicit not in placed.mesh.axis_types:
+            return leaf
+        if replicate:
+            return jax.device_put(leaf, NamedSharding(placed.mesh, PartitionSpec()))
+        mesh = cast(Mesh, placed.mesh)  # and no abstract one: the array is there
+        return jax.device_put(leaf, NamedSharding(automatic_axes(mesh), placed.spec))
+
+    out: _T = jax.tree.map(moved, tree)
+    return out
+
+
 def over_points(
     function: Callable[[Any, Any], Any], mesh: Mesh | None, common: Any, batch: Any
 ) -> Any:
@@ -115,8 +185,7 @@ def over_points(
     if mesh is None:
         return function(common, batch)
     check_mesh(mesh)
-    # The sharding of what comes in is XLA's business, whatever axis types the user's mesh has.
-    mesh = Mesh(mesh.devices, mesh.axis_names)
+    mesh = automatic_axes(mesh)
     split = PartitionSpec(POINTS) if POINTS in mesh.axis_names else PartitionSpec()
     count = len(jax.tree.leaves(batch)[0])
     missing = -count % mesh.shape.get(POINTS, 1)

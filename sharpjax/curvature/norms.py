@@ -1,14 +1,12 @@
 r"""The Frobenius norm and the diagonal of the curvature, with their standard errors."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from matfree import stochtrace
 
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.estimate import Estimate
-from sharpjax.curvature.loops import chunked_map, num_shares
+from sharpjax.curvature.loops import chunked_map, num_shares, varying_as
 from sharpjax.curvature.operators import jacobian
 from sharpjax.curvature.probes import (
     Curvature,
@@ -17,6 +15,7 @@ from sharpjax.curvature.probes import (
     monte_carlo,
     probe_options,
 )
+from sharpjax.curvature.programs import compiled
 from sharpjax.curvature.validation import noise_level, positive_integer
 
 __all__ = ["diagonal", "frobenius_norm"]
@@ -66,10 +65,10 @@ def frobenius_norm(
     >>> frobenius_norm(lambda x: -3.0 * x, jnp.zeros(4), key=jax.random.key(0))
     Estimate(6 ± 0, num_samples=32, num_matvecs=32)
     """
-    probes = probe_options(method, _METHODS, key, sampler=sampler, batch_size=batch_size)
+    key, probes = probe_options(method, _METHODS, key, sampler=sampler, batch_size=batch_size)
     num_matvecs = positive_integer("num_matvecs", num_matvecs)
-    sigma = None if sigma is None else noise_level(sigma)
     J = jacobian(score, x)
+    sigma = None if sigma is None else noise_level(sigma, J.point.dtype)
     d = J.point.size
     if method == "exact":
         matrix = J.dense(chunk_size=batch_size)
@@ -129,7 +128,7 @@ def diagonal(
     >>> diagonal(lambda x: -x * x, jnp.array([1.0, 3.0]), key=jax.random.key(0)).value
     Array([-2., -6.], dtype=float32)
     """
-    probes = probe_options(method, _METHODS, key, sampler="signs", batch_size=batch_size)
+    key, probes = probe_options(method, _METHODS, key, sampler="signs", batch_size=batch_size)
     num_matvecs = positive_integer("num_matvecs", num_matvecs)
     J = jacobian(score, x)
     if method == "exact":
@@ -144,7 +143,7 @@ def diagonal(
     return Estimate(mean, error, num_matvecs, num_matvecs)
 
 
-@functools.partial(jax.jit, static_argnames=("num", "batch_size"))
+@compiled(static_argnames=("num", "batch_size"))
 def _diagonal(A: Curvature, key: Array, *, num: int, batch_size: int) -> tuple[Array, Array]:
     """Mean of the samples `v * (A v)` and sum of squared deviations, one batch held at a time.
 
@@ -167,8 +166,8 @@ def _diagonal(A: Curvature, key: Array, *, num: int, batch_size: int) -> tuple[A
         theirs = jnp.sum(jnp.where(here, (samples - their_mean) ** 2, 0), axis=0)
         return _merged((seen, mean, squares), (fresh, their_mean, theirs)), None
 
-    zeros = jnp.zeros_like(A.point)
-    nothing = (jnp.zeros((), zeros.dtype), zeros, zeros)
+    zeros = varying_as(jnp.zeros_like(A.point), A)
+    nothing = varying_as((jnp.zeros((), zeros.dtype), zeros, zeros), A)
 
     def moments(part: Array) -> _Moments:
         return jax.lax.scan(add, nothing, part * batches + jnp.arange(batches))[0]

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 
 from sharpjax._types import Array, ArrayLike, Matvec, Score
 from sharpjax.curvature.layout import channels_last
-from sharpjax.curvature.loops import chunked_map
-from sharpjax.curvature.validation import check_finite, positive_integer
+from sharpjax.curvature.loops import chunked_map, varying_as, without_explicit_axes
+from sharpjax.curvature.programs import as_pytree, compiled
+from sharpjax.curvature.validation import check_finite, one_array, positive_integer
 from sharpjax.curvature.validation import point as checked_point
 from sharpjax.reprs import one_line
 
-__all__ = ["Jacobian", "asymmetry", "hessian", "jacobian"]
+__all__ = ["Jacobian", "asymmetry", "hessian", "jacobian", "score_at"]
 
 # Tangents at once: on accelerators enough to fill matrix units, at 64 times a forward's memory; on
 # a CPU no more than its caches hold.
@@ -100,7 +101,8 @@ class Jacobian:
             raise ValueError("Give chunk_size or memory_budget, not both.")
         memory_budget = positive_integer("memory_budget", memory_budget)
         kept = results * self.point.dtype.itemsize
-        program: Any = _forward.lower(self.tangent_map, self.point).compile().memory_analysis()
+        forward: Any = _forward
+        program = forward.lower(self.tangent_map, self.point).compile().memory_analysis()
         tangent = int(program.temp_size_in_bytes) + 2 * self.point.nbytes
         if memory_budget < kept + tangent:
             raise ValueError(
@@ -111,45 +113,39 @@ class Jacobian:
         return min(self.point.size, (memory_budget - kept) // tangent)
 
     def _vector(self, v: ArrayLike, like: Array) -> Array:
-        v = jnp.asarray(v)
+        v = one_array("The vector", v)
         if v.shape != like.shape:
             raise ValueError(
                 f"The vector has shape {v.shape}, but the point has shape {like.shape}; "
                 "use jax.vmap for a batch of vectors."
             )
-        return v.astype(like.dtype)
+        return varying_as(v.astype(like.dtype), like)
 
 
 def jacobian(score: Score, x: ArrayLike) -> Jacobian:
     """The Jacobian of `score` at `x`, from one evaluation of the score.
 
     Compiled once for all values of its arrays if `score` is a pytree callable such as
-    `jax.tree_util.Partial(function, *arrays)` (see `Score`); any other callable is compiled at each
-    call, so that a closure over something that changes is never answered from a stale program.
+    `jax.tree_util.Partial(function, *arrays)` (see `Score`). Any other callable is traced at each
+    call, so that one which reads something that changes is never answered from a stale program, and
+    compiled once for all that compute alike (see `sharpjax.curvature.programs`).
 
     Args:
         score: maps one point to its score, same shape out.
         x: the point, any shape, real floating dtype.
 
     Raises:
-        ValueError: `x` is empty or not float32 or float64; `score(x)` has another shape than `x`;
-            either is not finite (where it is known: not under `jit` or `vmap`).
+        ValueError: `x` is empty or not float32 or float64; `score(x)` has another shape than `x`,
+            or is of less than single precision; either is not finite (where it is known: not under
+            `jit` or `vmap`).
 
     >>> import jax.numpy as jnp
     >>> J = jacobian(lambda x: jnp.array([[0.0, 2.0], [1.0, 0.0]]) @ x, jnp.ones(2))
     >>> J.mv(jnp.array([1.0, 0.0])), J.rmv(jnp.array([1.0, 0.0]))
     (Array([0., 1.], dtype=float32), Array([0., 2.], dtype=float32))
     """
-    x = checked_point(x)
-    if jax.tree_util.all_leaves([score]):  # a plain callable, not a pytree
-        value, tangent_map = jax.jit(lambda x: jax.linearize(score, x))(x)
-    else:
-        value, tangent_map = _linearize(score, x)
-    if getattr(value, "shape", None) != x.shape:
-        raise ValueError(
-            f"score(x) must have the shape of x, {x.shape}, got {jax.tree.map(jnp.shape, value)}; "
-            "a score takes one point without a batch axis (curvature.at_points takes a batch)."
-        )
+    x = without_explicit_axes(checked_point(x), replicate=True)
+    value, tangent_map = _linearize(as_pytree(score, x), x)
     check_finite("score(x)", value)
     return Jacobian(x, value, tangent_map)
 
@@ -207,31 +203,56 @@ def asymmetry(J: Jacobian | ArrayLike) -> Array:
 # weights (of the same score function) reuses the program.
 
 
-@jax.jit
+@compiled
 def _linearize(score: Score, x: Array) -> tuple[Array, Matvec]:
-    return jax.linearize(score, x)
+    return jax.linearize(functools.partial(score_at, score), x)
 
 
-@jax.jit
+def score_at(score: Score, x: Array) -> Array:
+    """`score(x)` in the type of `x`, and its tangents with it: the one rule for types.
+
+    A score may be float64 at a float32 point, or the other way round; what it holds inside is its
+    own business. A result in half precision is refused: curvature would have errors that no error
+    bar shows.
+
+    Raises:
+        ValueError: another shape than that of `x`, or not float32 or float64.
+    """
+    s = score(x)
+    if getattr(s, "shape", None) != x.shape:
+        raise ValueError(
+            f"score(x) must have the shape of x, {x.shape}, got {jax.tree.map(jnp.shape, s)}; "
+            "a score takes one point without a batch axis (curvature.at_points takes a batch)."
+        )
+    if s.dtype not in (jnp.float32, jnp.float64):
+        raise ValueError(
+            f"score(x) must be float32 or float64, got dtype {s.dtype}: whole numbers have no "
+            "derivative, and less precision has errors that error bars do not show. A network may "
+            f"use less inside; let its last operations run in {x.dtype}."
+        )
+    return jnp.asarray(s, x.dtype)
+
+
+@compiled
 def _forward(tangent_map: Matvec, v: Array) -> Array:
     product: Array = channels_last(tangent_map, v)(v)
     return product
 
 
-@jax.jit
+@compiled
 def _transposed(tangent_map: Matvec, point: Array, w: Array) -> Array:
-    transpose = jax.linear_transpose(tangent_map, jax.ShapeDtypeStruct(point.shape, point.dtype))
-    out: list[Array] = channels_last(transpose, point)(w)
+    transpose = jax.linear_transpose(tangent_map, point)
+    out: list[Array] = channels_last(transpose, w)(w)
     return out[0]
 
 
 def _column(tangent_map: Matvec, point: Array, j: Array) -> Array:
     """`J e_j`, flattened."""
     basis = jax.nn.one_hot(j, point.size, dtype=point.dtype)
-    return tangent_map(basis.reshape(point.shape)).ravel()
+    return tangent_map(varying_as(basis.reshape(point.shape), point)).ravel()
 
 
-@functools.partial(jax.jit, static_argnames="chunk_size")
+@compiled(static_argnames=("chunk_size",))
 def _dense(tangent_map: Matvec, point: Array, *, chunk_size: int) -> Array:
     def column(j: Array) -> Array:
         return _column(tangent_map, point, j)
@@ -239,7 +260,7 @@ def _dense(tangent_map: Matvec, point: Array, *, chunk_size: int) -> Array:
     return chunked_map(column, jnp.arange(point.size), chunk_size).T
 
 
-@functools.partial(jax.jit, static_argnames="chunk_size")
+@compiled(static_argnames=("chunk_size",))
 def _diagonal(tangent_map: Matvec, point: Array, *, chunk_size: int) -> Array:
     def entry(j: Array) -> Array:
         return _column(tangent_map, point, j)[j]

@@ -14,9 +14,16 @@ import numpy as np
 
 from sharpjax._types import Array, ArrayLike, Matvec, Score
 from sharpjax.curvature.estimate import Estimate
-from sharpjax.curvature.loops import chunked_map
-from sharpjax.curvature.operators import Jacobian, jacobian
-from sharpjax.curvature.validation import check_finite, number, positive_integer, positive_number
+from sharpjax.curvature.loops import chunked_map, without_explicit_axes
+from sharpjax.curvature.operators import Jacobian, jacobian, score_at
+from sharpjax.curvature.programs import as_pytree, compiled
+from sharpjax.curvature.validation import (
+    check_finite,
+    number,
+    positive_integer,
+    positive_number,
+    prng_key,
+)
 from sharpjax.curvature.validation import point as checked_point
 from sharpjax.densities.base import polar
 
@@ -109,7 +116,7 @@ def p_laplacian(
     -6.0000
     """
     p = _exponent(p)
-    _check(method, radius, key, num_directions, antithetic, num_matvecs, batch_size)
+    key = _check(method, radius, key, num_directions, antithetic, num_matvecs, batch_size)
     batch_size = _DEFAULT_BATCH if batch_size is None else batch_size
     if method == "exact":
         J = jacobian(score, x)
@@ -120,7 +127,8 @@ def p_laplacian(
             return Estimate(samples, jnp.zeros_like(samples), 0, J.point.size)
         return Estimate.from_samples(samples, num_matvecs=1 + num_matvecs)
 
-    x = checked_point(x)
+    x = without_explicit_axes(checked_point(x), replicate=True)
+    radius = positive_number("radius", cast(ArrayLike, radius), x.dtype)  # there is one: `_check`
     count, products = num_directions, 0
     if method == "ball":
         sample = _point
@@ -131,11 +139,8 @@ def p_laplacian(
         sample = _direction
     settings: Any = {"num_matvecs": num_matvecs, "batch_size": batch_size}
     arguments: Any = (x, p, radius, key)
-    if jax.tree_util.all_leaves([score]):  # a plain callable: never answered from a stale program
-        run = functools.partial(_samples, sample, count, score, **settings)
-        samples, is_finite = jax.jit(run)(*arguments)
-    else:
-        samples, is_finite = _compiled(sample, count, score, *arguments, **settings)
+    score = as_pytree(score, x)
+    samples, is_finite = _samples(sample, count, score, *arguments, **settings)
     _name_the_direction(samples, is_finite)
     return Estimate.from_samples(samples, num_matvecs=products)
 
@@ -202,7 +207,7 @@ def _orthogonal_probe(u: Array, key: Array) -> Array:
     return math.sqrt(u.size - 1) * polar(v)[1]
 
 
-@functools.partial(jax.jit, static_argnames=("num_matvecs", "batch_size"))
+@compiled(static_argnames=("num_matvecs", "batch_size"))
 def _at_the_point(
     J: Jacobian, p: ArrayLike, key: Array | None, *, num_matvecs: int | None, batch_size: int
 ) -> Array:
@@ -218,19 +223,9 @@ def _unit_vector(x: Array, key: Array) -> Array:
     return polar(jax.random.normal(key, x.shape, x.dtype))[1]
 
 
-def _score(score: Score, y: Array) -> Array:
-    s = score(y)
-    if getattr(s, "shape", None) != y.shape:
-        raise ValueError(
-            f"score(x) must have the shape of x, {y.shape}, got {jax.tree.map(jnp.shape, s)}; "
-            "a score takes one point without a batch axis (curvature.at_points takes a batch)."
-        )
-    return s
-
-
 def _field(score: Score, y: Array, p: ArrayLike) -> tuple[Array, Array]:
     """`F(y) = |s|^{p-1} u`, 0 where s = 0, and whether s is finite."""
-    s = _score(score, y)
+    s = score_at(score, y)
     norm, u, _ = polar(s)
     return norm ** (jnp.asarray(p, s.dtype) - 1) * u, jnp.all(jnp.isfinite(s))
 
@@ -261,25 +256,25 @@ def _point(
     # ball: the density of k of m coordinates is proportional to (1 - r^2)^((m-k-2)/2).
     z = polar(jax.random.normal(point_key, (x.size + 2,), x.dtype))[1]
     y = x + radius * z[2:].reshape(x.shape)
-    s, tangent_map = jax.linearize(functools.partial(_score, score), y)
+    s, tangent_map = jax.linearize(functools.partial(score_at, score), y)
     samples = _divergence(tangent_map, y, s, p, probe_key, **options)
     return jnp.mean(samples), jnp.all(jnp.isfinite(s))
 
 
+@compiled(static_argnames=("sample", "count", "num_matvecs", "batch_size"))
 def _samples(
     sample: _Sample,
     count: int,
     score: Score,
     x: Array,
     p: ArrayLike,
-    radius: ArrayLike,
+    radius: Array,
     key: Array,
     *,
     num_matvecs: int | None,
     batch_size: int,
 ) -> tuple[Array, Array]:
     """`sample` for each of `count` keys: their values, and whether their scores are finite."""
-    radius = jnp.asarray(radius, x.dtype)
     inner = 1  # tangents at once, at one point of a batch
     if sample is _point:
         inner = min(batch_size, x.size if num_matvecs is None else num_matvecs)
@@ -289,11 +284,6 @@ def _samples(
         return sample(score, x, p, radius, jax.random.fold_in(key, i), **options)
 
     return chunked_map(one, jnp.arange(count), max(1, batch_size // inner))
-
-
-_compiled = functools.partial(
-    jax.jit, static_argnums=(0, 1), static_argnames=("num_matvecs", "batch_size")
-)(_samples)
 
 
 # --- Checks -------------------------------------------------------------------------------------
@@ -314,18 +304,17 @@ def _check(
     antithetic: bool,
     num_matvecs: int | None,
     batch_size: int | None,
-) -> None:
+) -> Array | None:
+    """The key, once it and all the rest are known to be valid."""
     if method not in _METHODS:
         raise ValueError(f"Unknown method {method!r}; choose one of {list(_METHODS)}.")
     if num_matvecs is not None:
         positive_integer("num_matvecs", num_matvecs)
     if batch_size is not None:
         positive_integer("batch_size", batch_size)
-    if key is None and (method != "exact" or num_matvecs is not None):
+    if method != "exact" or num_matvecs is not None:
         drawn = {"exact": "probes with num_matvecs", "flux": "directions", "ball": "points"}
-        raise ValueError(
-            f"method={method!r} draws random {drawn[method]}: pass key=jax.random.key(seed)."
-        )
+        key = prng_key(key, f"method={method!r} draws random {drawn[method]}")
     if antithetic and method != "flux":
         raise ValueError(
             f"antithetic directions belong to method='flux', got method={method!r}; leave it out."
@@ -336,18 +325,18 @@ def _check(
                 "radius belongs to method='flux' or 'ball', a mean over a ball; method='exact' is "
                 "the value at x itself: choose one of the others or leave the radius out."
             )
-        return
+        return key
     if method == "flux" and num_matvecs is not None:
         raise ValueError("method='flux' takes no products: num_matvecs is for 'exact' and 'ball'.")
     if radius is None:
         raise ValueError(f"method={method!r} is a mean over a ball: pass its radius=, > 0.")
-    positive_number("radius", radius)
     positive_integer("num_directions", num_directions)
     if antithetic and num_directions % 2:
         raise ValueError(
             f"antithetic directions come in pairs: num_directions must be even, got "
             f"{num_directions}; {num_directions + 1} would do."
         )
+    return key
 
 
 def _check_direction(s: Array, p: ArrayLike) -> None:

@@ -1,7 +1,6 @@
 r"""Random probes, the operator that they multiply, and one sample a probe."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +11,10 @@ import numpy as np
 from matfree import stochtrace
 
 from sharpjax._types import Array, ArrayLike, Matvec
-from sharpjax.curvature.loops import chunked_map
+from sharpjax.curvature.loops import chunked_map, varying_as
 from sharpjax.curvature.operators import Jacobian
-from sharpjax.curvature.validation import check_finite, positive_integer
+from sharpjax.curvature.programs import compiled
+from sharpjax.curvature.validation import check_finite, positive_integer, prng_key
 from sharpjax.reprs import one_line
 
 __all__ = ["SAMPLERS", "Curvature", "check_samples", "draw", "monte_carlo", "probe_options"]
@@ -83,8 +83,8 @@ def probe_options(
     *,
     sampler: str | None,
     batch_size: int | None,
-) -> dict[str, Any]:
-    """The checked sampler and batch size; the sampler is the method's default if it is None.
+) -> tuple[Array | None, dict[str, Any]]:
+    """The checked key, and sampler and batch size; a sampler of None is the method's default.
 
     Raises:
         ValueError: an unknown method or sampler, no key for a method that draws, `batch_size` not a
@@ -96,20 +96,21 @@ def probe_options(
         sampler = "sphere" if method == "xtrace" else "signs"
     if sampler not in SAMPLERS:
         raise ValueError(f"Unknown sampler {sampler!r}; choose one of {list(SAMPLERS)}.")
-    if method != "exact" and key is None:
-        raise ValueError(f"method={method!r} draws random probes: pass key=jax.random.key(seed).")
+    if method != "exact":
+        key = prng_key(key, f"method={method!r} draws random probes")
     batch_size = _DEFAULT_BATCH if batch_size is None else batch_size
-    return {"sampler": sampler, "batch_size": positive_integer("batch_size", batch_size)}
+    batch_size = positive_integer("batch_size", batch_size)
+    return key, {"sampler": sampler, "batch_size": batch_size}
 
 
 def draw(sampler: str, like: Array, key: Array, i: ArrayLike) -> Array:
     """Probe i, shaped as `like`: it depends on `(key, i)` only, and `E[v v^T] = I`."""
     (v,) = SAMPLERS[sampler](like, num=1)(jax.random.fold_in(key, i))
-    probe: Array = v
+    probe: Array = varying_as(v, like)
     return probe
 
 
-@functools.partial(jax.jit, static_argnames=("integrand", "num", "sampler", "batch_size"))
+@compiled(static_argnames=("integrand", "num", "sampler", "batch_size"))
 def monte_carlo(
     A: Curvature,
     key: Array,

@@ -1,8 +1,6 @@
 """Eigenvalues, their signs, and symmetry of a score's Jacobian: exact or with error bars."""
 
 import dataclasses
-import functools
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,13 @@ from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.krylov import Ritz, safe_norm
 from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.operators import Jacobian, hessian, jacobian
-from sharpjax.curvature.validation import check_finite, positive_integer, positive_number
+from sharpjax.curvature.programs import compiled
+from sharpjax.curvature.validation import (
+    check_finite,
+    positive_integer,
+    positive_number,
+    prng_key,
+)
 from sharpjax.reprs import one_line
 
 __all__ = ["Inertia", "eigenvalues", "inertia", "stochastic_asymmetry"]
@@ -138,9 +142,9 @@ def inertia(
         zero = jnp.zeros_like(counts)
         parts = [Estimate(counts[i], zero[i], 0, values.size) for i in range(3)]
         return Inertia(parts[0], parts[1], parts[2], tolerance, quadrature_error=zero)
-    probes = quadrature_options(key, num_probes, num_matvecs, symmetric, batch_size)
+    key, probes = quadrature_options(key, num_probes, num_matvecs, symmetric, batch_size)
     J = jacobian(score, x)
-    rules = quadrature_rules(J, cast(Array, key), memory_budget, **probes)
+    rules = quadrature_rules(J, key, memory_budget, **probes)
     tolerance = _tolerance(tolerance, rules.values, J.point.size)
     counts, errors = _count_nodes(rules, tolerance, d=J.point.size)
     cost = products_with_J(J, **probes)
@@ -188,8 +192,7 @@ def stochastic_asymmetry(
     """
     num_probes = positive_integer("num_probes", num_probes)
     batch_size = positive_integer("batch_size", batch_size)
-    if key is None:
-        raise ValueError("Probes are random: pass key=jax.random.key(seed).")
+    key = prng_key(key, "Probes are random")
     J = jacobian(score, x)
     norms = _odd_and_even(J, key, num_probes=num_probes, batch_size=batch_size)
     check_finite("A product with the Jacobian", norms)
@@ -211,7 +214,7 @@ def _three_parts(values: Array, weights: Array, tolerance: Array) -> Array:
     return jnp.where(known, jnp.stack(parts), jnp.nan)
 
 
-@functools.partial(jax.jit, static_argnames="d")
+@compiled(static_argnames=("d",))
 def _count_nodes(rules: Ritz, tolerance: Array, *, d: int) -> tuple[Array, Array]:
     """For each probe the three counts and the bounds on their quadrature errors."""
 
@@ -247,7 +250,7 @@ def _misplaced(rule: Ritz, t: Array) -> Array:
     return jnp.fmin(jnp.max(around), 2 * e + e**2)
 
 
-@functools.partial(jax.jit, static_argnames=("num_probes", "batch_size"))
+@compiled(static_argnames=("num_probes", "batch_size"))
 def _odd_and_even(J: Jacobian, key: Array, *, num_probes: int, batch_size: int) -> Array:
     """`||J v - J^T v||` and `||J v + J^T v||` of each probe, `(num_probes, 2)`."""
 

@@ -108,9 +108,9 @@ def trace(
     >>> trace(lambda x: -jnp.array([4.0, 1.0]) * x, jnp.zeros(2), key=jax.random.key(0))
     Estimate(-5 ± 0, num_samples=32, num_matvecs=32)
     """
-    options = _checked(method, key, num_matvecs, sampler, batch_size, rtol, max_matvecs)
-    sigma = None if sigma is None else noise_level(sigma)
+    key, options = _checked(method, key, num_matvecs, sampler, batch_size, rtol, max_matvecs)
     J = jacobian(score, x)
+    sigma = None if sigma is None else noise_level(sigma, J.point.dtype)
 
     def exact() -> Array:
         return jnp.sum(J.diagonal(chunk_size=batch_size))
@@ -157,9 +157,9 @@ def effective_dimension(
     >>> effective_dimension(lambda x: -x / 0.25, jnp.ones(3), sigma=0.5, key=jax.random.key(0))
     Estimate(0 ± 0, num_samples=32, num_matvecs=32)
     """
-    options = _checked(method, key, num_matvecs, sampler, batch_size, rtol, max_matvecs)
-    sigma = noise_level(sigma)
+    key, options = _checked(method, key, num_matvecs, sampler, batch_size, rtol, max_matvecs)
     J = jacobian(score, x)
+    sigma = noise_level(sigma, J.point.dtype)
 
     def exact() -> Array:
         return jnp.sum(1.0 + sigma**2 * J.diagonal(chunk_size=batch_size))
@@ -209,7 +209,9 @@ def trace_of_difference(
     ... )
     Estimate(0 ± 0, num_samples=32, num_matvecs=64)
     """
-    options = _checked(method, key, num_matvecs, sampler, batch_size, rtol, max_matvecs, cost=2)
+    key, options = _checked(
+        method, key, num_matvecs, sampler, batch_size, rtol, max_matvecs, cost=2
+    )
     both = (jacobian(score, x), jacobian(other, x))
 
     def exact() -> Array:
@@ -264,9 +266,9 @@ def trace_of_power(
     if isinstance(power, bool) or power not in (2, 3, 4):
         raise ValueError(f"power must be 2, 3 or 4, got {power!r}; for the trace itself use trace.")
     k = int(power)
-    options = _checked(method, key, num_matvecs, sampler, batch_size, cost=k)
-    sigma = None if sigma is None else noise_level(sigma)
+    key, options = _checked(method, key, num_matvecs, sampler, batch_size, cost=k)
     J = jacobian(score, x)
+    sigma = None if sigma is None else noise_level(sigma, J.point.dtype, power=2 * k)
 
     def exact() -> Array:
         M = J.dense(chunk_size=batch_size)
@@ -305,9 +307,9 @@ def _checked(
     max_matvecs: int | None = None,
     *,
     cost: int = 1,
-) -> _Options:
-    """`cost` is the number of products with a Jacobian in one product with A."""
-    probes = probe_options(method, _METHODS, key, sampler=sampler, batch_size=batch_size)
+) -> tuple[Array | None, _Options]:
+    """The key and the rest; `cost` is the products with a Jacobian in one product with A."""
+    key, probes = probe_options(method, _METHODS, key, sampler=sampler, batch_size=batch_size)
     least = cost * _LEAST_PRODUCTS[method] if method != "exact" else 1
     name = "num_matvecs" if least == 1 else f"num_matvecs of method={method!r}"
     num_matvecs = positive_integer(name, num_matvecs, least=least)
@@ -325,7 +327,7 @@ def _checked(
                 f"max_matvecs={max_matvecs} is below num_matvecs={num_matvecs}, which are spent "
                 "before the first look: raise the one or lower the other."
             )
-    return _Options(method, num_matvecs, rtol, max_matvecs, probes)
+    return key, _Options(method, num_matvecs, rtol, max_matvecs, probes)
 
 
 def _estimate(
@@ -353,16 +355,8 @@ def _estimate(
         return without_error()
     if options.rtol is not None:
         return _adaptive(A, key, rescale, options, without_error, cost_of_exact)
-    per_column = {"hutch++": 3, "xtrace": 2}.get(method, num_matvecs)
-    columns = num_matvecs // A.cost // per_column
-    if columns > d:
-        raise ValueError(
-            f"num_matvecs={num_matvecs} makes the sketch of method={method!r} {columns} columns "
-            f"wide, but there are {d} dimensions: lower it, or use method='exact' "
-            f"({cost_of_exact} products)."
-        )
-    if method == "xtrace" and num_matvecs // A.cost >= d:
-        return without_error()
+    if method != "hutchinson" and num_matvecs // A.cost >= d:
+        return without_error()  # and without a sketch of as many columns as there are dimensions
     samples, spent = _samples(A, key, options, num_matvecs)
     return Estimate.from_samples(rescale(samples), num_matvecs=spent)
 
