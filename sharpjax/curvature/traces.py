@@ -19,13 +19,19 @@ from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.hutchpp import hutchpp, xtrace
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.probes import Curvature, check_samples, monte_carlo, probe_options
-from sharpjax.curvature.validation import noise_level, positive_integer, positive_number
+from sharpjax.curvature.validation import (
+    check_finite,
+    noise_level,
+    positive_integer,
+    positive_number,
+)
 
 __all__ = ["effective_dimension", "trace", "trace_of_difference", "trace_of_power"]
 
 _METHODS = ("hutchinson", "hutch++", "xtrace", "exact")
 _LEAST_PRODUCTS = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}
 _LEAST_SAMPLES = 16  # before an adaptive estimate believes its own standard error
+_RESCALED = "The estimate, in units of sigma and in the type of x,"
 _QUADRATIC_FORM = stochtrace.monte_carlo_trace()
 
 
@@ -364,7 +370,9 @@ def _estimate(
     if method == "xtrace" and num_matvecs // A.cost >= d:
         return without_error()
     samples, spent = _samples(A, key, options, num_matvecs)
-    return Estimate.from_samples(rescale(samples), num_matvecs=spent)
+    samples = rescale(samples)
+    check_finite(_RESCALED, samples)
+    return Estimate.from_samples(samples, num_matvecs=spent)
 
 
 def _samples(
@@ -416,6 +424,7 @@ def _adaptive(
         start = len(samples) if joins else 0
         new, cost = _samples(A, key, options, size, start)
         new = rescale(new)
+        check_finite(_RESCALED, new)
         spent += cost
         samples = np.concatenate([samples[:start], new])
 
