@@ -13,7 +13,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharpjax.curvature import hessian
+from sharpjax.curvature import hessian, p_laplacian
 from sharpjax.densities import Empirical, Gaussian, GaussianMixture
 
 DIM = 4
@@ -318,6 +318,13 @@ def test_p_laplacian_keeps_its_range_in_float32(variance):
     p = Gaussian(np.zeros(3, np.float32), np.float32(variance) * np.eye(3, dtype=np.float32))
     x = np.array([0.6, 0.0, 0.8])
     np.testing.assert_allclose(closed_forms(p, x, x)["one_laplacian"], -2.0, rtol=1e-5)
+
+
+def test_p_laplacian_where_a_power_of_the_score_is_out_of_range():
+    """`|s|^2` is 1e-42 in float32, `|s|^2 (tr H + 2 u^T H u)` is not: by both exact forms."""
+    p, x = Gaussian(np.zeros(3), 1e-15 * np.eye(3)), jnp.array([1e-36, 0.0, 0.0])
+    np.testing.assert_allclose(p.p_laplacian(x, 4.0), -5e-27, rtol=1e-5)
+    np.testing.assert_allclose(p_laplacian(p.score, x, p=4.0).value, -5e-27, rtol=1e-5)
 
 
 def test_p_laplacian_where_the_score_vanishes():

@@ -327,7 +327,7 @@ class TestPlausibility:
 
     @pytest.mark.parametrize(
         ("limit", "draws", "expected"),
-        [(3.0, 8_000, 65), pytest.param(4.0, 60_000, 60_000 / 3_900, marks=pytest.mark.slow)],
+        [(3.0, 8_000, 65), pytest.param(4.0, 60_000, 60_000 / 4_000, marks=pytest.mark.slow)],
     )
     def test_gaussian_draws_are_rarely_odd(self, limit, draws, expected):
         """How often one of three z-scores is beyond the limit: nominally 65 of 8,000, and what
