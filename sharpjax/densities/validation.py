@@ -27,7 +27,8 @@ def _range(dtype: Any) -> tuple[float, str]:
 
 def floats(owner: str, **values: Any) -> list[Array]:
     """The values as arrays of one real floating dtype, at least float32, finite in that dtype."""
-    arrays = [jnp.asarray(value) for value in values.values()]
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        arrays = [jnp.asarray(value) for value in values.values()]
     dtype = jnp.promote_types(jnp.result_type(*arrays, float), jnp.float32)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{owner} needs real numbers, got dtype {dtype} among {list(values)}.")
