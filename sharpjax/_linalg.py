@@ -1,4 +1,8 @@
-"""Factorizations of matrices that a batch of them cannot hang.
+"""Norms that keep a type's whole range, and factorizations that a batch of them cannot hang.
+
+Curvature has the units 1/sigma^2, its powers 1/sigma^8: at the noise levels of the field their
+squares leave the range of float32. What is squared is therefore scaled first, by a power of two,
+which rounds nothing.
 
 jaxlib's CPU kernels (0.10.2; `ParallelBatchMap`) give the matrices of a batch to XLA's pool of
 threads and wait for them on a thread of that same pool. As many batches at once as the pool has
@@ -19,6 +23,30 @@ from jax.custom_batching import sequential_vmap
 from jax.scipy.linalg import solve_triangular
 
 Factorize = TypeVar("Factorize", bound=Callable[[Array], Any])
+
+
+def scale_of(v: Array, axis: int | None = None) -> Array:
+    """A power of two within a factor of 4 of the largest |entry|, along an axis that is kept.
+
+    1 where all are 0 or one is not finite. It is no part of a derivative.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(v), axis=axis, keepdims=axis is not None))
+    half = 0.5 * largest  # rounded up to a power of two, the largest number would overflow
+    exponent_bits = jnp.finfo(half.dtype).nexp
+    power: Array = jax.lax.reduce_precision(half, exponent_bits, mantissa_bits=0)
+    return jnp.where((power > 0) & jnp.isfinite(power), power, 1.0)
+
+
+def safe_norm(v: Array, axis: int | None = None) -> Array:
+    """`||v||`, of all entries or along an axis; its derivative where it is 0 is taken to be 0.
+
+    Scaled first: in float32 squares of 1e-23 are 0, of 1e23 infinite.
+    """
+    scale = scale_of(v, axis)
+    square = jnp.sum((v / scale) ** 2, axis=axis, keepdims=axis is not None)
+    is_zero = square == 0
+    length = jnp.where(is_zero, 0.0, scale * jnp.sqrt(jnp.where(is_zero, 1.0, square)))
+    return length if axis is None else jnp.squeeze(length, axis)
 
 
 def _one_at_a_time(factorize: Factorize) -> Factorize:

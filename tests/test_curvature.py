@@ -139,6 +139,13 @@ def test_asymmetry(x64):
     assert math.isinf(curvature.asymmetry(rotation))
 
 
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1e20, 3e37])
+def test_asymmetry_over_the_range_of_float32(scale):
+    A = np.random.default_rng(0).normal(size=(5, 5))
+    exact = np.linalg.norm(A - A.T) / np.linalg.norm(A + A.T)
+    close(curvature.asymmetry((scale * A).astype(np.float32)), exact, np.float32)
+
+
 def test_eigenvalues(dtype):
     score, x, _, J = setting(dtype)
     values = curvature.eigenvalues(score, x, chunk_size=4)
@@ -157,6 +164,21 @@ def test_interval_is_students(level, x64):
     exact = scipy.stats.t.interval(level, 6, samples.mean(), scipy.stats.sem(samples))
     close(estimate.interval(level), exact)
     assert (estimate.num_samples, estimate.num_matvecs) == (7, 14)
+
+
+@pytest.mark.parametrize("scale", [1e-36, 1e-20, 1.0, 1e20, 1e38])
+def test_mean_and_error_over_the_range_of_float32(scale):
+    samples = np.random.default_rng(0).uniform(0.5, 1.0, (9, 2)) * [scale, 1.0]
+    estimate = Estimate.from_samples(jnp.asarray(samples, jnp.float32), num_matvecs=9)
+    np.testing.assert_allclose(estimate.value, samples.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(estimate.standard_error, scipy.stats.sem(samples), rtol=1e-5)
+
+
+def test_the_error_of_equal_samples_has_a_derivative():
+    def spread(x):
+        return Estimate.from_samples(x * jnp.ones(4), num_matvecs=4).standard_error
+
+    assert float(spread(0.1)) == float(jax.grad(spread)(0.1)) == 0.0
 
 
 def test_estimates_cross_transformations():

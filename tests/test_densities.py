@@ -1,5 +1,6 @@
 """Closed forms against automatic differentiation, SciPy, finite differences and Monte Carlo."""
 
+import functools
 import math
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharpjax.curvature import hessian
+from sharpjax.curvature import hessian, p_laplacian
 from sharpjax.densities import Empirical, Gaussian, GaussianMixture
 
 DIM = 4
@@ -319,6 +320,13 @@ def test_p_laplacian_keeps_its_range_in_float32(variance):
     np.testing.assert_allclose(closed_forms(p, x, x)["one_laplacian"], -2.0, rtol=1e-5)
 
 
+def test_p_laplacian_where_a_power_of_the_score_is_out_of_range():
+    """`|s|^2` is 1e-42 in float32, `|s|^2 (tr H + 2 u^T H u)` is not: by both exact forms."""
+    p, x = Gaussian(np.zeros(3), 1e-15 * np.eye(3)), jnp.array([1e-36, 0.0, 0.0])
+    np.testing.assert_allclose(p.p_laplacian(x, 4.0), -5e-27, rtol=1e-5)
+    np.testing.assert_allclose(p_laplacian(p.score, x, p=4.0).value, -5e-27, rtol=1e-5)
+
+
 def test_p_laplacian_where_the_score_vanishes():
     p, x = Gaussian(np.zeros(3), np.eye(3)), jnp.zeros(3)
     values = jax.jit(jax.vmap(lambda q: p.p_laplacian(x, q)))(jnp.array([1.0, 1.9, 2.0, 3.0]))
@@ -368,6 +376,101 @@ def test_densities_under_transformations(kind, x64):
     np.testing.assert_allclose(jax.jit(jax.grad(log_prob))(0.5), slope, rtol=1e-6)
     blank = jax.tree.map(lambda _: None, p)  # rebuilt from anything, without validation
     assert type(blank) is type(p)
+
+
+# --- Derivatives of the closed forms --------------------------------------------------------------
+
+
+def far_apart(kind, dtype):
+    """A density of two coordinates, and points where posterior weights are 0 or scores vanish."""
+    if kind == "gaussian":
+        p = Gaussian(np.array([1.0, 2.0], dtype), np.array([[2.0, 0.3], [0.3, 0.5]], dtype))
+        points = [[1.0, 2.0], [3.0, -1.0]]
+    elif kind == "mixture":
+        means = np.array([[-20.0, 0.0], [20.0, 0.0], [19.0, 0.0]], dtype)
+        p = GaussianMixture(np.array([0.5, 0.5, 0.0], dtype), means, np.stack([np.eye(2)] * 3))
+        points = [[19.0, 0.3], [20.0, 0.0], [0.02, 0.1]]
+    else:  # a duplicated point, one of weight 0, and a noise that is small beside the distances
+        data = np.array([[-1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.5, 0.2]], dtype)
+        p = Empirical(data, np.array([0.5, 0.25, 0.25, 0.0], dtype)).noised(0.8, 0.02)
+        points = [[0.8, 0.0], [0.79, 0.01], [0.001, 0.002]]
+    return p, np.array(points, dtype)
+
+
+def all_values(p, x):
+    """Every closed form at one point, as one vector."""
+    values = [p.log_prob(x), p.score(x), p.hessian(x)]
+    values += [p.p_laplacian(x, q) for q in (1.0, 1.5, 2.0, 4.0)]
+    if isinstance(p, Empirical):
+        values += [p.hvp(x, jnp.array([0.3, -0.7])), p.trace_hessian(x), p.effective_dimension(x)]
+        values += [p.posterior_weights(x)]
+    return jnp.concatenate([jnp.ravel(value) for value in values])
+
+
+@jax.jit
+def with_derivatives(p, points):
+    def of_one(x):
+        function = functools.partial(all_values, p)
+        reverse = jax.jacrev(function)
+        return function(x), reverse(x), jax.jacfwd(function)(x), jax.jacfwd(reverse)(x)
+
+    return jax.vmap(of_one)(points)
+
+
+def differences(function, points, step):
+    """Central differences of fourth order along each coordinate, as a last axis."""
+    columns = []
+    for shift in step * np.eye(2):
+        ahead, behind, ahead2, behind2 = (function(points + k * shift) for k in (1, -1, 2, -2))
+        columns.append((8 * (ahead - behind) - (ahead2 - behind2)) / (12 * step))
+    return np.stack(columns, axis=-1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_of_every_closed_form(kind, x64):
+    """First and second, by finite differences: also where a posterior weight is exactly 0."""
+    p, points = far_apart(kind, np.float64)
+    values, first, forward, second = map(np.asarray, with_derivatives(p, points))
+    known = np.isfinite(values)  # p < 2 is undefined where the score vanishes
+    assert known.mean() > 0.8
+    step = 1e-5 if kind == "empirical" else 1e-3
+    for derivative, lower in ((first, 0), (second, 1)):
+
+        def function(x, lower=lower):
+            return np.asarray(with_derivatives(p, x)[lower])
+
+        expected = differences(function, points, step)
+        scale = np.nanmax(np.abs(expected), axis=tuple(range(2, expected.ndim)), keepdims=True)
+        # What differences lose: eps of the function over a step, of all that it may cancel from.
+        error = np.abs(derivative - expected) / (scale + 1e-6 * np.nanmax(scale))
+        assert (error[known] < 1e-4).all()
+    tolerance = 1e-9 * np.abs(first[known]).max()
+    np.testing.assert_allclose(forward[known], first[known], rtol=1e-9, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_of_every_closed_form_in_float32(kind):
+    p, points = far_apart(kind, np.float32)
+    values, *derivatives = map(np.asarray, with_derivatives(p, points))
+    for derivative in derivatives:
+        assert np.isfinite(derivative[np.isfinite(values)]).all()
+
+
+def test_gradients_where_a_posterior_weight_is_zero():
+    p, (x, *_) = far_apart("mixture", np.float32)
+    gradient = jax.grad(lambda y: p.p_laplacian(y, 1.0))(x)
+    np.testing.assert_allclose(gradient, [-0.87874, 0.26362], rtol=1e-4)
+    np.testing.assert_array_equal(jax.grad(lambda y: jnp.trace(p.hessian(y)))(x), 0.0)
+    p, (x, *_) = far_apart("empirical", np.float32)
+    np.testing.assert_array_equal(jax.grad(lambda y: jnp.trace(p.hessian(y)))(x), 0.0)
+
+
+def test_fourth_laplacian_has_a_second_derivative_at_a_mode(x64):
+    """`div(|s|^2 s) = |s|^2 tr H + 2 s^T H s`, of a Gaussian: `2 tr H H^2 + 4 H^3`."""
+    p, (mode, *_) = far_apart("gaussian", np.float64)
+    H = np.asarray(p.hessian(mode))
+    second = jax.hessian(lambda y: p.p_laplacian(y, 4.0))(mode)
+    close(second, 2 * np.trace(H) * H @ H + 4 * H @ H @ H)
 
 
 def test_repr_is_short():
@@ -424,6 +527,24 @@ DATA = np.ones((3, 2))
         (lambda: Empirical(DATA, weights=[2, -1, 0]), "smallest is -1"),
         (lambda: Empirical(DATA, alpha=-1.0), "alpha must be finite and >= 0, got -1"),
         (lambda: Empirical(DATA, sigma=0.0), "sigma must be finite and > 0, got 0"),
+        (lambda: Gaussian(ZERO, EYE * 1e-50), r"variances from 1e-50 to 1e-50.* float32.*x64"),
+        (lambda: Gaussian(ZERO, EYE * 1e38), r"variances from 1e\+38 .*inverses"),
+        (lambda: Gaussian(ZERO, np.diag([1.0, 1e-40])), "variances from 1e-40 to 1"),
+        (lambda: Gaussian([0.0, 1e39], EYE), r"mean holds numbers as large as 1e\+39.* float32"),
+        (lambda: Gaussian([0.0, 1e38], EYE).noised(10.0, 1.0), "noised: mean holds .*infinite"),
+        (lambda: GaussianMixture([1.0], [[1e39] * 2], [EYE]), r"means holds .* 1e\+39"),
+        (lambda: GaussianMixture([1.0], [ZERO], [EYE * 1e39]), r"covariances holds .* 1e\+39"),
+        (lambda: GaussianMixture([1.0], [ZERO], [EYE * 1e-40]), r"covariances\[0\] has variances"),
+        (lambda: GaussianMixture([1, 1e-50], [ZERO] * 2, [EYE] * 2), "the weight 1e-50 .* float32"),
+        (lambda: Empirical(DATA * 1e39), r"points holds numbers as large as 1e\+39"),
+        (lambda: Empirical(DATA, [1, 1e-40, 0]), "the weight 1e-40 is no longer one in float32"),
+        (lambda: Empirical(DATA, sigma=1e-25), r"sigma=1e-25 must be from 1\.08e-19 to .*float32"),
+        (lambda: Empirical(DATA).noised(1.0, 1e25), r"sigma=1e\+25 must be"),
+        (lambda: Empirical(DATA).noised(1.0, 1e200), r"sigma=1e\+200 must be"),
+        (lambda: Empirical(DATA).noised(1e-30, 1.0), "alpha=1e-30 must be .*"),
+        (lambda: Empirical(DATA).noised(1e-15, 1.0).noised(1e-15, 1.0), "alpha=1e-30 must be"),
+        (lambda: Gaussian(ZERO, EYE).noised(1.0, 1e-25), "sigma=1e-25 must be"),
+        (lambda: GaussianMixture([1.0], [ZERO], [EYE]).noised(1.0, 1e-25), "sigma=1e-25 must be"),
         (lambda: Empirical(DATA).score(ZERO), r"no density; call \.noised"),
         (lambda: Empirical(DATA).log_prob(ZERO), r"no density; call \.noised"),
         (lambda: jax.jit(lambda p: p.score(ZERO))(Empirical(DATA)), r"no density"),
@@ -458,7 +579,20 @@ def test_bad_arguments(kind):
             p.sample(jax.random.key(0), n)
 
 
+def test_what_float64_holds_is_taken_there(x64):
+    for p in (
+        Gaussian(ZERO, EYE * 1e-50),
+        Empirical(ZERO[None], sigma=1e-25),
+        Gaussian(ZERO, EYE).noised(0.0, 1e-25),
+    ):
+        close(p.hessian(ZERO) * 1e-50, -EYE)
+    assert Gaussian([0.0, 1e39], EYE).score(ZERO)[1] == 1e39
+
+
 def test_valid_inputs_near_the_limits_are_accepted():
+    for scale in (2e-19, 9e18):  # standard deviations
+        np.testing.assert_allclose(Gaussian(ZERO, EYE * scale**2).hessian(ZERO) * scale**2, -EYE)
+        np.testing.assert_allclose(Empirical(DATA).noised(0, scale).score(ZERO), 0.0)
     Gaussian(ZERO, np.diag([1.0, 1e-12]))  # badly scaled, not degenerate
     weights = np.random.default_rng(0).uniform(size=10_000).astype(np.float32)
     Empirical(np.ones((10_000, 1)), weights=weights / weights.sum())

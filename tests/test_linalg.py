@@ -37,6 +37,30 @@ def same(ours, theirs, dtype):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("length", [1e-34, 1e-22, 1.0, 1e22, 3e38])
+def test_norms_over_the_whole_range_of_float32(length):
+    v = np.random.default_rng(0).normal(size=(3, 4))
+    v = (length * v / np.linalg.norm(v)).astype(np.float32)
+    for axis in (None, 0, 1):
+        truth = np.linalg.norm(v.astype(np.float64), axis=axis)
+        np.testing.assert_allclose(_linalg.safe_norm(v, axis), truth, rtol=1e-6)
+        scale = np.asarray(_linalg.scale_of(v, axis))
+        np.testing.assert_array_equal(np.frexp(scale)[0], 0.5)  # a power of two
+        largest = np.abs(v).max(axis=axis, keepdims=axis is not None)
+        assert (largest / 4 < scale).all()
+        assert (scale < 2 * largest).all()
+    slope = jax.grad(_linalg.safe_norm)(jnp.asarray(v))
+    np.testing.assert_allclose(slope, v / np.float64(length), rtol=1e-5)
+
+
+def test_norm_of_nothing_and_of_what_is_not_finite():
+    zero = jnp.zeros(3)
+    assert float(_linalg.safe_norm(zero)) == 0
+    np.testing.assert_array_equal(jax.grad(_linalg.safe_norm)(zero), 0.0)
+    assert float(_linalg.safe_norm(jnp.array([1.0, jnp.inf]))) == np.inf
+    assert np.isnan(_linalg.safe_norm(jnp.array([1.0, jnp.nan])))
+
+
 @pytest.mark.parametrize("name", THEIRS)
 @pytest.mark.parametrize("compiled", [True, False])
 def test_one_a_stack_and_a_batch(name, compiled, stack, dtype):

@@ -12,7 +12,7 @@ import pytest
 from jax.tree_util import Partial
 
 from sharpjax.curvature.batch import at_points
-from sharpjax.curvature.plaplacian import _basis, _compiled, _direction, p_laplacian
+from sharpjax.curvature.plaplacian import _basis, _direction, _samples, p_laplacian
 from sharpjax.curvature.plaplacian_bounds import (
     radius_bias_bound,
     sampling_bound,
@@ -432,7 +432,7 @@ def test_memory_does_not_grow_with_the_number_of_directions():
     def temporary_bytes(count):
         arguments = (Partial(isotropic, 1.0), jnp.ones(4096), 1.0, 0.5, KEY)
         options = {"num_matvecs": None, "batch_size": 8}
-        program = _compiled.lower(_direction, count, *arguments, **options).compile()
+        program = _samples.lower(_direction, count, *arguments, **options).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     assert temporary_bytes(4096) < 2 * temporary_bytes(64)

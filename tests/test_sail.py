@@ -312,6 +312,36 @@ class TestPlausibility:
             assert abs(z.var(ddof=1) - 1) < 4 * np.sqrt(2 / 399) + 0.1, name
         assert np.mean([one.is_gaussian for one in figures]) > 0.98
 
+    def test_a_noise_without_neighbours(self):
+        found = plausibility(np.random.default_rng(0).standard_normal((8, 1, 1)))
+        assert found.autocorrelation_z == 0
+        assert found.is_gaussian
+        assert plausibility([0.3, -1.2]).kurtosis_z == 0  # of so few every kurtosis is the same
+
+    def test_kurtosis_and_length_are_as_scipy_has_them(self):
+        x = np.random.default_rng(2).standard_normal((1, 28, 28))
+        found = plausibility(x)
+        np.testing.assert_allclose(found.kurtosis_z, stats.kurtosistest(x.ravel()).statistic)
+        exact = stats.norm.ppf(stats.chi2.cdf(np.sum(x**2), x.size))
+        np.testing.assert_allclose(found.norm_z, exact, atol=2e-3)
+
+    @pytest.mark.parametrize(
+        ("limit", "draws", "expected"),
+        [(3.0, 8_000, 65), pytest.param(4.0, 60_000, 60_000 / 4_000, marks=pytest.mark.slow)],
+    )
+    def test_gaussian_draws_are_rarely_odd(self, limit, draws, expected):
+        """How often one of three z-scores is beyond the limit: nominally 65 of 8,000, and what
+        plausibility.py says of 4. Within 5 standard deviations of a Poisson count, which twice as
+        many are not at 3, and eight times as many, the untransformed kurtosis's, at 4.
+        """
+        rng = np.random.default_rng(3)
+        odd = 0
+        for _ in range(draws):
+            found = plausibility(rng.standard_normal((1, 28, 28)))
+            scores = (found.norm_z, found.kurtosis_z, found.autocorrelation_z)
+            odd += max(map(abs, scores)) > limit
+        assert abs(odd - expected) < 5 * np.sqrt(expected)
+
     @pytest.mark.parametrize(
         ("make", "name"),
         [(lambda x: 1.3 * x, "norm_z"), (lambda x: np.sign(x) * np.abs(x) ** 1.5, "kurtosis_z"),

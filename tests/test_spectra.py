@@ -296,6 +296,9 @@ def test_stochastic_asymmetry_at_the_extremes():
     assert math.isinf(stochastic_asymmetry(Partial(linear, rotation), x, **options).value)
     large = stochastic_asymmetry(Partial(linear, 1e25 * (jnp.eye(2) + rotation)), x, **options)
     np.testing.assert_allclose(large.value, 1.0, rtol=1e-6)  # in float32, where squares overflow
+    blocks = jnp.eye(3).at[1:, 1:].set(1e-22 * rotation)
+    small = stochastic_asymmetry(Partial(linear, blocks), jnp.zeros(3), **options)
+    np.testing.assert_allclose(small.value, math.sqrt(2) * 1e-22, rtol=1e-6)  # and underflow
     single = stochastic_asymmetry(Partial(linear, rotation), x, key=KEY, num_probes=1)
     with pytest.raises(ValueError, match="One sample has no standard error"):
         _ = single.standard_error

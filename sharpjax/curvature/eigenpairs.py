@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax._linalg import eigh
+from sharpjax._linalg import eigh, safe_norm
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.krylov import (
     breakdown_level,
     check_budget,
     flat_matvec,
     orthogonalise,
-    safe_norm,
 )
 from sharpjax.curvature.loops import varying_as
 from sharpjax.curvature.operators import Jacobian, jacobian

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import stdtrit
 
+from sharpjax._linalg import safe_norm, scale_of
 from sharpjax._types import Array, ArrayLike
 from sharpjax.reprs import shaped
 
@@ -58,8 +59,12 @@ class Estimate:
         and then only its standard error is missing.
         """
         n = len(samples)
-        error = jnp.std(samples, axis=0, ddof=1) / math.sqrt(n) if n > 1 else None
-        return cls(jnp.mean(samples, axis=0), error, n, num_matvecs)
+        scale = scale_of(samples, axis=0)
+        scaled = samples / scale
+        mean = jnp.mean(scaled, axis=0, keepdims=True)
+        error = safe_norm(scaled - mean, axis=0) / math.sqrt(n * (n - 1)) if n > 1 else None
+        value, scale = (scale * mean)[0], scale[0]
+        return cls(value, None if error is None else scale * error, n, num_matvecs)
 
     @property
     def standard_error(self) -> Any:

@@ -14,7 +14,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from sharpjax._linalg import inverse_of_lower, orthonormal_basis
+from sharpjax._linalg import inverse_of_lower, orthonormal_basis, safe_norm, scale_of
 from sharpjax._types import Array
 from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.probes import Curvature, draw
@@ -104,9 +104,11 @@ def xtrace(A: Curvature, key: Array, *, num_samples: int, sampler: str, batch_si
 
     V = jax.vmap(lambda i: draw(sampler, A.point, key, i).ravel())(jnp.arange(k)).T
     Y = products(V)
+    unit = scale_of(Y)  # all that follows is linear in A, but for the squares of the standard error
+    Y = Y / unit
     with jax.default_matmul_precision("highest"):
         Q = orthonormal_basis(Y)
-    Z = products(Q)
+    Z = products(Q) / unit
     with jax.default_matmul_precision("highest"):
         # In the coordinates of Q everything is k x k.
         R = jnp.triu(Q.T @ Y)
@@ -118,7 +120,7 @@ def xtrace(A: Curvature, key: Array, *, num_samples: int, sampler: str, batch_si
         r = jnp.diagonal(R)
         lifted = R + jnp.diag(jnp.where(jnp.abs(r) < floor, floor - r, 0.0))
         S = inverse_of_lower(lifted.T)
-        S = S / jnp.linalg.norm(S, axis=0)
+        S = S / safe_norm(S, axis=0)
         HS, HW, lengths = H @ S, H @ W, jnp.sum(V**2, axis=0)
 
         def leave_out(i: Array, U: Array, HU: Array) -> Array:
@@ -150,4 +152,4 @@ def xtrace(A: Curvature, key: Array, *, num_samples: int, sampler: str, batch_si
         mean = jnp.mean(t)
         squares, covariances = jnp.sum((t - mean) ** 2), jnp.sum(changes * changes.T)
         widening = jnp.maximum(covariances, 0.0) / jnp.where(squares > 0, squares, 1.0)
-        return jnp.trace(H) + mean + (t - mean) * jnp.sqrt(1 + widening)
+        return unit * (jnp.trace(H) + mean + (t - mean) * jnp.sqrt(1 + widening))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax._linalg import eig, eigh
+from sharpjax._linalg import eig, eigh, safe_norm
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.loops import varying_as
 from sharpjax.curvature.operators import Jacobian, jacobian
@@ -204,14 +204,6 @@ def check_budget(num_vectors: int, point: Array, memory_budget: int | None, advi
             f"memory_budget={memory_budget} bytes is too small: {num_vectors} vectors of "
             f"{point.size} {point.dtype} numbers take {needed}; give at least that, or {advice}."
         )
-
-
-def safe_norm(v: Array) -> Array:
-    """`||v||` of a vector, scaled first: in float32 squares of 1e-23 are 0, of 1e23 infinite."""
-    largest = jnp.max(jnp.abs(v))
-    scale = jnp.where(largest > 0, largest, 1.0)
-    length: Array = scale * jnp.linalg.norm(v / scale)
-    return length
 
 
 def orthogonalise(basis: Array, v: Array) -> tuple[Array, Array]:

@@ -1,10 +1,12 @@
 r"""The Frobenius norm and the diagonal of the curvature, with their standard errors."""
 
+import math
+
 import jax
 import jax.numpy as jnp
-from matfree import stochtrace
 
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._linalg import safe_norm, scale_of
+from sharpjax._types import Array, ArrayLike, Matvec, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.loops import chunked_map, num_shares, varying_as
 from sharpjax.curvature.operators import jacobian
@@ -20,10 +22,9 @@ from sharpjax.curvature.validation import noise_level, positive_integer
 
 __all__ = ["diagonal", "frobenius_norm"]
 
-_Moments = tuple[Array, Array, Array]  # number of samples, mean, sum of squared deviations
+_Moments = tuple[Array, Array, Array]  # number of samples, mean, norm of the deviations
 
 _METHODS = ("hutchinson", "exact")
-_SQUARED_LENGTH = stochtrace.monte_carlo_frobeniusnorm_squared()
 
 
 def frobenius_norm(
@@ -74,18 +75,19 @@ def frobenius_norm(
         matrix = J.dense(chunk_size=batch_size)
         if sigma is not None:
             matrix = jnp.eye(d, dtype=matrix.dtype) + sigma**2 * matrix
-        norm = jnp.linalg.norm(matrix)
+        norm = safe_norm(matrix)
         return Estimate(norm, jnp.zeros_like(norm), num_samples=0, num_matvecs=d)
     A = Curvature((J,), sigma)
-    options = {"integrand": _SQUARED_LENGTH, "num": num_matvecs}
-    samples = monte_carlo(A, key, **options, **probes)
-    check_samples(samples, A, key, num_probes=num_matvecs, **probes)
-    square = Estimate.from_samples(samples, num_matvecs=num_matvecs)
-    norm = jnp.sqrt(square.value)
+    lengths = monte_carlo(A, key, integrand=_length, num=num_matvecs, **probes)
+    check_samples(lengths, A, key, num_probes=num_matvecs, **probes)
+    scale = scale_of(lengths)
+    square = Estimate.from_samples((lengths / scale) ** 2, num_matvecs=num_matvecs)
+    is_zero = square.value == 0
+    root = jnp.sqrt(jnp.where(is_zero, 1.0, square.value))
+    norm = jnp.where(is_zero, 0.0, scale * root)
     if num_matvecs == 1:
         return Estimate(norm, None, 1, 1)
-    error = jnp.where(norm == 0, 0.0, square.standard_error / (2 * norm))
-    return Estimate(norm, error, num_matvecs, num_matvecs)
+    return Estimate(norm, scale * (square.standard_error / (2 * root)), num_matvecs, num_matvecs)
 
 
 def diagonal(
@@ -135,20 +137,26 @@ def diagonal(
         entries = J.diagonal(chunk_size=batch_size).reshape(J.point.shape)
         return Estimate(entries, jnp.zeros_like(entries), 0, J.point.size)
     A = Curvature((J,))
-    mean, squares = _diagonal(A, key, num=num_matvecs, batch_size=probes["batch_size"])
+    mean, spread = _diagonal(A, key, num=num_matvecs, batch_size=probes["batch_size"])
     check_samples(mean, A, key, num_probes=num_matvecs, **probes)
     error = None
     if num_matvecs > 1:
-        error = jnp.sqrt(squares / (num_matvecs - 1) / num_matvecs)
+        error = spread / math.sqrt(num_matvecs * (num_matvecs - 1))
     return Estimate(mean, error, num_matvecs, num_matvecs)
+
+
+def _length(mv: Matvec, v: Array) -> Array:
+    """`||A v||`: not its square, which may be out of range where the norm is not."""
+    return safe_norm(mv(v))
 
 
 @compiled(static_argnames=("num", "batch_size"))
 def _diagonal(A: Curvature, key: Array, *, num: int, batch_size: int) -> tuple[Array, Array]:
-    """Mean of the samples `v * (A v)` and sum of squared deviations, one batch held at a time.
+    """Mean of the samples `v * (A v)` and norm of their deviations, one batch held at a time.
 
     Two sets of samples are merged as in T. F. Chan, G. H. Golub, R. J. LeVeque, The American
-    Statistician 37 (1983): sums of squares would cancel where the deviations are small.
+    Statistician 37 (1983): sums of squares would cancel where the deviations are small. Of those
+    sums the roots are kept, which stay in range.
     """
     num_batches = -(-num // batch_size)
     batch_size = -(-num // num_batches)
@@ -156,15 +164,14 @@ def _diagonal(A: Curvature, key: Array, *, num: int, batch_size: int) -> tuple[A
     batches = -(-num_batches // num_parts)
 
     def add(state: _Moments, batch: Array) -> tuple[_Moments, None]:
-        seen, mean, squares = state
         index = batch * batch_size + jnp.arange(batch_size)
         v = jax.vmap(lambda i: draw("signs", A.point, key, i))(index)
         samples = v * jax.vmap(A.mv)(v)
         here = (index < num).reshape(-1, *[1] * A.point.ndim)  # the last batches may be padded
         fresh = jnp.sum(here).astype(A.point.dtype)
         their_mean = jnp.sum(jnp.where(here, samples, 0), axis=0) / jnp.maximum(fresh, 1)
-        theirs = jnp.sum(jnp.where(here, (samples - their_mean) ** 2, 0), axis=0)
-        return _merged((seen, mean, squares), (fresh, their_mean, theirs)), None
+        theirs = safe_norm(jnp.where(here, samples - their_mean, 0), axis=0)
+        return _merged(state, (fresh, their_mean, theirs)), None
 
     zeros = varying_as(jnp.zeros_like(A.point), A)
     nothing = varying_as((jnp.zeros((), zeros.dtype), zeros, zeros), A)
@@ -173,12 +180,13 @@ def _diagonal(A: Curvature, key: Array, *, num: int, batch_size: int) -> tuple[A
         return jax.lax.scan(add, nothing, part * batches + jnp.arange(batches))[0]
 
     parts = chunked_map(moments, jnp.arange(num_parts), 1)
-    (_, mean, squares), _ = jax.lax.scan(lambda a, b: (_merged(a, b), None), nothing, parts)
-    return mean, squares
+    (_, mean, spread), _ = jax.lax.scan(lambda a, b: (_merged(a, b), None), nothing, parts)
+    return mean, spread
 
 
 def _merged(a: _Moments, b: _Moments) -> _Moments:
-    """Number, mean and sum of squared deviations of two sets of samples together."""
-    (n_a, mean_a, squares_a), (n_b, mean_b, squares_b) = a, b
+    """Number, mean and norm of the deviations of two sets of samples together."""
+    (n_a, mean_a, spread_a), (n_b, mean_b, spread_b) = a, b
     shift, share = mean_b - mean_a, n_b / jnp.maximum(n_a + n_b, 1)
-    return n_a + n_b, mean_a + share * shift, squares_a + squares_b + n_a * share * shift**2
+    spreads = jnp.stack([spread_a, spread_b, jnp.sqrt(n_a * share) * shift])
+    return n_a + n_b, mean_a + share * shift, safe_norm(spreads, axis=0)

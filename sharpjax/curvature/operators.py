@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sharpjax._linalg import safe_norm, scale_of
 from sharpjax._types import Array, ArrayLike, Matvec, Score
 from sharpjax.curvature.layout import channels_last
 from sharpjax.curvature.loops import chunked_map, varying_as, without_explicit_axes
@@ -195,8 +196,9 @@ def asymmetry(J: Jacobian | ArrayLike) -> Array:
     J = J.dense() if isinstance(J, Jacobian) else jnp.asarray(J)
     if J.ndim != 2 or J.shape[0] != J.shape[1]:
         raise ValueError(f"J must be a square matrix or a Jacobian, got shape {J.shape}.")
-    odd, even = jnp.linalg.norm(J - J.T), jnp.linalg.norm(J + J.T)
-    return jnp.where(odd == 0, 0.0, odd / even)
+    J = J / scale_of(J)
+    odd, even = safe_norm(J - J.T), safe_norm(J + J.T)
+    return jnp.where(odd == 0, 0.0, odd / jnp.where(odd == 0, 1.0, even))
 
 
 # Compiled here once: a Jacobian is an argument, so another point, another prompt or another set of

@@ -184,7 +184,8 @@ def _divergence(
 
         tangential = chunked_map(probe, jnp.arange(num_matvecs), batch_size)
     at_zero = jnp.where(p < 2, jnp.nan, jnp.where(p == 2, 1.0, 0.0))
-    return jnp.where(is_zero, at_zero, norm ** (p - 2)) * (tangential + (p - 1) * normal)
+    root = norm ** (0.5 * (p - 2))  # half before, half after: |s|^{p-2} alone may be out of range
+    return jnp.where(is_zero, at_zero, root) * (tangential + (p - 1) * normal) * root
 
 
 def _basis(u: Array, i: Array) -> Array:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sharpjax._linalg import eigvalsh
+from sharpjax._linalg import eigvalsh, safe_norm, scale_of
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.density import (
     products_with_J,
@@ -14,7 +14,7 @@ from sharpjax.curvature.density import (
     quadrature_weights,
 )
 from sharpjax.curvature.estimate import Estimate
-from sharpjax.curvature.krylov import Ritz, safe_norm
+from sharpjax.curvature.krylov import Ritz
 from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.operators import Jacobian, hessian, jacobian
 from sharpjax.curvature.programs import compiled
@@ -265,12 +265,15 @@ def _odd_and_even(J: Jacobian, key: Array, *, num_probes: int, batch_size: int) 
 @jax.jit
 def _ratio(norms: Array) -> tuple[Array, Array]:
     """`sqrt(a/b)` for the means of both squares, and its standard error."""
-    largest = jnp.max(norms)
-    odd, even = (norms / jnp.where(largest > 0, largest, 1.0)).T ** 2
+    scales = scale_of(norms, axis=0)  # of each: the odd part may be far below the even one
+    odd, even = (norms / scales).T ** 2
     a, b = jnp.mean(odd), jnp.mean(even)
-    value = jnp.where(a == 0, 0.0, jnp.sqrt(a / b))
+    value = jnp.where(a == 0, 0.0, jnp.sqrt(a / b) * (scales[0, 0] / scales[0, 1]))
     # Where a or b is 0 all its samples are, and so is the spread of their ratio to it.
     relative = odd / jnp.where(a > 0, a, 1.0) - even / jnp.where(b > 0, b, 1.0)
     # Divided by n - 1, and by 0 for a single sample, whose error is not asked for.
     spread = jnp.sqrt(jnp.var(relative) / (len(norms) - 1))
-    return value, jnp.where(a == 0, 0.0, 0.5 * value * spread)
+    error = jnp.where(a == 0, 0.0, 0.5 * value * spread)
+    return value, jnp.where(
+        b == 0, value, error
+    )  # of an infinite value (0 if J is) no error is known

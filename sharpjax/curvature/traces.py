@@ -19,13 +19,19 @@ from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.hutchpp import hutchpp, xtrace
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.probes import Curvature, check_samples, monte_carlo, probe_options
-from sharpjax.curvature.validation import noise_level, positive_integer, positive_number
+from sharpjax.curvature.validation import (
+    check_finite,
+    noise_level,
+    positive_integer,
+    positive_number,
+)
 
 __all__ = ["effective_dimension", "trace", "trace_of_difference", "trace_of_power"]
 
 _METHODS = ("hutchinson", "hutch++", "xtrace", "exact")
 _LEAST_PRODUCTS = {"hutchinson": 1, "hutch++": 3, "xtrace": 2}
 _LEAST_SAMPLES = 16  # before an adaptive estimate believes its own standard error
+_RESCALED = "The estimate, in units of sigma and in the type of x,"
 _QUADRATIC_FORM = stochtrace.monte_carlo_trace()
 
 
@@ -65,8 +71,8 @@ def trace(
         key: PRNG key of the probes; "exact" needs none. Probe i depends on `(key, i)` only:
             neither the number of probes nor `batch_size` changes it.
         num_matvecs: products with the Jacobian that may be spent. A single Hutchinson sample is
-            allowed, and then the estimate has no standard error. "xtrace" takes the d products of
-            the exact trace instead of d or more.
+            allowed, and then the estimate has no standard error. The sketches
+            take the d products of the exact trace instead of d or more.
         method: "hutchinson", "hutch++", "xtrace" or "exact".
         sampler: distribution of the probes. "signs" (entries -1 or 1; no error from the
             diagonal), "normal", or "sphere" (uniform on the sphere of radius sqrt(d)). None is
@@ -91,8 +97,8 @@ def trace(
 
     Raises:
         ValueError: an unknown method or sampler, no key for a method that draws; `num_matvecs` or
-            `batch_size` not a positive integer, or too few for the method, or a sketch of more than
-            d columns; `sigma <= 0`; `rtol <= 0`, `rtol` under a transformation, `max_matvecs` below
+            `batch_size` not a positive integer, or too few for the method; `sigma` not a number
+            whose powers are ones in the type of x; `rtol <= 0`, `rtol` under a transformation, `max_matvecs` below
             `num_matvecs` or without `rtol`; a product that is not finite, whose probe is named; and
             as `jacobian`.
 
@@ -358,7 +364,9 @@ def _estimate(
     if method != "hutchinson" and num_matvecs // A.cost >= d:
         return without_error()  # and without a sketch of as many columns as there are dimensions
     samples, spent = _samples(A, key, options, num_matvecs)
-    return Estimate.from_samples(rescale(samples), num_matvecs=spent)
+    samples = rescale(samples)
+    check_finite(_RESCALED, samples)
+    return Estimate.from_samples(samples, num_matvecs=spent)
 
 
 def _samples(
@@ -410,6 +418,7 @@ def _adaptive(
         start = len(samples) if joins else 0
         new, cost = _samples(A, key, options, size, start)
         new = rescale(new)
+        check_finite(_RESCALED, new)
         spent += cost
         samples = np.concatenate([samples[:start], new])
 

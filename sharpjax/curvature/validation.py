@@ -56,8 +56,8 @@ def positive_number(name: str, value: ArrayLike, dtype: Any = None, *, power: in
         raise ValueError(f"{name} must be finite and > 0, got {value!r}.")
     if dtype is None:
         return value
-    limits = jnp.finfo(dtype)
-    least, most = float(limits.tiny) ** (1 / power), float(limits.max) ** (1 / power)
+    least = float(jnp.finfo(dtype).tiny) ** (1 / power)
+    most = 1 / least
     if not least <= known <= most:
         raise ValueError(
             f"{name} must lie between {least:.3g} and {most:.3g}, got {value!r}: beyond, its power "

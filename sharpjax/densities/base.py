@@ -105,6 +105,16 @@ def polar(s: Array) -> tuple[Array, Array, Array]:
     return jnp.where(is_zero, 1.0, largest * length), scaled / length, is_zero
 
 
+def weighted_square(weights: Array, rows: Array) -> Array:
+    """`sum_i w_i v_i v_i^T`, symmetric.
+
+    Without roots of the weights: where one underflows to 0, the derivative of its root is infinite,
+    and that times the 0 of the weight's own is NaN.
+    """
+    half = 0.5 * (weights[:, None] * rows).T @ rows
+    return half + half.T
+
+
 def p_laplacian_from(
     score: Array, trace: Array, quadratic: Callable[[Array], Array], p: ArrayLike
 ) -> Array:
@@ -118,6 +128,11 @@ def p_laplacian_from(
         raise ValueError(f"p must be one number >= 1, got {p}.")
     p = jnp.asarray(p, score.dtype)
     norm, direction, is_zero = polar(score)
-    value = norm ** (p - 2) * (trace + (p - 2) * quadratic(direction))
-    at_zero = jnp.where(p < 2, jnp.nan, jnp.where(p == 2, trace, 0.0))
+    root = norm ** (0.5 * (p - 2))  # half before, half after: |s|^{p-2} alone may be out of range
+    value = root * (trace + (p - 2) * quadratic(direction)) * root
+    above: ArrayLike = 0.0  # for p > 2, of which p = 4 alone has a second derivative there, not 0
+    if host is None or host == 4:
+        small = jnp.where(is_zero, score, 0.0)
+        above = jnp.where(p == 4, jnp.sum(small**2) * trace + 2 * quadratic(small), 0.0)
+    at_zero = jnp.where(p < 2, jnp.nan, jnp.where(p == 2, trace, above))
     return jnp.where(is_zero, at_zero, value)

@@ -14,6 +14,7 @@ from sharpjax.densities.base import (
     p_laplacian_from,
     point_method,
     pytree,
+    weighted_square,
 )
 from sharpjax.densities.validation import as_count, as_level, check_weights, floats
 
@@ -41,7 +42,8 @@ class Empirical(Density):
 
     Raises:
         ValueError: shapes that do not fit, weights that are negative or do not sum to 1 (the sum
-            is named), `alpha < 0`, `sigma <= 0`; by a method of a point, `sigma` None.
+            is named), `alpha < 0`, `sigma <= 0`; a number that the type of the points (float32
+            unless JAX is told otherwise) does not hold; by a method of a point, `sigma` None.
 
     >>> import jax.numpy as jnp
     >>> data = Empirical(points=[[-1.0, 0.0], [1.0, 0.0]])
@@ -176,8 +178,8 @@ class Empirical(Density):
     def hessian(self, x: Array) -> Array:
         """The dense Hessian on the flattened coordinates, `(d, d)`, units 1/sigma^2. Small d."""
         posterior, centred = self._centred(x)
-        spread = jnp.sqrt(posterior)[:, None] * centred * (self.alpha / self._noise)
-        return (spread.T @ spread - jnp.eye(x.size, dtype=spread.dtype)) / self._noise**2
+        K = weighted_square(posterior, centred * (self.alpha / self._noise))
+        return (K - jnp.eye(x.size, dtype=K.dtype)) / self._noise**2
 
     @point_method
     def effective_dimension(self, x: Array) -> Array:
@@ -227,11 +229,12 @@ class Empirical(Density):
         `(alpha a, sqrt(alpha^2 s^2 + sigma^2))`.
 
         Raises:
-            ValueError: `alpha < 0`, `sigma <= 0`, or either not a scalar.
+            ValueError: `alpha < 0`, `sigma <= 0`, either not a scalar or its square out of range.
         """
         alpha, sigma = as_level(alpha, sigma, self.dtype)
         if self.sigma is not None:
             sigma = jnp.hypot(alpha * self.sigma, sigma)
-        level = {"alpha": alpha * self.alpha, "sigma": sigma}
+        alpha, sigma = as_level(alpha * self.alpha, sigma, self.dtype)
+        level = {"alpha": alpha, "sigma": sigma}
         noised: Empirical = build(Empirical, points=self.points, weights=self.weights, **level)
         return noised

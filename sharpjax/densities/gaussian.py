@@ -15,6 +15,7 @@ from sharpjax.densities.base import (
     p_laplacian_from,
     point_method,
     pytree,
+    weighted_square,
 )
 from sharpjax.densities.validation import (
     as_count,
@@ -65,7 +66,8 @@ class Gaussian(Density):
 
     Raises:
         ValueError: shapes that do not fit; a covariance that is not symmetric (the largest
-            asymmetry is named) or not positive definite (the smallest eigenvalue is named).
+            asymmetry is named) or not positive definite (the smallest eigenvalue is named); a
+            number that their type (float32 unless JAX is told otherwise) does not hold.
 
     >>> import jax.numpy as jnp
     >>> p = Gaussian(mean=jnp.zeros(2), covariance=jnp.diag(jnp.array([1.0, 4.0])))
@@ -150,11 +152,12 @@ class Gaussian(Density):
         """The density of `alpha x_0 + sigma eps`: `N(alpha mean, alpha^2 S + sigma^2 I)`.
 
         Raises:
-            ValueError: `alpha < 0`, `sigma <= 0`, or either not a scalar.
+            ValueError: `alpha < 0`, `sigma <= 0`, either not a scalar or its square out of range.
         """
         alpha, sigma = as_level(alpha, sigma, self.dtype)
         covariance = _noised_covariance(self.covariance, alpha, sigma)
-        noised: Gaussian = build(Gaussian, mean=alpha * self.mean, covariance=covariance)
+        mean, covariance = floats("Gaussian.noised", mean=alpha * self.mean, covariance=covariance)
+        noised: Gaussian = build(Gaussian, mean=mean, covariance=covariance)
         return noised
 
 
@@ -169,7 +172,8 @@ class GaussianMixture(Density):
 
     Raises:
         ValueError: shapes that do not fit, weights that are negative or do not sum to 1 (the sum
-            is named), a covariance that is not symmetric or not positive definite.
+            is named), a covariance that is not symmetric or not positive definite, a number that
+            their type does not hold.
 
     >>> import jax.numpy as jnp
     >>> p = GaussianMixture([0.5, 0.5], [[-2.0], [2.0]], jnp.ones((2, 1, 1)))
@@ -244,9 +248,9 @@ class GaussianMixture(Density):
         whiteners = _whitener(self.covariances)
         posterior = jax.nn.softmax(self._log_joint(x, whiteners))
         scores = jax.vmap(_normal_score, (None, 0, 0))(x, self.means, whiteners)
-        spread = jnp.sqrt(posterior)[:, None] * (scores - posterior @ scores)
+        spread = weighted_square(posterior, scores - posterior @ scores)
         precisions = jax.vmap(_precision)(whiteners)
-        return spread.T @ spread - jnp.tensordot(posterior, precisions, 1)
+        return spread - jnp.tensordot(posterior, precisions, 1)
 
     @point_method
     def p_laplacian(self, x: Array, p: ArrayLike) -> Array:
@@ -282,13 +286,15 @@ class GaussianMixture(Density):
         """The density of `alpha x_0 + sigma eps`: each component noised, the weights kept.
 
         Raises:
-            ValueError: `alpha < 0`, `sigma <= 0`, or either not a scalar.
+            ValueError: `alpha < 0`, `sigma <= 0`, either not a scalar or its square out of range.
         """
         alpha, sigma = as_level(alpha, sigma, self.dtype)
-        noised: GaussianMixture = build(
-            GaussianMixture,
-            weights=self.weights,
+        means, covariances = floats(
+            "GaussianMixture.noised",
             means=alpha * self.means,
             covariances=_noised_covariance(self.covariances, alpha, sigma),
+        )
+        noised: GaussianMixture = build(
+            GaussianMixture, weights=self.weights, means=means, covariances=covariances
         )
         return noised

@@ -18,16 +18,32 @@ def host_value(value: Any) -> np.ndarray | None:
         return None
 
 
+def _range(dtype: Any) -> tuple[float, str]:
+    """The least number that a type holds in full, and what to do about others."""
+    tiny = float(jnp.finfo(dtype).tiny)
+    advice = f"{np.dtype(dtype).name}, which computes here"
+    return tiny, f"{advice}; change the units, or compute in float64 (jax_enable_x64)."
+
+
 def floats(owner: str, **values: Any) -> list[Array]:
-    """The values as arrays of one real floating dtype, at least float32, without NaN or inf."""
-    arrays = [jnp.asarray(value) for value in values.values()]
+    """The values as arrays of one real floating dtype, at least float32, finite in that dtype."""
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        arrays = [jnp.asarray(value) for value in values.values()]
     dtype = jnp.promote_types(jnp.result_type(*arrays, float), jnp.float32)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{owner} needs real numbers, got dtype {dtype} among {list(values)}.")
     for name, value in values.items():
         host = host_value(value)
-        if host is not None and not np.isfinite(host.astype(np.float64)).all():
+        if host is None:
+            continue
+        host = host.astype(np.float64)
+        if not np.isfinite(host).all():
             raise ValueError(f"{owner}: {name} holds NaN or infinite numbers; remove them first.")
+        if np.abs(host).max(initial=0.0) > float(jnp.finfo(dtype).max):
+            raise ValueError(
+                f"{owner}: {name} holds numbers as large as {np.abs(host).max():.6g}, beyond "
+                + _range(dtype)[1]
+            )
     return [array.astype(dtype) for array in arrays]
 
 
@@ -51,6 +67,12 @@ def check_weights(owner: str, weights: ArrayLike, stored: Array, count: int, of:
     host = host.astype(np.float64)
     if (host < 0).any():
         raise ValueError(f"{owner}: weights must be >= 0, the smallest is {host.min():.6g}.")
+    tiny, advice = _range(stored.dtype)
+    if ((host > 0) & (host < tiny)).any():
+        raise ValueError(
+            f"{owner}: the weight {host[host > 0].min():.6g} is no longer one in {advice} "
+            "A weight may also be 0."
+        )
     tolerance = (count + 8) * rounding_unit(weights, stored)
     if abs(host.sum() - 1.0) > tolerance:
         raise ValueError(
@@ -65,6 +87,13 @@ def check_covariance(owner: str, covariance: ArrayLike, stored: Array) -> None:
     if host is None:
         return
     host, eps = host.astype(np.float64), rounding_unit(covariance, stored)
+    tiny, advice = _range(stored.dtype)
+    variances = np.diag(host)
+    if ((variances > 0) & ((variances < tiny) | (variances * tiny > 1))).any():
+        raise ValueError(
+            f"{owner} has variances from {variances.min():.6g} to {variances.max():.6g}; they and "
+            f"their inverses must be at least {tiny:.6g}, the least number of {advice}"
+        )
     asymmetry = np.abs(host - host.T)
     if asymmetry.max() > 100 * eps * np.abs(host).max():
         i, j = np.unravel_index(asymmetry.argmax(), host.shape)
@@ -78,6 +107,7 @@ def check_covariance(owner: str, covariance: ArrayLike, stored: Array) -> None:
         # rounded to eps leave in the pivots of a singular matrix is about sqrt(d) eps.
         pivots = np.diag(np.linalg.cholesky(host)) ** 2 / np.diag(host)
         positive = bool((pivots > 4 * math.sqrt(len(host)) * eps).all())
+        positive &= bool((pivots * variances >= tiny).all())
     except np.linalg.LinAlgError:
         positive = False
     if not positive:
@@ -90,7 +120,9 @@ def check_covariance(owner: str, covariance: ArrayLike, stored: Array) -> None:
 
 
 def as_level(alpha: ArrayLike, sigma: ArrayLike, dtype: Any) -> tuple[Array, Array]:
-    """A valid noise level: alpha >= 0, sigma > 0, both scalars."""
+    """A valid noise level: alpha >= 0, sigma > 0, both scalars, with squares that `dtype` holds."""
+    tiny, advice = _range(dtype)
+    least = math.sqrt(tiny)
     for name, value in (("alpha", alpha), ("sigma", sigma)):
         if np.shape(value) != ():
             raise ValueError(
@@ -102,6 +134,11 @@ def as_level(alpha: ArrayLike, sigma: ArrayLike, dtype: Any) -> tuple[Array, Arr
             rule = ">= 0" if name == "alpha" else "> 0"
             raise ValueError(
                 f"{name} must be finite and {rule}, got {float(np.asarray(host)):.6g}."
+            )
+        if host is not None and host != 0 and not least <= host <= 1 / least:
+            raise ValueError(
+                f"{name}={float(host):.6g} must be from {least:.3g} to {1 / least:.3g}, so that "
+                f"its square and the inverse of that are numbers of {advice}"
             )
     return jnp.asarray(alpha, dtype), jnp.asarray(sigma, dtype)
 
