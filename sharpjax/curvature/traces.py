@@ -71,8 +71,8 @@ def trace(
         key: PRNG key of the probes; "exact" needs none. Probe i depends on `(key, i)` only:
             neither the number of probes nor `batch_size` changes it.
         num_matvecs: products with the Jacobian that may be spent. A single Hutchinson sample is
-            allowed, and then the estimate has no standard error. The sketches
-            take the d products of the exact trace instead of d or more.
+            allowed, and then the estimate has no standard error. The sketches take the d products
+            of the exact trace instead of d or more.
         method: "hutchinson", "hutch++", "xtrace" or "exact".
         sampler: distribution of the probes. "signs" (entries -1 or 1; no error from the
             diagonal), "normal", or "sphere" (uniform on the sphere of radius sqrt(d)). None is
@@ -98,9 +98,9 @@ def trace(
     Raises:
         ValueError: an unknown method or sampler, no key for a method that draws; `num_matvecs` or
             `batch_size` not a positive integer, or too few for the method; `sigma` not a number
-            whose powers are ones in the type of x; `rtol <= 0`, `rtol` under a transformation, `max_matvecs` below
-            `num_matvecs` or without `rtol`; a product that is not finite, whose probe is named; and
-            as `jacobian`.
+            whose powers are numbers in the type of x; `rtol <= 0`, `rtol` under a transformation,
+            `max_matvecs` below `num_matvecs` or without `rtol`; a product that is not finite, whose
+            probe is named; and as `jacobian`.
 
     References:
         M. F. Hutchinson, A stochastic estimator of the trace of the influence matrix for Laplacian
