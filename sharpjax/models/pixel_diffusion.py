@@ -62,7 +62,7 @@ class PixelDiffusion:
         root = Path(directory)
         unet = from_pretrained(root, "unet")
         path = checked_file(root, checked_subfolder(root, "scheduler") / "scheduler_config.json")
-        schedule = Schedule.from_config(read_json(path), where=path)
+        schedule = Schedule.from_config(read_json(path, constants=True), where=path)
         names = read_json(checked_file(root, root / CONDITIONS_NAME)).get("conditions")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{root / CONDITIONS_NAME}: 'conditions' must be a list of names")
