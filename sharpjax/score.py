@@ -151,6 +151,8 @@ class ScorePair:
     __repr__ = one_line
 
     def __post_init__(self) -> None:
+        if self.unconditional is None or self.conditional is None:
+            return  # no pair, but a specification of one, such as vmap's in_axes
         alpha, sigma = checked_level("ScorePair", self.alpha, self.sigma)
         object.__setattr__(self, "alpha", alpha)
         object.__setattr__(self, "sigma", sigma)

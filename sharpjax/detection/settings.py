@@ -35,7 +35,8 @@ class DetectSettings:
             score is then linearized for each condition anew.
         squared: :func:`hessian_score_difference` as the paper prints it.
         trace_noises: how many of these noises the traces are taken at.
-        trace_timesteps: where; the state there is reached by DDIM under the condition.
+        trace_timesteps: where; the state there is the noise, up to the first step, and then reached
+            by DDIM under the condition.
         num_probes: Hutchinson probes a trace or diagonal, shared by all conditions.
         path_steps: DDIM steps between two trace timesteps.
         num_steps: of the grid: its first timestep with ``alpha > 0`` is where the statistics of the

@@ -8,7 +8,7 @@ written.
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +285,13 @@ class LatentDiffusion:
             stacked=stacked,
         )
 
+    def predictions(self, condition: Array, t: ArrayLike) -> Callable[[Array], Array]:
+        """What the network predicts of ``x`` under the empty and an encoded prompt, as one batch.
+
+        ``x -> (2, *shape)``, in the schedule's ``prediction_type``.
+        """
+        return Partial(_both_predictions, self.unet, t, jnp.stack([self.empty, condition]))
+
     def sample(
         self,
         conditions: Sequence[str] | Array,
@@ -536,6 +543,11 @@ def _parameter_dtype(module: nnx.Module) -> Any:
 def _predictions(unet: UNet2DConditionModel, t: Array, contexts: Array, points: Array) -> Array:
     """The network on a batch ``points (n, *shape)`` under ``contexts (n, tokens, width)``."""
     result: Array = unet(points.astype(_parameter_dtype(unet)), t, contexts).astype(points.dtype)
+    return result
+
+
+def _both_predictions(unet: UNet2DConditionModel, t: Array, contexts: Array, x: Array) -> Array:
+    result: Array = _predictions(unet, t, contexts, jnp.stack([x, x]))
     return result
 
 
