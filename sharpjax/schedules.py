@@ -16,16 +16,16 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sharpjax._types import ArrayLike
+from sharpjax.levels import UNKNOWN, checked_level, register_checked
 from sharpjax.reprs import one_line
 
-_T = TypeVar("_T")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "trailing", "linspace")
@@ -98,79 +98,8 @@ def rescale_zero_terminal_snr(beta: np.ndarray) -> np.ndarray:
     return 1 - np.concatenate([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
 
 
-def checked_level(owner: str, alpha: Any, sigma: Any, *, at: str = "") -> tuple[Any, Any]:
-    """``alpha`` and ``sigma`` of one noise level, or of several: where a score exists.
-
-    Tensors of other libraries come back as NumPy arrays, all else as it is.  What is not known
-    yet (under a trace, or where a pytree holds specifications) is not checked.
-
-    Raises:
-        ValueError: not real numbers, not finite in the type that they are computed in,
-            ``alpha < 0`` or ``sigma <= 0``.
-    """
-    checked = []
-    for name, value, rule in (("alpha", alpha, ">= 0"), ("sigma", sigma, "> 0")):
-        if not isinstance(value, _UNKNOWN):
-            host = np.asarray(value)
-            real = jnp.issubdtype(host.dtype, jnp.floating) or np.issubdtype(host.dtype, np.integer)
-            if not real:
-                raise ValueError(f"{owner}: {name} must be real numbers, got {value!r:.80}")
-            with np.errstate(over="ignore"):
-                host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
-            good = np.isfinite(host) & ((host > 0) | (host == 0) & (name == "alpha"))
-            if not good.all():
-                place = f" at {at}{np.flatnonzero(~good)[0]}" if at else ""
-                raise ValueError(
-                    f"{owner}: {name} must be finite and {rule}{' everywhere' if at else ''}, got "
-                    f"{host[~good].flat[0]:.6g}{place}; a score exists where there is noise, in "
-                    "x = alpha x0 + sigma eps"
-                )
-            if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
-                value = host
-        checked.append(value)
-    return checked[0], checked[1]
-
-
 def _floating(values: np.ndarray) -> Any:
     return values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else float
-
-
-# what stands for numbers that are not known: in a trace, and in the trees that describe trees
-_UNKNOWN = (
-    jax.core.Tracer, jax.ShapeDtypeStruct, jax.sharding.PartitionSpec, jax.sharding.Sharding,
-    type(None),
-)  # fmt: skip
-
-
-def register_checked(cls: type[_T]) -> type[_T]:
-    """A frozen dataclass as a pytree that JAX rebuilds past ``__post_init__``.
-
-    A user's values are checked; gradients, batch axes and whatever else a tree of this shape can
-    hold are not levels, and pass.  Fields marked ``static`` are the tree's own.
-    """
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    static = [field.name for field in fields if field.metadata.get("static")]
-    names = [field.name for field in fields if field.name not in static]
-
-    def settings(self: Any) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in static)
-
-    def rebuilt(aux: Any, leaves: Any) -> Any:
-        self = object.__new__(cls)
-        for name, value in zip((*names, *static), (*leaves, *aux), strict=True):
-            object.__setattr__(self, name, value)
-        return self
-
-    jax.tree_util.register_pytree_with_keys(
-        cls,
-        lambda self: (
-            [(jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names],
-            settings(self),
-        ),
-        rebuilt,
-        lambda self: ([getattr(self, name) for name in names], settings(self)),
-    )
-    return cls
 
 
 @register_checked
@@ -228,7 +157,7 @@ class Schedule:
                 f"steps_offset must be an integer of at least 0, got {self.steps_offset!r:.40}"
             )
         levels = self.alphas, self.sigmas
-        if any(isinstance(value, _UNKNOWN) for value in levels):
+        if any(isinstance(value, UNKNOWN) for value in levels):
             return
         alphas, sigmas = checked_level("Schedule", *map(np.asarray, levels), at="t=")
         alphas, sigmas = alphas.astype(_floating(alphas)), sigmas.astype(_floating(sigmas))

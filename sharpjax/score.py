@@ -20,11 +20,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sharpjax._types import Array, ArrayLike, Score
+from sharpjax.levels import check_signal, checked_level, register_checked
 from sharpjax.reprs import one_line
-from sharpjax.schedules import PREDICTION_TYPES, checked_level, register_checked
+from sharpjax.schedules import PREDICTION_TYPES
 
 
 def score_from_prediction(
@@ -92,19 +92,6 @@ def clean_and_noise(
         f"unknown prediction_type {prediction_type!r}; choose one of score, "
         f"{', '.join(PREDICTION_TYPES)}"
     )
-
-
-def check_signal(alpha: ArrayLike, what: str) -> None:
-    """Refuse pure noise for what says nothing there, where ``alpha`` is known.
-
-    Raises:
-        ValueError: ``alpha = 0``.
-    """
-    if not isinstance(alpha, jax.core.Tracer) and np.any(np.asarray(alpha) == 0):
-        raise ValueError(
-            f"{what} is undefined or 0 for every condition at alpha = 0, which is pure noise; take "
-            "a level with alpha > 0: the first of schedule.timesteps_with_signal(num_steps)"
-        )
 
 
 def denoised(score: Array, x: Array, *, alpha: Array, sigma: Array) -> Array:

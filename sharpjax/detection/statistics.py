@@ -34,7 +34,8 @@ import numpy as np
 from sharpjax import curvature
 from sharpjax._types import Array
 from sharpjax.detection.trajectory import Trajectory
-from sharpjax.score import LinearizedPair, ScorePair, check_signal
+from sharpjax.levels import check_signal
+from sharpjax.score import LinearizedPair, ScorePair
 
 _Function = TypeVar("_Function", bound=Callable[..., Array])
 Where = Literal["first", "level", "end", "noise", "path", "images", "latent"]

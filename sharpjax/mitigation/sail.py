@@ -24,11 +24,12 @@ import optax
 from jax.sharding import Mesh
 
 from sharpjax._types import Array
+from sharpjax.levels import check_signal
 from sharpjax.mitigation.descent import MAX_STEPS, descend
 from sharpjax.mitigation.plausibility import Plausibility, plausibility
 from sharpjax.mitigation.sharpness import DELTA, sharpness
 from sharpjax.reprs import one_line
-from sharpjax.score import ScorePair, check_signal
+from sharpjax.score import ScorePair
 
 
 @dataclasses.dataclass(frozen=True)
