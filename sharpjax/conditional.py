@@ -60,6 +60,14 @@ class ConditionalModel(Protocol):
         """The pair of scores of one condition, a name or an encoded one, at timestep ``t``."""
         ...
 
+    def predictions(self, condition: Any, t: ArrayLike) -> Callable[[Array], Array]:
+        """What the network predicts without and with an encoded condition, ``x -> (2, *shape)``.
+
+        Of the schedule's ``prediction_type``.  Asked only where a path starts at ``alpha = 0``,
+        from where scores do not lead on.
+        """
+        ...
+
     @property
     def sample(self) -> Callable[..., np.ndarray]:
         """``(conditions, key, **options)``: one example per condition; a method, as a rule."""

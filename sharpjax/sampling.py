@@ -5,8 +5,10 @@ With the denoised estimate :math:`\hat x_0 = (x + \sigma_t^2 s)/\alpha_t` and
 
 .. math:: x' = \alpha_{t'} \hat x_0 + \sqrt{\sigma_{t'}^2 - \tau^2}\,\hat\epsilon + \tau z,
    \qquad \tau = \eta\,\frac{\sigma_{t'}}{\sigma_t}
-                 \sqrt{1 - \frac{\alpha_t^2}{\alpha_{t'}^2}}, \quad z \sim N(0, I),
+                 \sqrt{\sigma_t^2 - \frac{\alpha_t^2}{\alpha_{t'}^2} \sigma_{t'}^2},
+                 \quad z \sim N(0, I),
 
+(where ``alpha^2 + sigma^2 = 1`` the root is that of :math:`1 - \alpha_t^2/\alpha_{t'}^2`),
 DDIM for ``eta = 0`` and ancestral sampling for ``eta = 1`` (Song, Meng & Ermon 2021,
 arXiv:2010.02502, equations 12 and 16).
 """
@@ -66,14 +68,15 @@ def sample(
         raise ValueError("eta > 0 draws noise: pass key=jax.random.key(seed)")
     if timesteps is None:
         grid, alphas, sigmas = schedule.levels(num_steps)
-        if prediction_type in ("score", "epsilon") and schedule.is_pure_noise(grid[0]):
-            raise ValueError(
-                f"sampling by {prediction_type} cannot start at t={grid[0]}: "
-                "rescale_betas_zero_snr makes alpha = 0 there, where it says nothing about the "
-                "clean image; use leading spacing"
-            )
     else:
         grid, alphas, sigmas = timesteps[:-1], schedule.alpha(timesteps), schedule.sigma(timesteps)
+    known = () if isinstance(grid, jax.core.Tracer) else grid
+    silent = [t for t in known if schedule.is_pure_noise(t)]
+    if silent and prediction_type in ("score", "epsilon"):
+        raise ValueError(
+            f"sampling by {prediction_type} cannot start at t={silent[0]}: alpha = 0 there, where "
+            "it says nothing about the clean image; use leading spacing"
+        )
     keys = jax.random.split(jax.random.key(0) if key is None else key, len(grid))
 
     def step(x: Array, level: tuple[Array, ...]) -> tuple[Array, tuple[Array | None, Any]]:
@@ -84,7 +87,7 @@ def sample(
         )
         fresh: Any = 0.0
         if eta > 0:
-            ratio = jnp.maximum(1 - (alpha / next_alpha) ** 2, 0)
+            ratio = jnp.maximum(sigma**2 - (alpha / next_alpha * next_sigma) ** 2, 0)
             fresh = eta * next_sigma / sigma * jnp.sqrt(ratio)
         kept = jnp.sqrt(jnp.maximum(next_sigma**2 - fresh**2, 0))
         x = next_alpha * x0 + kept * eps

@@ -13,6 +13,7 @@ because ``1 - alpha_bar`` loses its digits in float32 near ``t = 0``.
 import dataclasses
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax._types import ArrayLike
+from sharpjax.levels import UNKNOWN, checked_level, register_checked
 from sharpjax.reprs import one_line
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -96,13 +98,19 @@ def rescale_zero_terminal_snr(beta: np.ndarray) -> np.ndarray:
     return 1 - np.concatenate([alpha_bar[:1], alpha_bar[1:] / alpha_bar[:-1]])
 
 
-@jax.tree_util.register_dataclass
+def _floating(values: np.ndarray) -> Any:
+    return values.dtype if jnp.issubdtype(values.dtype, jnp.floating) else float
+
+
+@register_checked
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
     """``alpha`` and ``sigma`` on the training grid, and the sub-grid that sampling visits.
 
     Fields are arrays of shape ``(T,)`` and static settings named as in diffusers'
     ``scheduler_config.json``; a ``Schedule`` is a pytree and crosses ``jax.jit`` as an argument.
+    Built directly, it takes any levels, such as ``alpha = 1 - sigma``: nothing here needs
+    ``alpha^2 + sigma^2 = 1``.
 
     Attributes:
         alphas: signal ``alpha_t``, dimensionless.
@@ -113,6 +121,10 @@ class Schedule:
         set_alpha_to_one: whether the last sampling step lands on the clean image
             (``alpha = 1``) or on ``t = 0``.
         config: the remaining settings, kept so that they can be written back.
+
+    Raises:
+        ValueError: levels that are not two lists of one length with finite ``alpha >= 0`` and
+            ``sigma > 0``, or a setting outside those of :meth:`create`.
     """
 
     alphas: jax.Array
@@ -124,8 +136,41 @@ class Schedule:
     config: tuple[tuple[str, Any], ...] = dataclasses.field(
         default=(), repr=False, metadata={"static": True}
     )
+    # Timesteps with alpha = 0; static, because it decides which steps there are under a trace.
+    _pure_noise: frozenset[int] = dataclasses.field(
+        init=False, default=frozenset(), repr=False, compare=False, metadata={"static": True}
+    )
 
     __repr__ = one_line
+
+    def __post_init__(self) -> None:
+        for value, allowed, what in (
+            (self.prediction_type, PREDICTION_TYPES, "prediction_type"),
+            (self.timestep_spacing, SPACINGS, "timestep_spacing"),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"unknown {what} {value!r:.80}; choose one of {', '.join(allowed)}"
+                )
+        if not isinstance(self.steps_offset, int | np.integer) or self.steps_offset < 0:
+            raise ValueError(
+                f"steps_offset must be an integer of at least 0, got {self.steps_offset!r:.40}"
+            )
+        levels = self.alphas, self.sigmas
+        if any(isinstance(value, UNKNOWN) for value in levels):
+            return
+        alphas, sigmas = checked_level("Schedule", *map(np.asarray, levels), at="t=")
+        alphas, sigmas = alphas.astype(_floating(alphas)), sigmas.astype(_floating(sigmas))
+        if alphas.ndim != 1 or alphas.shape != sigmas.shape or not alphas.size:
+            raise ValueError(
+                "Schedule: alphas and sigmas must be two lists of one length, a number for each "
+                f"training timestep, got shapes {alphas.shape} and {sigmas.shape}"
+            )
+        stored = jnp.asarray(alphas)
+        zero = np.flatnonzero(alphas.astype(stored.dtype) == 0)
+        object.__setattr__(self, "alphas", stored)
+        object.__setattr__(self, "sigmas", jnp.asarray(sigmas))
+        object.__setattr__(self, "_pure_noise", frozenset(zero.tolist()))
 
     @classmethod
     def create(
@@ -151,16 +196,6 @@ class Schedule:
         >>> int(schedule.timesteps(50)[0])
         981
         """
-        for value, allowed, what in (
-            (prediction_type, PREDICTION_TYPES, "prediction_type"),
-            (timestep_spacing, SPACINGS, "timestep_spacing"),
-        ):
-            if value not in allowed:
-                raise ValueError(
-                    f"unknown {what} {value!r:.80}; choose one of {', '.join(allowed)}"
-                )
-        if steps_offset < 0:
-            raise ValueError(f"steps_offset must be at least 0, got {steps_offset}")
         if trained_betas is None:
             beta = betas(beta_schedule, num_train_timesteps, start=beta_start, end=beta_end)
         else:
@@ -187,9 +222,9 @@ class Schedule:
             "rescale_betas_zero_snr": rescale_betas_zero_snr,
             "trained_betas": None if trained_betas is None else tuple(trained_betas),
         }
+        levels: Any = {"alphas": np.sqrt(alpha_bar), "sigmas": np.sqrt(1 - alpha_bar)}
         return cls(
-            alphas=jnp.asarray(np.sqrt(alpha_bar)),
-            sigmas=jnp.asarray(np.sqrt(1 - alpha_bar)),
+            **levels,
             prediction_type=prediction_type,
             timestep_spacing=timestep_spacing,
             steps_offset=steps_offset,
@@ -204,7 +239,9 @@ class Schedule:
         """Read a diffusers ``scheduler_config.json`` (a mapping, the file, or its directory).
 
         Keys that only choose a solver (``skip_prk_steps``, ``clip_sample``, ...) are ignored:
-        sampling here is DDIM or ancestral whatever solver the directory names.
+        sampling here is DDIM or ancestral whatever solver the directory names, also for those
+        whose network was distilled for few steps (LCM, TCD).  ``thresholding`` is not applied,
+        with a warning.
 
         Args:
             config: as above.
@@ -222,16 +259,27 @@ class Schedule:
                 raise FileNotFoundError(f"no scheduler configuration at {path}")
             where = str(path)
             try:
-                config = json.loads(path.read_text())
+                config = json.loads(path.read_bytes())  # UTF-8 with or without a byte-order mark
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path} is not valid JSON: {error}") from error
             if not isinstance(config, dict):
                 raise ValueError(f"{path} must hold a JSON object, got {type(config).__name__}")
         name = config.get("_class_name", "DDIMScheduler")
         if not isinstance(name, str) or name not in _SCHEDULER_DEFAULTS:
+            reason = next((why for key, why in _OTHER_PROCESS.items() if key in str(name)), "")
             raise ValueError(
-                f"{where}: scheduler class {name!r:.80} is not supported (_class_name); "
+                f"{where}: scheduler class {name!r:.80} is not supported (_class_name){reason}; "
                 f"choose one of {', '.join(_SCHEDULER_DEFAULTS)}"
+            )
+        if config.get("use_flow_sigmas"):
+            raise ValueError(
+                f"{where}: use_flow_sigmas is not supported{_OTHER_PROCESS['FlowMatch']}"
+            )
+        if config.get("thresholding"):
+            warnings.warn(
+                f"{where}: thresholding is not applied here: samples differ from a pipeline's that "
+                "clips its estimates of the image; scores and noise levels do not",
+                stacklevel=2,
             )
         given = {key: config[key] for key in _SETTINGS if config.get(key) is not None}
         for key, value in given.items():
@@ -239,6 +287,8 @@ class Schedule:
             wanted = _SETTINGS[key]
             if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
                 raise ValueError(f"{where}: {key} has the wrong type, got {value!r:.80}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{where}: {key} must be a finite number, got {value}")
         fields = {**_SCHEDULER_DEFAULTS[name], **given}
         try:
             schedule = cls.create(fields.pop("beta_schedule"), **fields)
@@ -332,8 +382,29 @@ class Schedule:
         )
 
     def is_pure_noise(self, t: int) -> bool:
-        """Whether ``alpha_t = 0``: the last step, if ``rescale_betas_zero_snr``."""
-        return bool(dict(self.config).get("rescale_betas_zero_snr")) and t == len(self.alphas) - 1
+        """Whether ``alpha_t = 0``, as at the last step of a schedule of zero terminal SNR.
+
+        Known where the schedule was built from numbers, and from there on under ``jax.jit`` too.
+        """
+        return int(t) in self._pure_noise
+
+    def timesteps_with_signal(self, num_steps: int) -> np.ndarray:
+        """Those of :meth:`timesteps` with ``alpha > 0``: where scores depend on the condition.
+
+        At ``alpha = 0`` every image leads to the same noise, and the score difference of any
+        condition is 0.  The *first step* of detection and mitigation is the first of these.
+
+        Raises:
+            ValueError: as :meth:`timesteps`, or a grid of pure noise only.
+        """
+        grid = self.timesteps(num_steps)
+        kept = grid[[not self.is_pure_noise(t) for t in grid]]
+        if not kept.size:
+            raise ValueError(
+                f"{num_steps} step(s) visit t={grid.tolist()} only, where alpha = 0 and the score "
+                "difference is 0 for every condition; use more steps"
+            )
+        return kept
 
     def stratified_timesteps(self, key: jax.Array, n: int) -> jax.Array:
         """Draws of the training grid for a batch, ``(n,)``, ascending.
@@ -363,33 +434,35 @@ class Schedule:
 
 
 # What diffusers assumes when a key is absent from scheduler_config.json (release 0.42).
+_SAMPLER = {"steps_offset": 0, "set_alpha_to_one": True, "timestep_spacing": "leading"}
+_SOLVER = {"steps_offset": 0, "set_alpha_to_one": False, "timestep_spacing": "linspace"}
+_LINEAR = {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}
+_LATENT = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 _SCHEDULER_DEFAULTS: dict[str, dict[str, Any]] = {
-    "DDIMScheduler": {
-        "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "steps_offset": 0,
-        "set_alpha_to_one": True, "timestep_spacing": "leading",
-    },
-    "DDPMScheduler": {
-        "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "steps_offset": 0,
-        "set_alpha_to_one": True, "timestep_spacing": "leading",
-    },
-    "PNDMScheduler": {
-        "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02, "steps_offset": 0,
-        "set_alpha_to_one": False, "timestep_spacing": "leading",
-    },
-}  # fmt: skip
-# Solvers of the same forward process, which only differ in how they integrate it.
-_SOLVER = {"beta_schedule": "linear", "steps_offset": 0, "set_alpha_to_one": False,
-           "timestep_spacing": "linspace"}  # fmt: skip
-_SCHEDULER_DEFAULTS |= {
-    f"{name}Scheduler": {**_SOLVER, "beta_start": 0.0001, "beta_end": 0.02}
-    for name in (
-        "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete",
-        "EulerDiscrete", "LMSDiscrete", "UniPCMultistep",
+    f"{name}Scheduler": defaults
+    for names, defaults in (
+        (("DDIM", "DDPM", "DDIMParallel", "DDPMParallel"), _SAMPLER | _LINEAR),
+        (("PNDM",), _SAMPLER | _LINEAR | {"set_alpha_to_one": False}),
+        # networks distilled for few steps; the forward process, and so levels and scores, is the
+        # same, but not how they are sampled
+        (("LCM", "TCD"), _SAMPLER | _LATENT),
+        # solvers of the same forward process, which only differ in how they integrate it
+        (
+            ("DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete",
+             "EulerDiscrete", "LMSDiscrete", "SASolver", "UniPCMultistep"),
+            _SOLVER | _LINEAR,
+        ),
+        (
+            ("HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete"),
+            _SOLVER | _LATENT | {"beta_schedule": "linear"},
+        ),
     )
-} | {
-    f"{name}Scheduler": {**_SOLVER, "beta_start": 0.00085, "beta_end": 0.012}
-    for name in ("HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete")
+    for name in names
 }  # fmt: skip
+_OTHER_PROCESS = {
+    "EDM": ": its networks see x0 + sigma eps (alpha = 1), another forward process",
+    "FlowMatch": ": its networks see (1 - t) x0 + t eps, another forward process",
+}
 _SETTINGS: dict[str, type | tuple[type, ...]] = {
     "beta_schedule": str,
     "num_train_timesteps": int,

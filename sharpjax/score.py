@@ -6,8 +6,11 @@ the noise level and the condition already bound.  Networks predict something els
 
 .. math::
     \text{epsilon: } s = -\epsilon/\sigma, \qquad
-    \text{v\_prediction: } s = -x - (\alpha/\sigma) v, \qquad
-    \text{sample: } s = (\alpha \hat x_0 - x)/\sigma^2 .
+    \text{v\_prediction: } s = -\frac{x + (\alpha/\sigma) v}{\alpha^2 + \sigma^2}, \qquad
+    \text{sample: } s = (\alpha \hat x_0 - x)/\sigma^2 ,
+
+with :math:`v = \alpha \epsilon - \sigma x_0`.  No level needs ``alpha^2 + sigma^2 = 1``; a score
+exists where ``sigma > 0``.
 
 Units: ``x`` 1, ``s`` 1/sigma, its Jacobian 1/sigma^2.
 """
@@ -19,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax._types import Array, ArrayLike, Score
+from sharpjax.levels import check_signal, checked_level, register_checked
 from sharpjax.reprs import one_line
 from sharpjax.schedules import PREDICTION_TYPES
 
@@ -29,16 +33,18 @@ def score_from_prediction(
     """The score at ``x`` (units 1/sigma) from what a network predicts there.
 
     Raises:
-        ValueError: an unknown ``prediction_type``.
+        ValueError: an unknown ``prediction_type``, or no valid level: ``alpha >= 0`` and
+            ``sigma > 0``, finite, where they are known.
 
     >>> float(score_from_prediction(jnp.array(0.6), jnp.array(1.0), alpha=0.6, sigma=0.8,
     ...                             prediction_type="epsilon"))
     -0.75
     """
+    alpha, sigma = checked_level("score_from_prediction", alpha, sigma)
     if prediction_type == "epsilon":
         return -prediction / sigma
     if prediction_type == "v_prediction":
-        return -x - (alpha / sigma) * prediction
+        return -(x + (alpha / sigma) * prediction) / (alpha**2 + sigma**2)
     if prediction_type == "sample":
         return (alpha * prediction - x) / sigma**2
     raise ValueError(
@@ -51,9 +57,12 @@ def clean_and_noise(
 ) -> tuple[Array, Array]:
     r"""Estimates of the clean example and of the noise in ``x`` from what a network predicts.
 
-    Both are finite at ``alpha = 0`` for ``v_prediction``, :math:`\hat x_0 = \alpha x - \sigma v`
-    and :math:`\hat\epsilon = \sigma x + \alpha v`, and ``sample``; a score or an ``epsilon`` says
-    nothing about the clean example there.
+    Both are finite at ``alpha = 0`` for ``sample`` and for ``v_prediction``,
+
+    .. math:: \hat x_0 = \frac{\alpha x - \sigma v}{\alpha^2 + \sigma^2}, \qquad
+              \hat\epsilon = \frac{\sigma x + \alpha v}{\alpha^2 + \sigma^2} ;
+
+    a score or an ``epsilon`` says nothing about the clean example there.
 
     Args:
         prediction: of the network, or a score.
@@ -63,14 +72,20 @@ def clean_and_noise(
         prediction_type: ``score``, ``epsilon``, ``v_prediction`` or ``sample``.
 
     Raises:
-        ValueError: an unknown ``prediction_type``.
+        ValueError: an unknown ``prediction_type``, no valid level as in
+            :func:`score_from_prediction`, or ``alpha = 0`` with a score or an ``epsilon``.
     """
+    alpha, sigma = checked_level("clean_and_noise", alpha, sigma)
+    if prediction_type in ("score", "epsilon"):
+        check_signal(alpha, f"the clean example that {prediction_type} leads to")
     if prediction_type == "score":
         return denoised(prediction, x, alpha=alpha, sigma=sigma), -sigma * prediction
     if prediction_type == "epsilon":
         return (x - sigma * prediction) / alpha, prediction
     if prediction_type == "v_prediction":
-        return alpha * x - sigma * prediction, sigma * x + alpha * prediction
+        square = alpha**2 + sigma**2
+        clean = (alpha * x - sigma * prediction) / square
+        return clean, (sigma * x + alpha * prediction) / square
     if prediction_type == "sample":
         return prediction, (x - alpha * prediction) / sigma
     raise ValueError(
@@ -80,11 +95,16 @@ def clean_and_noise(
 
 
 def denoised(score: Array, x: Array, *, alpha: Array, sigma: Array) -> Array:
-    r"""Tweedie's estimate of the clean example, :math:`E[x_0|x] = (x + \sigma^2 s)/\alpha`."""
+    r"""Tweedie's estimate of the clean example, :math:`E[x_0|x] = (x + \sigma^2 s)/\alpha`.
+
+    Raises:
+        ValueError: ``alpha = 0``, where it is known.
+    """
+    check_signal(alpha, "the clean example that a score leads to")
     return (x + sigma**2 * score) / alpha
 
 
-@jax.tree_util.register_dataclass
+@register_checked
 @dataclasses.dataclass(frozen=True)
 class ScorePair:
     """The unconditional and the conditional score at one noise level.
@@ -100,6 +120,9 @@ class ScorePair:
         stacked: evaluates ``s_u`` at ``x[0]`` and ``s_c`` at ``x[1]`` in one batch,
             ``(2, *shape) -> (2, *shape)``; made from the two scores when left out.
 
+    Raises:
+        ValueError: ``alpha < 0``, ``sigma <= 0`` or not finite, where they are known.
+
     >>> from jax.tree_util import Partial
     >>> pair = ScorePair(Partial(jnp.negative), Partial(jnp.sin), alpha=0.6, sigma=0.8)
     >>> pair.both(jnp.zeros(3)).shape
@@ -113,6 +136,13 @@ class ScorePair:
     stacked: Callable[[Array], Array] | None = None
 
     __repr__ = one_line
+
+    def __post_init__(self) -> None:
+        if self.unconditional is None or self.conditional is None:
+            return  # no pair, but a specification of one, such as vmap's in_axes
+        alpha, sigma = checked_level("ScorePair", self.alpha, self.sigma)
+        object.__setattr__(self, "alpha", alpha)
+        object.__setattr__(self, "sigma", sigma)
 
     def at(self, points: Array) -> Array:
         """``(s_u(points[0]), s_c(points[1]))``: two points, one batch."""

@@ -3,10 +3,12 @@
 import functools
 import json
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from sharpjax.detection.calibration import Calibration, scalars
 from sharpjax.detection.cases import Case, balanced, from_file
@@ -111,6 +113,44 @@ def test_all_statistics_one_by_one(model, tmp_path):
     images = model.decode(jnp.stack(ends))
     tiled = STATISTICS["tiled_l2"].function(jnp.clip(images, -1, 1))
     np.testing.assert_allclose(found["tiled_l2"][0], tiled, rtol=5e-3)
+
+
+@pytest.fixture(scope="module")
+def silent_directory(tmp_path_factory, write_stable_diffusion):
+    """Zero terminal SNR, v-prediction and trailing steps, as of fine-tuned Stable Diffusion 2."""
+    folder = tmp_path_factory.mktemp("models") / "zero-snr"
+    write_stable_diffusion(folder, prediction_type="v_prediction", scheduler="DDIMScheduler")
+    path = folder / "scheduler" / "scheduler_config.json"
+    changes = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+@pytest.mark.slow
+def test_paths_out_of_pure_noise_are_the_pipelines(silent_directory):
+    """Where scores do not lead on the network's predictions do; the first two scores are one."""
+    model = LatentDiffusion.from_pretrained(silent_directory)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(silent_directory, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
+    noise = np.random.default_rng(0).standard_normal((4, 8, 8), dtype=np.float32)
+    latents = pipe(
+        ["cat"], latents=torch.tensor(noise[None]), num_inference_steps=5, guidance_scale=3.0,
+        output_type="latent",
+    ).images[0]  # fmt: skip
+    context = model.encode(["cat"])[0]
+    path = jax.jit(lambda m, c, x: follow(m, c, x, num_steps=5, guidance=3.0))(
+        model, context, jnp.asarray(noise)
+    )
+    np.testing.assert_allclose(path.states[-1], latents, atol=2e-3 * float(latents.std()))
+    np.testing.assert_allclose(path.conditional[0], -noise, atol=1e-5)
+    np.testing.assert_array_equal(path.difference[0], 0)
+    for i in (1, 4):
+        pair = model.scores(context, int(path.timesteps[i]))
+        expected = jax.jit(pair.both)(path.states[i])
+        found = np.stack([path.unconditional[i], path.conditional[i]])
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    assert np.isfinite(path.states).all()
 
 
 def test_a_prompt_that_fails_is_recorded_and_the_others_go_on(model, tmp_path):

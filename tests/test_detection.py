@@ -3,13 +3,15 @@
 import dataclasses
 import itertools
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from sharpjax import Gaussian, GaussianMixture, PixelDiffusion, ScorePair, detection
+from sharpjax import Gaussian, GaussianMixture, PixelDiffusion, Schedule, ScorePair, detection
 from sharpjax.detection.cases import Case
 from sharpjax.detection.columns import _first_step, _unconditional
 from sharpjax.detection.evaluation import (
@@ -395,6 +397,49 @@ def test_a_finished_run_is_not_computed_again(tiny_model, tiny_training_set, tmp
     again = run(tiny_model, tiny_training_set, tmp_path / "a")
     assert [r["condition"] for r in again] == list(tiny_model.conditions)
     assert len(path.read_text().splitlines()) == 6
+
+
+def test_the_first_step_is_the_first_with_a_signal(tiny_model, tmp_path):
+    """t = 999 of a zero terminal SNR is pure noise, where s_D is 0; against PyTorch at t = 979."""
+    schedule = Schedule.create(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    model = dataclasses.replace(tiny_model, schedule=schedule)
+    assert schedule.timesteps(50)[0] == 999
+    assert DetectSettings().timesteps(schedule) == (979, 59, 19)
+    assert DetectSettings().names(schedule)[0] == "score_difference@979"
+    settings = DetectSettings(statistics=("guidance_alignment",), num_noises=1)  # asks at both
+    name = model.conditions[1]
+    (record,) = detect(model, [name], tmp_path / "run", settings, fingerprint="abc")
+    folder = model.save_pretrained(tmp_path / "model")
+    unet = diffusers.UNet2DModel.from_pretrained(folder / "unet")
+    levels = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler").alphas_cumprod.double()
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0)
+    x = torch.tensor(np.asarray(jax.random.normal(key, model.shape)))
+    differences, scores = {}, {}
+    for t in (979, 59):
+        with torch.no_grad():
+            v = unet(torch.stack([x, x]), t, torch.tensor([6, 1])).sample.double()
+        sigma = (1 - levels[t]).sqrt()
+        scores[t] = -x - levels[t].sqrt() / sigma * v
+        differences[t] = (scores[t][1] - scores[t][0]).flatten()
+    expected = float(differences[979].norm())
+    assert expected > 1e-3  # and not the zero of t = 999
+    # their alpha is .04 by float32 products of 1,000 factors: 1e-4
+    cosine = torch.sign(differences[59] * scores[59][0].flatten()).mean()  # of one channel
+    ((alignment, length),) = record["network"]["guidance_alignment@59"]
+    assert alignment == pytest.approx(float(cosine), abs=2.1 / 64)  # two pixels near 0
+    assert length == pytest.approx(expected, rel=1e-3)
+    for bad, message in (
+        ({"num_steps": 1}, r"1 step\(s\) visit t=\[999\] only, where alpha = 0"),
+        (
+            {"statistics": ("trace_difference",), "trace_timesteps": (999, 500)},
+            r"trace_timesteps: alpha = 0 at t=999, .* take timesteps up to 979",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            detect(model, [name], tmp_path / "bad", DetectSettings(**bad), fingerprint="abc")
+        assert not (tmp_path / "bad").exists()
 
 
 def test_a_model_without_an_unconditional_score(tiny_model, tmp_path):

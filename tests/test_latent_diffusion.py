@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,6 +118,43 @@ def test_images_are_encoded_and_decoded_as_by_the_autoencoder(stable_diffusion_d
     z = spread / posterior.std.numpy()
     assert abs(z.mean()) < 4 / z.size**0.5
     assert abs(z.std() - 1) < 4 / (2 * z.size) ** 0.5
+
+
+def test_a_shift_of_the_autoencoder_is_left_out_as_by_the_pipeline(
+    stable_diffusion_directory, plain, tmp_path
+):
+    """The pipelines of Stable Diffusion divide by scaling_factor and know no shift_factor."""
+    folder = shutil.copytree(stable_diffusion_directory, tmp_path / "shifted")
+    path = folder / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shift_factor": 0.3}))
+    (folder / "vae" / "manifest.sha256.json").unlink(missing_ok=True)
+    theirs, shifted = pipeline(folder), LatentDiffusion.from_pretrained(folder)
+    assert theirs.vae.config.shift_factor == shifted.vae.config["shift_factor"] == 0.3
+    options = dict(latents=torch.tensor(draw(1, 4, 8, 8)), num_inference_steps=2)
+    latents = theirs(PROMPTS[:1], output_type="latent", **options).images
+    images = theirs(PROMPTS[:1], output_type="np", **options).images
+    pixels = shifted.decode(latents.numpy())
+    ours = np.clip(pixels / 2 + 0.5, 0, 1).transpose(0, 2, 3, 1)
+    assert relative_error(ours, images) < 1e-5
+    images = draw(1, 3, 16, 16)
+    np.testing.assert_array_equal(shifted.encode_image(images), plain.encode_image(images))
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistep", "SASolver"])
+def test_a_directory_whose_solver_writes_minus_infinity(
+    name, stable_diffusion_directory, plain, tmp_path
+):
+    folder = shutil.copytree(stable_diffusion_directory, tmp_path / name)
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    own = {"lambda_min_clipped": -float("inf")}
+    if name == "SASolver":
+        own["algorithm_type"] = "data_prediction"
+    scheduler = getattr(diffusers, f"{name}Scheduler")
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **own)
+    pipe.save_pretrained(folder)
+    assert "-Infinity" in (folder / "scheduler" / "scheduler_config.json").read_text()
+    found = LatentDiffusion.from_pretrained(folder)
+    np.testing.assert_array_equal(found.schedule.alphas, plain.schedule.alphas)
 
 
 def test_scores_are_those_of_the_prediction(directory, model):

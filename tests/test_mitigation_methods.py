@@ -1,5 +1,7 @@
 """Each method of mitigation on a tiny Stable Diffusion model, against what it says it does."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,8 @@ from sharpjax.mitigation import METHODS, Levels, Problem, calibrate, treat
 from sharpjax.mitigation.baselines import GAMMA, RHO
 from sharpjax.mitigation.perturbation import add_random
 from sharpjax.models.latent_diffusion import LatentDiffusion
+from sharpjax.schedules import Schedule
+from sharpjax.score import ScorePair
 
 LEVELS = Levels({name: np.array([1e-9, 1e-9]) for name in ("score_difference", "official")})
 
@@ -95,6 +99,34 @@ def test_guidance(problem):
     np.testing.assert_array_equal(late, [0, 0, 0] + 7 * [3.0])
     with pytest.raises(ValueError, match="must be a number between 0 and 1"):
         treat("delayed_guidance", problem, 1.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Lines:
+    """A model whose scores are plain functions: -x, and of a prompt of k letters -(1 + k) x."""
+
+    schedule: Schedule
+
+    def encode(self, prompts):
+        return jnp.array([[float(len(prompt))] for prompt in prompts])
+
+    def scores(self, context, t):
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return ScorePair(lambda x: -x, lambda x: -(1 + context[0]) * x, alpha, sigma)
+
+
+@pytest.mark.parametrize("name", ["sail", "noise_gradient", "noise_batch", "best_of"])
+def test_scores_may_be_plain_functions(name):
+    """And the level is the first with a signal: at alpha = 0 nothing would be left to lower."""
+    schedule = Schedule.create(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    noise = jax.random.normal(jax.random.key(1), (2, 6))
+    levels = Levels({n: np.array([1e-9, 1e-9]) for n in ("score_difference", "exact")})
+    problem = Problem(Lines(schedule), "cat", noise, jax.random.key(2), 3.0, 50, levels, None, 5)
+    assert problem.t == 979
+    found = treat(name, problem, 0.3 if name == "noise_batch" else 4)
+    length = jax.vmap(lambda x: jnp.linalg.norm(problem.pair.difference(x)))
+    assert np.mean(length(found.noise)) < 0.97 * np.mean(length(noise))
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """``PixelDiffusion``: its scores, samples and directory, and what it refuses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,6 +91,25 @@ def test_sample_does_not_depend_on_batch_size(model):
     # another number of conditions does not disturb the first ones
     fewer = model.sample(labels[:2], jax.random.key(0), batch_size=2, **options)
     np.testing.assert_array_equal(fewer, apart[:2])
+
+
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 3.0])
+def test_samples_out_of_pure_noise_are_those_of_pytorch(model, pytorch_unet, guidance):
+    """Zero terminal SNR, where predictions of v lead on and scores do not."""
+    silent = Schedule.create(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    ours, unet = dataclasses.replace(model, schedule=silent), pytorch_unet()
+    theirs = DDIMScheduler(**{k: v for k, v in silent.to_config().items() if k[0] != "_"})
+    theirs.set_timesteps(2)  # divides T: their steps end on the grid
+    noise = draw((1, 1, 8, 8))
+    x = torch.tensor(noise)
+    for t in theirs.timesteps:
+        with torch.no_grad():
+            without, led = unet(torch.cat([x, x]), t, class_labels=torch.tensor([3, 1])).sample
+        x = theirs.step(without + guidance * (led - without), int(t), x).prev_sample
+    found = ours.sample(["one"], noise=noise, num_steps=2, guidance=guidance)
+    np.testing.assert_allclose(found, x, atol=1e-3 * float(x.abs().max()))
 
 
 def test_given_noise_is_used_and_guidance_one_is_conditional(model):

@@ -1,6 +1,9 @@
 """SAIL's losses against closed forms, the descent's promises, and where it leads."""
 
+import dataclasses
+import gc
 import warnings
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,8 @@ from sharpjax.mitigation import (
     sharpness,
 )
 from sharpjax.mitigation import descent as descent_module
-from sharpjax.mitigation.sharpness import exact, finite_difference, official
+from sharpjax.mitigation.sail import sharpness_loss
+from sharpjax.mitigation.sharpness import DELTA, exact, finite_difference, official
 from sharpjax.mitigation.trust import adam_on_sphere, keep_length
 
 ALPHA, SIGMA = 0.6, 0.8
@@ -174,11 +178,33 @@ class TestDescent:
 
     def test_another_prompt_does_not_compile_again(self):
         start = jnp.ones((2, 5))
-        descend(bowl, 1.0, start, threshold=0.5)
-        compiled = descent_module._descend._cache_size()
-        descend(bowl, 2.0, start, threshold=0.1, max_steps=3)
-        assert descent_module._descend._cache_size() == compiled
+        optimizer = optax.sgd(0.1)
+        for chosen in (adam(), optimizer):
+            descend(bowl, 1.0, start, threshold=0.5, optimizer=chosen)
+            program = descent_module._program(bowl, chosen, None)
+            compiled = program._cache_size()
+            descend(bowl, 2.0, start, threshold=0.1, max_steps=3, optimizer=chosen)
+            assert descent_module._program(bowl, chosen, None) is program
+            assert program._cache_size() == compiled
         assert adam(0.05) is adam(0.05)
+
+    def test_programs_of_fresh_optimizers_and_losses_do_not_pile_up(self):
+        """Programs, and what they hold, are dropped: memory does not grow with the calls."""
+        held = []
+        for scale in range(descent_module._PROGRAMS + 2):
+            optimizer = optax.sgd(0.1)
+            ended = descend(
+                lambda fixed, x, start: bowl(fixed, x, start), float(scale + 1), jnp.ones((1, 2)),
+                threshold=1e-9, max_steps=1, optimizer=optimizer,
+            )  # fmt: skip
+            np.testing.assert_allclose(ended.point, 1 - 0.2 * (scale + 1), rtol=1e-6)
+            held.append(weakref.ref(optimizer.update))
+        del optimizer
+        gc.collect()
+        alive = [ref() is not None for ref in held]
+        assert not any(alive[:2])
+        assert sum(alive) <= descent_module._PROGRAMS
+        assert descent_module._program.cache_info().currsize <= descent_module._PROGRAMS
 
     @pytest.mark.parametrize(
         ("start", "options", "message"),
@@ -214,6 +240,35 @@ class TestSail:
         recomputed = jax.vmap(lambda x: exact(pair, x))(sailed.noise)
         np.testing.assert_allclose(sailed.after, recomputed, rtol=1e-4)
         assert len(sailed.plausibility) == 20
+
+    def test_scores_may_be_plain_functions(self):
+        """As curvature and detection take them; s_D = -x and H_D = -I."""
+        noise = jnp.array([[1.0, 2.0], [0.1, -0.1]])
+        options = {"noise": noise, "threshold": 0.1, "max_steps": 60}
+        lasting = ScorePair(_minus_once, _minus_twice, ALPHA, SIGMA)
+        expected = sail(lasting, **options)
+        np.testing.assert_allclose(expected.before, [5, 0.02], rtol=1e-6)
+        assert expected.outcome.tolist() == ["met", "met"]
+        program = descent_module._program(sharpness_loss("exact", DELTA, 0.0), adam(), None)
+        compiled = program._cache_size()
+        sail(lasting, **options)
+        assert program._cache_size() == compiled  # of a module: compiled once
+
+        slope = jnp.array(2.0)
+        fresh = ScorePair(lambda x: -x, lambda x: -slope * x, alpha=ALPHA, sigma=SIGMA)
+        mixed = ScorePair(Partial(jnp.negative), lambda x: -slope * x, alpha=ALPHA, sigma=SIGMA)
+        for pair in (fresh, mixed, dataclasses.replace(fresh, stacked=lambda x: x * _SLOPES)):
+            found = sail(pair, **options)
+            np.testing.assert_allclose(found.noise, expected.noise, rtol=1e-5)
+        held = weakref.ref(fresh.conditional)
+        del fresh, mixed, pair
+        gc.collect()
+        assert held() is None
+
+    def test_pure_noise_is_refused(self):
+        pair = ScorePair(Partial(jnp.negative), Partial(jnp.negative), alpha=0.0, sigma=1.0)
+        with pytest.raises(ValueError, match=r"0 for every condition at alpha = 0, .*; take a lev"):
+            sail(pair, noise=jnp.ones((1, 2)), threshold=1.0)
 
     def test_the_penalty_shortens(self):
         pair, x, *_ = gaussian_pair(jnp.float32)
@@ -295,6 +350,17 @@ class TestSail:
         assert before.sum() >= 8
         assert after.sum() <= 0.5 * before.sum()
         assert not (after & ~before).any()  # none comes in from outside
+
+
+def _minus_once(x):
+    return -x
+
+
+def _minus_twice(x):
+    return -2 * x
+
+
+_SLOPES = np.array([[-1.0], [-2.0]])
 
 
 def _half_blind(x):

@@ -73,6 +73,36 @@ def test_matches_diffusers(eta, spacing, kind, to_one):
     assert np.abs(states[-1] - x_T).max() > 0.1  # the comparison is of something that moved
 
 
+@pytest.mark.parametrize("level", [(0.5, 0.5), (0.6, 0.8)])
+def test_ancestral_noise_is_what_the_clean_example_leaves_open(level):
+    """``Var(x' | x, x0)`` by Gaussian conditioning, with and without preserved variance.
+
+    ``x = r x' + ...`` with ``r = alpha/alpha'``, so ``Cov(x', x) = r sigma'^2``.
+    """
+    (alpha, sigma), (a, s) = level, (0.8, 0.2 if level == (0.5, 0.5) else 0.6)
+    schedule = Schedule(alphas=[a, alpha], sigmas=[s, sigma])
+    expected = s**2 - (alpha / a * s**2) ** 2 / sigma**2
+    n = 20_000
+    ends = sample(
+        lambda x, t: jnp.ones_like(x), jnp.ones(n), schedule, timesteps=np.array([1, 0]), eta=1.0,
+        key=jax.random.key(0), prediction_type="epsilon",
+    )  # fmt: skip
+    # the variance of n draws has the relative standard error sqrt(2/n)
+    assert np.var(np.asarray(ends, np.float64)) == pytest.approx(expected, rel=4 * (2 / n) ** 0.5)
+    mean = a * (1 - sigma) / alpha + np.sqrt(s**2 - expected)
+    assert np.mean(ends) == pytest.approx(mean, abs=4 * np.sqrt(expected / n))
+
+
+@pytest.mark.parametrize("kind", ["score", "epsilon"])
+@pytest.mark.parametrize("options", [{"num_steps": 2}, {"timesteps": np.array([1, 0])}])
+def test_a_score_does_not_lead_out_of_pure_noise(kind, options):
+    flow = Schedule(alphas=[0.5, 0.0], sigmas=[0.5, 1.0], steps_offset=0)
+    with pytest.raises(ValueError, match=f"by {kind} cannot start at t=1: alpha = 0 there"):
+        jax.jit(
+            lambda flow: sample(lambda x, t: x, jnp.ones(3), flow, prediction_type=kind, **options)
+        )(flow)
+
+
 @pytest.mark.parametrize("kind", ["v_prediction", "sample"])
 def test_starts_from_pure_noise(kind):
     """Zero terminal signal-to-noise ratio, where a score would say nothing."""
@@ -206,5 +236,5 @@ def test_wrong_options(options, message):
 
 def test_zero_terminal_snr_is_refused_not_nan():
     schedule = Schedule.create(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-    with pytest.raises(ValueError, match="rescale_betas_zero_snr makes alpha = 0"):
+    with pytest.raises(ValueError, match="cannot start at t=999: alpha = 0 there"):
         sample(gaussian_score_at(schedule), jnp.zeros(3), schedule, num_steps=10)

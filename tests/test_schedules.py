@@ -1,16 +1,22 @@
 """``Schedule`` against diffusers' PyTorch schedulers, closed forms, files and wrong input."""
 
+import copy
+import dataclasses
 import inspect
 import json
 import math
+import pickle
+import warnings
 
 import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
 
+from sharpjax.models.files import read_json
 from sharpjax.schedules import _SCHEDULER_DEFAULTS, Schedule, betas
 
 CLASSES = {c.__name__: c for c in (DDIMScheduler, DDPMScheduler, PNDMScheduler)}
@@ -221,6 +227,14 @@ def test_num_steps_out_of_range(num_steps):
     ("config", "message"),
     [
         (dict(_class_name="FlowMatchEulerDiscreteScheduler"), "'FlowMatchEuler.* is not supported"),
+        (
+            dict(_class_name="EDMEulerScheduler"),
+            r"is not supported .*x0 \+ sigma eps \(alpha = 1\)",
+        ),
+        (
+            dict(use_flow_sigmas=True),
+            r"use_flow_sigmas is not supported: its networks see \(1 - t\)",
+        ),
         (dict(_class_name=["DDIMScheduler"]), "not supported"),
         (dict(beta_schedule="sigmoid"), "unknown beta schedule 'sigmoid'"),
         (dict(beta_schedule=["linear"]), "beta_schedule has the wrong type"),
@@ -229,9 +243,11 @@ def test_num_steps_out_of_range(num_steps):
         (dict(num_train_timesteps="1000"), "num_train_timesteps has the wrong type, got '1000'"),
         (dict(num_train_timesteps=0), "num_train_timesteps must be at least 1, got 0"),
         (dict(beta_start=0.1, beta_end=0.01), "0 < start <= end < 1"),
-        (dict(beta_start=float("nan")), "0 < start <= end < 1"),
+        (dict(beta_start=float("nan")), "beta_start must be a finite number, got nan"),
+        (dict(beta_end=math.inf, beta_schedule="squaredcos_cap_v2"), "beta_end must be a finite"),
+        (dict(num_train_timesteps=math.inf), "num_train_timesteps has the wrong type, got inf"),
         (dict(beta_end=1.0), "0 < start <= end < 1"),
-        (dict(steps_offset=-1), "steps_offset must be at least 0, got -1"),
+        (dict(steps_offset=-1), "steps_offset must be an integer of at least 0, got -1"),
         (dict(steps_offset=0.5), "steps_offset has the wrong type"),
         (dict(set_alpha_to_one="no"), "set_alpha_to_one has the wrong type"),
         (dict(trained_betas=[0.1, float("nan")]), "trained_betas must be"),
@@ -259,9 +275,108 @@ def test_wrong_file(text, tmp_path):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of NumPy 2, inside diffusers
+@pytest.mark.parametrize("name", sorted(_SCHEDULER_DEFAULTS))
+def test_a_scheduler_made_from_another_and_saved_is_read(name, tmp_path):
+    """``X.from_config(pipe.scheduler.config)``: by way of DPMSolver, -Infinity and all."""
+    told = diffusers.PNDMScheduler(**STABLE_DIFFUSION, steps_offset=1).config
+    diffusers.DPMSolverMultistepScheduler.from_config(told).save_pretrained(tmp_path)
+    own = {"algorithm_type": "data_prediction"} if name == "SASolverScheduler" else {}
+    theirs = getattr(diffusers, name).from_pretrained(tmp_path, **own)
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "scheduler_config.json"
+    assert "-Infinity" in path.read_text()
+    expected = np.cumprod(1 - theirs.betas.double().numpy())
+    for read in (tmp_path, read_json(path, constants=True)):
+        np.testing.assert_allclose(Schedule.from_config(read).alphas ** 2, expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="-Infinity is not a JSON number"):
+        read_json(path)
+
+
+def test_a_byte_order_mark_is_no_harm(tmp_path):
+    path = tmp_path / "scheduler_config.json"
+    path.write_text(json.dumps({"_class_name": "DDIMScheduler"}), encoding="utf-8-sig")
+    leaves_and_settings_equal(Schedule.from_config(path), schedule())
+
+
+def test_thresholding_is_not_ignored_in_silence():
+    with pytest.warns(UserWarning, match="thresholding is not applied here: samples differ"):
+        schedule(thresholding=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        schedule(thresholding=False, dynamic_thresholding_ratio=0.9)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"scheduler_config\.json"):
         Schedule.from_config(tmp_path)
+
+
+FLOW = np.linspace(0, 1, 11)[1:]  # sigma = t of a rectified flow, without its clean end
+
+
+def test_a_level_without_a_signal_is_known_by_its_alpha():
+    """However the schedule came by it, and under a trace too."""
+    flow = Schedule(alphas=1 - FLOW, sigmas=FLOW, timestep_spacing="trailing", steps_offset=0)
+    assert [t for t in range(10) if flow.is_pure_noise(t)] == [9]
+    np.testing.assert_array_equal(flow.timesteps(5), [9, 7, 5, 3, 1])
+    np.testing.assert_array_equal(flow.timesteps_with_signal(5), [7, 5, 3, 1])
+    assert jax.jit(lambda s: jnp.array(s.timesteps_with_signal(5)))(flow).tolist() == [7, 5, 3, 1]
+    assert jax.tree.map(jnp.asarray, flow).is_pure_noise(9)
+    # a flag says nothing of levels that were given otherwise
+    flagged = dataclasses.replace(
+        schedule(rescale_betas_zero_snr=True), alphas=flow.sigmas, sigmas=flow.sigmas
+    )
+    assert not any(flagged.is_pure_noise(t) for t in range(10))
+    with pytest.raises(ValueError, match=r"1 step\(s\) visit t=\[9\] only, where alpha = 0"):
+        flow.timesteps_with_signal(1)
+    # what underflows in the type that computes is no signal either
+    tiny = Schedule(alphas=[0.5, 1e-60], sigmas=[0.5, 1.0])
+    assert tiny.is_pure_noise(1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"prediction_type": "flow"}, "unknown prediction_type 'flow'; choose one of epsilon"),
+        ({"timestep_spacing": "karras"}, "unknown timestep_spacing 'karras'"),
+        ({"steps_offset": 0.5}, "steps_offset must be an integer of at least 0, got 0.5"),
+        ({"steps_offset": -1}, "steps_offset must be an integer of at least 0, got -1"),
+        ({"alphas": FLOW[1:]}, r"two lists of one length, .* got shapes \(9,\) and \(10,\)"),
+        ({"alphas": 0.5, "sigmas": 0.5}, r"two lists of one length, .* got shapes \(\) and \(\)"),
+        ({"alphas": [], "sigmas": []}, "two lists of one length"),
+        ({"alphas": -FLOW}, "alpha must be finite and >= 0 everywhere, got -0.1 at t=0"),
+        ({"sigmas": 1 - FLOW}, "sigma must be finite and > 0 everywhere, got 0 at t=9; a score"),
+        ({"sigmas": FLOW * np.inf}, "sigma must be finite and > 0 everywhere, got inf at t=0"),
+        ({"alphas": np.where(FLOW > 0.5, np.nan, 1)}, "alpha must be .*, got nan at t=5"),
+        ({"alphas": list("abc")}, "alpha must be real numbers"),
+        ({"sigmas": FLOW * 1j}, "sigma must be real numbers"),
+        ({"sigmas": FLOW * 1e-60}, "sigma must be finite and > 0 everywhere, got 0 at t=0"),
+    ],
+)
+def test_levels_are_checked_once_at_the_edge(changed, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**{"alphas": 1 - FLOW, "sigmas": FLOW} | changed)
+
+
+def test_trees_of_its_shape_may_hold_anything():
+    """What JAX puts in place of levels is not a level: gradients, axes, shapes, markers."""
+    ours = Schedule(alphas=1 - FLOW, sigmas=torch.tensor(FLOW), prediction_type="v_prediction")
+    assert isinstance(ours.sigmas, jax.Array)
+    for leaf in (None, 0, -1.0, "x", object(), jax.sharding.PartitionSpec()):
+        marked = jax.tree.map(lambda _, leaf=leaf: leaf, ours)
+        assert marked.alphas is leaf
+        assert marked.prediction_type == "v_prediction"
+    shapes = jax.eval_shape(lambda s: s, ours)
+    assert shapes.sigmas.shape == (10,)
+    slope = jax.grad(lambda s: -jnp.sum(s.sigmas))(ours)
+    np.testing.assert_array_equal(slope.sigmas, -np.ones(10))
+    axes = jax.tree.map(lambda _: None, ours)
+    assert jax.vmap(lambda s, t: s.alpha(t), (axes, 0))(ours, jnp.arange(3)).shape == (3,)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(ours)]
+    assert paths == [".alphas", ".sigmas"]
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(ours)))
+    leaves_and_settings_equal(copied, ours)
 
 
 def test_zero_signal_is_known():

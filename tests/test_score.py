@@ -1,13 +1,16 @@
 """Scores: the three predictions against an exact Gaussian score; pairs against naive twins."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from jax.tree_util import Partial
 
 from sharpjax.schedules import Schedule
-from sharpjax.score import ScorePair, denoised, score_from_prediction
+from sharpjax.score import ScorePair, clean_and_noise, denoised, score_from_prediction
 
 D = 5
 
@@ -46,6 +49,74 @@ def test_predictions_give_the_exact_score_of_gaussian_data(t):
             np.testing.assert_allclose(
                 denoised(s, jnp.asarray(x), alpha=alpha, sigma=sigma), x0, rtol=1e-10, atol=1e-11
             )
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_predictions_are_inverted_at_any_level(kind):
+    """(x0, eps) -> x and the prediction -> the same x0 and eps, whatever alpha^2 + sigma^2 is."""
+    rng = np.random.default_rng(0)
+    levels = [*rng.uniform(0.05, 3, (20, 2)), (0.5, 0.5), (1.0, 80.0), (0.0, 0.7)]
+    for alpha, sigma in levels:
+        x0, eps = jnp.asarray(rng.standard_normal((2, D)))
+        x = alpha * x0 + sigma * eps
+        prediction = {"epsilon": eps, "v_prediction": alpha * eps - sigma * x0, "sample": x0}[kind]
+        level = dict(alpha=alpha, sigma=sigma, prediction_type=kind)
+        score = score_from_prediction(prediction, x, **level)
+        # float64; x is up to 100 long, and (x - sigma eps)/alpha loses sigma/alpha <= 80 of it
+        np.testing.assert_allclose(score, -eps / sigma, rtol=1e-10, atol=1e-10)
+        if alpha == 0 and kind == "epsilon":
+            with pytest.raises(
+                ValueError, match=r"clean example that epsilon leads to .* alpha = 0"
+            ):
+                clean_and_noise(prediction, x, **level)
+            continue
+        found = clean_and_noise(prediction, x, **level)
+        np.testing.assert_allclose(found, [x0, eps], rtol=1e-10, atol=1e-10)
+        if alpha:
+            again = clean_and_noise(score, x, **level | {"prediction_type": "score"})
+            np.testing.assert_allclose(again, [x0, eps], rtol=1e-10, atol=1e-10)
+
+
+def test_the_score_of_v_at_half_and_half():
+    v = score_from_prediction(
+        jnp.float32(0.6225), jnp.float32(1.0), alpha=0.5, sigma=0.5, prediction_type="v_prediction"
+    )
+    assert v == pytest.approx(-3.245, abs=1e-6)  # twice -1.6225
+
+
+BAD_LEVELS = [
+    ({"sigma": -1.0}, "sigma must be finite and > 0, got -1"),
+    ({"sigma": 0.0}, "sigma must be finite and > 0, got 0"),
+    ({"sigma": np.nan}, "sigma must be finite and > 0, got nan"),
+    ({"sigma": jnp.inf}, "sigma must be finite and > 0, got inf"),
+    ({"sigma": 1e-60}, "sigma must be finite and > 0, got 0"),
+    ({"sigma": jnp.array([0.5, -2.0])}, "sigma must be finite and > 0, got -2"),
+    ({"sigma": "0.5"}, "sigma must be real numbers, got '0.5'"),
+    ({"sigma": 0.5j}, "sigma must be real numbers, got 0.5j"),
+    ({"sigma": True}, "sigma must be real numbers, got True"),
+    ({"alpha": -0.1}, "alpha must be finite and >= 0, got -0.1"),
+    ({"alpha": torch.tensor(-0.25)}, "alpha must be finite and >= 0, got -0.25"),
+]
+
+
+@pytest.mark.parametrize(("changed", "message"), BAD_LEVELS)
+def test_levels_are_checked_once_at_the_edge(changed, message):
+    level = {"alpha": 0.6, "sigma": 0.8} | changed
+    with pytest.raises(ValueError, match="ScorePair: " + message):
+        ScorePair(jnp.negative, jnp.negative, **level)
+    for function, kind in ((score_from_prediction, "epsilon"), (clean_and_noise, "v_prediction")):
+        with pytest.raises(ValueError, match=f"{function.__name__}: {message}"):
+            function(jnp.ones(2), jnp.ones(2), **level, prediction_type=kind)
+
+
+def test_a_level_may_be_a_tensor_or_a_numpy_number():
+    pair = ScorePair(jnp.negative, jnp.sin, alpha=np.float64(0.6), sigma=torch.tensor(0.8))
+    assert isinstance(pair.sigma, np.ndarray)
+    score = score_from_prediction(
+        jnp.ones(2), jnp.ones(2), alpha=1, sigma=torch.tensor(0.5), prediction_type="epsilon"
+    )
+    np.testing.assert_array_equal(score, [-2, -2])
 
 
 def test_unknown_prediction_type():
@@ -118,6 +189,21 @@ class TestScorePair:
         np.testing.assert_allclose(here.unconditional_tangent(v), h_u, **CLOSE)
         np.testing.assert_allclose(here.conditional_tangent(v), h_c, **CLOSE)
         np.testing.assert_allclose(here.difference_tangent(v), h_c - h_u, **CLOSE)
+
+    def test_trees_of_its_shape_may_hold_anything(self, stacked):
+        pair = make_pair(0, stacked)
+        for leaf in (None, 0, -1.0, "x", object(), jax.sharding.PartitionSpec()):
+            marked = jax.tree.map(lambda _, leaf=leaf: leaf, pair)
+            assert marked.sigma is leaf
+        assert jax.eval_shape(lambda p: p, pair).sigma.shape == ()
+        slope = jax.grad(lambda p: -p.sigma * jnp.sum(p.both(jnp.ones(SHAPE))))(pair)
+        assert slope.sigma == pytest.approx(-float(jnp.sum(pair.both(jnp.ones(SHAPE)))), rel=1e-5)
+        many = jax.vmap(lambda s: dataclasses.replace(pair, sigma=s))(jnp.array([0.5, 0.8]))
+        assert many.sigma.shape == (2,)
+        axes = ScorePair(None, None, None, 0, None)
+        assert jax.vmap(lambda p: p.sigma, (axes,))(
+            dataclasses.replace(pair, sigma=many.sigma)
+        ).shape == (2,)
 
     def test_crosses_jit_without_recompiling(self, stacked):
         f = jax.jit(lambda pair, x: pair.difference(x))  # a function of its own cache

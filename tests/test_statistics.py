@@ -101,6 +101,22 @@ class TestClosedForms:
         assert flux == pytest.approx(samples.mean(), abs=4 * error)
 
 
+S_D = (
+    "score_difference", "hessian_score_difference", "hessian_score", "trace_difference",
+    "diagonal_curvature_difference", "guidance_alignment",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", S_D)
+def test_statistics_of_the_difference_are_refused_in_pure_noise(name):
+    """At alpha = 0 every one of them is 0, or noise, for every condition."""
+    silent = ScorePair(Partial(jnp.negative), Partial(jnp.negative), 0.0, jnp.float32(1))
+    options = {"key": jax.random.key(0)} if STATISTICS[name].where in ("level", "end") else {}
+    pairs = [silent, silent] if name == "guidance_alignment" else [silent]
+    with pytest.raises(ValueError, match=rf"{name} is .* 0 for every condition at alpha = 0, .*ta"):
+        STATISTICS[name].function(*pairs, jnp.ones(SHAPE), **options)
+
+
 @pytest.mark.usefixtures("x64")
 class TestPaths:
     def test_score_difference(self):

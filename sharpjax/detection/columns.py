@@ -139,7 +139,7 @@ class Columns:
         states, here = [], self._first
         for t in settings.trace_timesteps:
             stops = np.linspace(here, t, settings.path_steps + 1).round().astype(np.int32)
-            if t != here:
+            if t < here:  # at or before the first step a state is the noise itself
                 x, here = _walk(self.model, conditions, x, stops, mesh=self.mesh), t
             values = _traces(
                 self.model, conditions, x, t, key,

@@ -35,11 +35,12 @@ class DetectSettings:
             score is then linearized for each condition anew.
         squared: :func:`hessian_score_difference` as the paper prints it.
         trace_noises: how many of these noises the traces are taken at.
-        trace_timesteps: where; the state there is reached by DDIM under the condition.
+        trace_timesteps: where; the state there is the noise, up to the first step, and then reached
+            by DDIM under the condition.
         num_probes: Hutchinson probes a trace or diagonal, shared by all conditions.
         path_steps: DDIM steps between two trace timesteps.
-        num_steps: of the grid: its first timestep is where the statistics of the first step are
-            taken, and whole paths have so many steps.
+        num_steps: of the grid: its first timestep with ``alpha > 0`` is where the statistics of the
+            first step are taken, and whole paths have so many steps.
         guidance: of whole paths.
         num_directions: of the p-Laplacian's flux.
         seed: of noises, probes and directions.
@@ -87,8 +88,18 @@ class DetectSettings:
         return tuple(n for n in _of(*places) if n in self.statistics)
 
     def timesteps(self, schedule: Schedule) -> tuple[int, int, int]:
-        """First, third-last and last timestep of the grid."""
-        grid = schedule.timesteps(self.num_steps)
+        """First, third-last and last timestep of the grid where ``alpha > 0``.
+
+        Raises:
+            ValueError: there is none, or ``alpha = 0`` at one of the trace timesteps.
+        """
+        grid = schedule.timesteps_with_signal(self.num_steps)
+        silent = [t for t in self.trace_timesteps if schedule.is_pure_noise(t)]
+        if silent and self.chosen("level"):
+            raise ValueError(
+                f"trace_timesteps: alpha = 0 at t={silent[0]}, where traces are the same for every "
+                f"condition; take timesteps up to {grid[0]}"
+            )
         return int(grid[0]), int(grid[max(len(grid) - 3, 0)]), int(grid[-1])
 
     def names(self, schedule: Schedule) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ Each function is jittable and returns a scalar (:func:`guidance_alignment` its t
 is computed from is said by ``where`` in :data:`STATISTICS`:
 
 ============  =====================================================================================
-first         ``(pair, x)`` at the first timestep of sampling, at pure noise; given the pair's
+first         ``(pair, x)`` at the first timestep of sampling with ``alpha > 0`` (at ``alpha = 0``
+              the two scores are one: refused), with pure noise for ``x``; given the pair's
               linearization at ``x`` too, several of them share it.  Under ``jax.vmap`` over the
               conditions at one and the same noise, the unconditional score is linearized once for
               all of them
@@ -33,6 +34,7 @@ import numpy as np
 from sharpjax import curvature
 from sharpjax._types import Array
 from sharpjax.detection.trajectory import Trajectory
+from sharpjax.levels import check_signal
 from sharpjax.score import LinearizedPair, ScorePair
 
 _Function = TypeVar("_Function", bound=Callable[..., Array])
@@ -84,6 +86,7 @@ def score_difference(
     Wen et al., ICLR 2024, "Detecting, explaining, and mitigating memorization in diffusion
     models" (there with noise predictions: multiply by sigma).
     """
+    check_signal(pair.alpha, "score_difference")
     difference = pair.difference(x) if linearized is None else linearized.difference
     length: Array = jnp.linalg.norm(difference)
     return length
@@ -102,6 +105,7 @@ def hessian_score_difference(
     Jeon, Kim & No, ICML 2025, "Understanding and mitigating memorization in generative models via
     sharpness of probability landscapes"; squared in the paper, not in its public code.
     """
+    check_signal(pair.alpha, "hessian_score_difference")
     here = pair.linearize(x) if linearized is None else linearized
     norm_squared = jnp.sum(here.difference_tangent(here.difference) ** 2)
     return norm_squared if squared else jnp.sqrt(norm_squared)
@@ -113,6 +117,7 @@ def hessian_score(pair: ScorePair, x: Array, *, linearized: LinearizedPair | Non
 
     The first arXiv version of Jeon, Kim & No 2025.
     """
+    check_signal(pair.alpha, "hessian_score")
     here = pair.linearize(x) if linearized is None else linearized
     conditional = here.conditional_tangent(here.conditional)
     length: Array = jnp.linalg.norm(conditional - here.unconditional_tangent(here.unconditional))
@@ -126,6 +131,7 @@ def trace_difference(pair: ScorePair, x: Array, *, key: Array, num_probes: int =
     Smaller (more negative) means memorized: the condition leaves fewer directions open than no
     condition does.  Both traces use the same probes, so that what they share cancels.
     """
+    check_signal(pair.alpha, "trace_difference")
     ours = effective_dimension(pair, x, key=key, num_probes=num_probes)
     theirs = curvature.effective_dimension(
         pair.unconditional, x, sigma=pair.sigma, key=key, num_matvecs=num_probes
@@ -160,6 +166,7 @@ def diagonal_curvature_difference(
 
     Kim & Lee 2026; how they reduce the diagonal to a number is not known to us.
     """
+    check_signal(pair.alpha, "diagonal_curvature_difference")
     here = pair.linearize(x)
 
     def one(k: Array) -> Array:
@@ -179,12 +186,14 @@ def guidance_alignment(first: ScorePair, later: ScorePair, x: Array) -> Array:
     (:func:`combined_alignment`).  Larger means memorized.
 
     Args:
-        first: the pair at the first timestep of sampling.
+        first: the pair at the first timestep of sampling with ``alpha > 0``.
         later: at the third-last timestep.
         x: pure noise, ``(channels, *space)``.
 
     Asthana & Belagiannis 2026.
     """
+    for pair in (first, later):
+        check_signal(pair.alpha, "guidance_alignment")
     unconditional, conditional = later.both(x)
     difference = conditional - unconditional
     lengths = jnp.linalg.norm(difference, axis=0) * jnp.linalg.norm(unconditional, axis=0)

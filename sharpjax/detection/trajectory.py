@@ -1,6 +1,7 @@
 """A sampling path with the two scores at every step, from which statistics are computed."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from sharpjax._types import Array
 from sharpjax.conditional import ConditionalModel
 from sharpjax.reprs import one_line
 from sharpjax.sampling import sample
+from sharpjax.score import score_from_prediction
 
 
 @jax.tree_util.register_dataclass
@@ -56,22 +58,38 @@ def follow(
 ) -> Trajectory:
     """DDIM from ``noise`` with classifier-free guidance; 2F a step.
 
+    A path that starts at ``alpha = 0`` (zero terminal signal-to-noise ratio) follows the network's
+    predictions instead of the scores: the two scores are one there, ``-x/sigma^2``.
+
     Args:
         model: any conditional model.
         condition: encoded.
         noise: ``x_T``, of the model's shape.
         num_steps: of the sampler.
         guidance: ``s_u + guidance (s_c - s_u)`` leads the path.
+
+    Raises:
+        ValueError: a start at ``alpha = 0`` with a network that predicts the noise.
     """
+    schedule = model.schedule
+    timesteps, *levels = schedule.levels(num_steps)
+    silent = schedule.is_pure_noise(timesteps[0])
+    kind = schedule.prediction_type if silent else "score"
 
     def predict(x: Array, t: Array) -> Any:
-        unconditional, conditional = both = model.scores(condition, t).both(x)
+        of = model.predictions(condition, t) if silent else model.scores(condition, t).both
+        unconditional, conditional = both = of(x)
         return unconditional + guidance * (conditional - unconditional), both
 
     states, both = sample(
-        predict, noise, model.schedule, num_steps=num_steps, trajectory=True, has_aux=True
-    )
-    timesteps, _, sigmas = model.schedule.levels(num_steps)
-    return Trajectory(
-        states, both[:, 0], both[:, 1], jnp.asarray(timesteps), sigmas[: len(timesteps)]
-    )
+        predict, noise, schedule, num_steps=num_steps, trajectory=True, has_aux=True,
+        prediction_type=kind,
+    )  # fmt: skip
+    alphas, sigmas = (level[: len(timesteps)] for level in levels)
+    if silent:
+        alpha, sigma = (level.reshape(-1, *[1] * noise.ndim) for level in (alphas, sigmas))
+        convert = functools.partial(
+            score_from_prediction, x=states[:-1], alpha=alpha, sigma=sigma, prediction_type=kind
+        )
+        both = jax.vmap(convert, in_axes=1, out_axes=1)(both)
+    return Trajectory(states, both[:, 0], both[:, 1], jnp.asarray(timesteps), sigmas)

@@ -143,7 +143,8 @@ def noise_figures(x: np.ndarray) -> dict[str, float]:
 def noise_batch(problem: Problem, strength: float) -> Treatment:
     """Two steps against the growth of ``ε_D``, then ``strength`` steps without guidance."""
     rho = RHO * np.sqrt(problem.noise[0].size)
-    noise = _adjust(problem.pair, problem.noise, rho, mesh=problem.mesh)
+    level = (problem.model, problem.context, problem.t)
+    noise = _adjust(level, problem.noise, rho, mesh=problem.mesh)
     base = untreated(problem)
     details = [noise_figures(x) for x in np.asarray(noise)]
     evaluations = np.full(len(noise), 4.0 * ITERATIONS)
@@ -151,16 +152,17 @@ def noise_batch(problem: Problem, strength: float) -> Treatment:
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _adjust(pair: ScorePair, noise: Array, rho: float, *, mesh: Mesh | None) -> Array:
+def _adjust(level: Any, noise: Array, rho: float, *, mesh: Mesh | None) -> Array:
     def one(common: Any, x: Array) -> Array:
-        pair, rho = common
+        (model, context, t), rho = common
+        pair = model.scores(context, t)  # inside: a pair may hold functions that do not cross jit
         for _ in range(ITERATIONS):
             here = -pair.sigma * pair.difference(x)
             there = -pair.sigma * pair.difference(x + rho * here / norm(here))
             x = x - GAMMA * (there - here)
         return x
 
-    adjusted: Array = over_points(jax.vmap(one, (None, 0)), mesh, (pair, rho), noise)
+    adjusted: Array = over_points(jax.vmap(one, (None, 0)), mesh, (level, rho), noise)
     return adjusted
 
 
@@ -189,14 +191,15 @@ def _delayed(problem: Problem, strength: float) -> np.ndarray:
 def best_of(problem: Problem, strength: float) -> Treatment:
     """Of ``strength`` noises, the given one among them, the one with the smallest ``‖H_D s_D‖``."""
     count = int(strength)
-    pair, chosen, details = problem.pair, [], []
+    level = (problem.model, problem.context, problem.t)
+    chosen, details = [], []
     for i, x in enumerate(problem.noise):
         key = jax.random.fold_in(problem.key, i)
         fresh = jax.random.normal(key, (count - 1, *x.shape), x.dtype)
         candidates = jnp.concatenate([x[None], fresh])
         values = np.concatenate(
             [
-                np.asarray(_statistic(pair, part, mesh=problem.mesh))
+                np.asarray(_statistic(level, part, mesh=problem.mesh))
                 for part in _chunks(candidates)
             ]
         )[:count]  # fmt: skip
@@ -220,7 +223,10 @@ def _chunks(points: Array) -> list[Array]:
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _statistic(pair: ScorePair, points: Array, *, mesh: Mesh | None) -> Array:
-    each = jax.vmap(hessian_score_difference, (None, 0))
-    values: Array = over_points(each, mesh, pair, points)
+def _statistic(level: Any, points: Array, *, mesh: Mesh | None) -> Array:
+    def one(level: Any, x: Array) -> Array:
+        model, context, t = level
+        return hessian_score_difference(model.scores(context, t), x)
+
+    values: Array = over_points(jax.vmap(one, (None, 0)), mesh, level, points)
     return values

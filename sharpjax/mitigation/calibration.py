@@ -90,7 +90,7 @@ def calibrate(
             once. Six close the interval of the median, 72 that of the 95% quantile.
         key: draws the noises.
         names: of losses: ``exact``, ``finite_difference``, ``official``, ``score_difference``.
-        num_steps: of sampling: decides which timestep is the first.
+        num_steps: of sampling: decides which timestep is the first with ``alpha > 0``.
         mesh: devices that share the prompts.
 
     Raises:
@@ -106,7 +106,7 @@ def calibrate(
         raise ValueError(f"a calibration needs at least two clean prompts, got {len(prompts)}")
     for name in names:
         measure(name)
-    t = int(model.schedule.timesteps(num_steps)[0])
+    t = int(model.schedule.timesteps_with_signal(num_steps)[0])
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     with progress("calibrating", total=len(prompts)) as bar:
         for start in range(0, len(prompts), _BATCH):

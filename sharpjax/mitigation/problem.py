@@ -48,8 +48,8 @@ class Problem:
 
     @property
     def t(self) -> int:
-        """The first timestep of sampling."""
-        return int(self.model.schedule.timesteps(self.num_steps)[0])
+        """The first timestep of sampling with ``alpha > 0``: before it no prompt has a say."""
+        return int(self.model.schedule.timesteps_with_signal(self.num_steps)[0])
 
     @property
     def pair(self) -> ScorePair:

@@ -292,7 +292,7 @@ def _score_differences(
     """``‖s_D‖`` where each image starts, with the condition that it is sampled under."""
     contexts = jnp.concatenate([one.context for one in treatments])
     noise = jnp.concatenate([one.noise for one in treatments])
-    t = int(model.schedule.timesteps(settings.num_steps)[0])
+    t = int(model.schedule.timesteps_with_signal(settings.num_steps)[0])
     found = []
     for start in range(0, len(noise), _BATCH):
         rows = np.arange(start, start + _BATCH) % len(noise)

@@ -24,6 +24,7 @@ import optax
 from jax.sharding import Mesh
 
 from sharpjax._types import Array
+from sharpjax.levels import check_signal
 from sharpjax.mitigation.descent import MAX_STEPS, descend
 from sharpjax.mitigation.plausibility import Plausibility, plausibility
 from sharpjax.mitigation.sharpness import DELTA, sharpness
@@ -58,7 +59,7 @@ class Sailed:
     __repr__ = one_line
 
 
-@functools.cache
+@functools.lru_cache(32)  # of other settings: not for ever
 def sharpness_loss(
     form: str, delta: float, penalty: float
 ) -> Callable[[ScorePair, Array, Array], tuple[Array, Array]]:
@@ -92,7 +93,8 @@ def sail(
     r"""Initial noises at which the pair is no sharper than ``threshold``.
 
     Args:
-        pair: of the prompt at the first timestep of sampling.
+        pair: of the prompt at the first timestep of sampling with ``alpha > 0``. Scores that are a
+            ``Partial`` or at module level are compiled once, others at each call.
         key: draws the candidates, and new ones for retries.
         threshold: of the sharpness, in the units of the form (:mod:`~.sharpness`); a quantile on
             prompts that are not memorized, by :func:`~sharpjax.mitigation.calibrate`.
@@ -103,14 +105,17 @@ def sail(
         delta: step of the last two.
         penalty: ``a``, weight of :math:`\|x\|^2`.
         max_steps: of the optimizer, for each attempt.
-        optimizer: any of optax; Adam at 0.05 by default.
+        optimizer: any of optax; Adam at 0.05 by default. The same object again is not compiled
+            again.
         retries: how often a candidate that did not get there begins anew from another noise.
         raise_by: factor on the threshold at each retry.
         mesh: devices that share the candidates.
 
     Raises:
-        ValueError: no candidates, a threshold that cannot be met, or options outside their range.
+        ValueError: no candidates, a threshold that cannot be met, options outside their range, or
+            a pair at ``alpha = 0``, where no noise is sharp.
     """
+    check_signal(pair.alpha, "the sharpness of a score difference")
     if noise is None:
         if key is None or shape is None:
             raise ValueError("pass noise, or key=jax.random.key(seed) and shape=model.shape")

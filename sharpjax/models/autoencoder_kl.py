@@ -208,10 +208,11 @@ class AutoencoderKL(nnx.Module):
     images in each direction.
 
     Latents go in and out unscaled, as in PyTorch: ``scaling_factor``, ``shift_factor``,
-    ``latents_mean`` and ``latents_std`` are kept in :attr:`config` for the caller, whose diffusion
-    model sees ``(z - shift_factor) scaling_factor``.  ``sample_size`` and ``force_upcast`` do not
-    change the function either: everything is computed in the type that input and parameters
-    promote to, norms and softmax in at least float32.
+    ``latents_mean`` and ``latents_std`` are kept in :attr:`config` for the caller: Stable
+    Diffusion's network sees ``z scaling_factor``, whatever ``shift_factor`` says, in PyTorch's
+    pipeline and here.  ``sample_size`` and ``force_upcast`` do not change the function either:
+    everything is computed in the type that input and parameters promote to, norms and softmax in
+    at least float32.
 
     Raises:
         ValueError: a value that is not supported, with the key and the allowed values.

@@ -286,7 +286,7 @@ def _rest(root: Path, staging: Path, configs: dict[str, dict[str, Any]]) -> set[
     """Everything of a pipeline that has no weights, and whether its parts fit."""
     used = {_INDEX, _SCHEDULER}
     path = checked_file(root, checked_subfolder(root, "scheduler") / Path(_SCHEDULER).name)
-    config = read_json(path)
+    config = read_json(path, constants=True)
     is_latent = len(configs) > 1
     if is_latent:
         class_name = read_json(root / _INDEX)["scheduler"][1]
@@ -353,7 +353,7 @@ def _part(staging: Path, name: str | None, **about: Any) -> ConvertedPart:
     if not about:
         class_name = "CLIPTokenizer"
         if name == "scheduler":
-            class_name = read_json(staging / _SCHEDULER)["_class_name"]
+            class_name = read_json(staging / _SCHEDULER, constants=True)["_class_name"]
         about = {"class_name": class_name, "num_parameters": None, "dtype": None}
     return ConvertedPart(name or "", files=files, **about)
 

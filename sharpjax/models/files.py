@@ -132,10 +132,12 @@ def checked_file(directory: str | Path, path: Path) -> Path:
 # --- JSON and digests --------------------------------------------------------------------------
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, constants: bool = False) -> dict[str, Any]:
     """A JSON object from a file, with errors that name the file.
 
-    Stricter than Python's reader: no key twice, no ``NaN`` or infinite number.
+    Stricter than Python's reader: no key twice, no ``NaN`` or infinite number; with ``constants``
+    these pass, for a caller that judges them by key (diffusers writes ``-Infinity`` for a setting
+    of its solvers).
     """
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {path.parent}")
@@ -145,8 +147,8 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(
             path.read_bytes(),
             object_pairs_hook=_without_duplicates,
-            parse_constant=_not_a_number,
-            parse_float=_finite,
+            parse_constant=float if constants else _not_a_number,
+            parse_float=float if constants else _finite,
         )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error

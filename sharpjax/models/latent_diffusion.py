@@ -8,7 +8,7 @@ written.
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +285,13 @@ class LatentDiffusion:
             stacked=stacked,
         )
 
+    def predictions(self, condition: Array, t: ArrayLike) -> Callable[[Array], Array]:
+        """What the network predicts of ``x`` under the empty and an encoded prompt, as one batch.
+
+        ``x -> (2, *shape)``, in the schedule's ``prediction_type``.
+        """
+        return Partial(_both_predictions, self.unet, t, jnp.stack([self.empty, condition]))
+
     def sample(
         self,
         conditions: Sequence[str] | Array,
@@ -454,9 +461,9 @@ def read_schedule(root: Path, class_name: str) -> Schedule:
     that is left out.
     """
     path = checked_file(root, checked_subfolder(root, "scheduler") / _SCHEDULER)
-    config = read_json(path)
+    config = read_json(path, constants=True)
     if "_class_name" in config:  # must be one that is known, too
-        Schedule.from_config(config, where=path)
+        Schedule.from_config({"_class_name": config["_class_name"]}, where=path)
     where = f"{path} ({class_name!r:.80} in {root / 'model_index.json'})"
     schedule = Schedule.from_config(config | {"_class_name": class_name}, where=where)
     return dataclasses.replace(schedule, steps_offset=1)
@@ -539,6 +546,11 @@ def _predictions(unet: UNet2DConditionModel, t: Array, contexts: Array, points: 
     return result
 
 
+def _both_predictions(unet: UNet2DConditionModel, t: Array, contexts: Array, x: Array) -> Array:
+    result: Array = _predictions(unet, t, contexts, jnp.stack([x, x]))
+    return result
+
+
 def _scores(
     unet: UNet2DConditionModel, schedule: Schedule, t: Array, contexts: Array, points: Array
 ) -> Array:
@@ -593,21 +605,15 @@ def _sample(
     return examples
 
 
-def _scaling(vae: AutoencoderKL) -> tuple[float, float]:
-    """``(shift, factor)``: the network sees ``(z - shift) factor`` of an autoencoder's ``z``."""
-    return vae.config["shift_factor"] or 0.0, vae.config["scaling_factor"]
-
-
 @jax.jit
 def _encode_images(vae: AutoencoderKL, images: Array, key: Array | None) -> Array:
     posterior = vae.encode(images.astype(_parameter_dtype(vae)))
     z = (posterior.mean if key is None else posterior.sample(key)).astype(jnp.float32)
-    shift, factor = _scaling(vae)
-    return (z - shift) * factor
+    scaled: Array = z * vae.config["scaling_factor"]  # no shift_factor: the pipeline has none
+    return scaled
 
 
 @jax.jit
 def _decode(vae: AutoencoderKL, latents: Array) -> Array:
-    shift, factor = _scaling(vae)
-    z = latents / factor + shift
+    z = latents / vae.config["scaling_factor"]
     return vae.decode(z.astype(_parameter_dtype(vae))).astype(jnp.float32)

@@ -7,7 +7,7 @@ loads the network too, plus ``conditions.json`` with the names of the classes.
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class PixelDiffusion:
         root = Path(directory)
         unet = from_pretrained(root, "unet")
         path = checked_file(root, checked_subfolder(root, "scheduler") / "scheduler_config.json")
-        schedule = Schedule.from_config(read_json(path), where=path)
+        schedule = Schedule.from_config(read_json(path, constants=True), where=path)
         names = read_json(checked_file(root, root / CONDITIONS_NAME)).get("conditions")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{root / CONDITIONS_NAME}: 'conditions' must be a list of names")
@@ -172,6 +172,13 @@ class PixelDiffusion:
             else None,
         )
 
+    def predictions(self, condition: Array, t: ArrayLike) -> Callable[[Array], Array]:
+        """What the network predicts of ``x`` without and with a condition, as one batch.
+
+        ``x -> (2, *shape)``, in the schedule's ``prediction_type``.
+        """
+        return Partial(_both_predictions, self.unet, t, jnp.stack([self._null, condition]))
+
     def sample(
         self,
         conditions: Sequence[str] | Array,
@@ -249,6 +256,11 @@ def _predictions(unet: UNet2DModel, t: Array, labels: Array, points: Array) -> A
     return unet(points, t, class_labels=labels)
 
 
+def _both_predictions(unet: UNet2DModel, t: Array, labels: Array, x: Array) -> Array:
+    result: Array = _predictions(unet, t, labels, jnp.stack([x, x]))
+    return result
+
+
 def _scores(unet: UNet2DModel, schedule: Schedule, t: Array, labels: Array, points: Array) -> Array:
     """Scores of a batch: ``points (n, *shape)`` under ``labels (n,)``."""
     return score_from_prediction(
@@ -280,12 +292,26 @@ def _sample(
     eta: float,
     guided: bool,
 ) -> Array:
+    schedule = model.schedule
+    # from alpha = 0 predictions lead on, and scores do not
+    silent = schedule.is_pure_noise(schedule.timesteps(num_steps)[0])
+
     def one(label: Array, x: Array, key: Array) -> Any:
-        def score_at(x: Array, t: ArrayLike) -> Array:
+        def predict_at(x: Array, t: Array) -> Array:
+            if silent and guided:
+                away, towards = model.predictions(label, t)(x)
+                led: Array = away + guidance * (towards - away)
+                return led
+            if silent:
+                alone: Array = _predictions(model.unet, t, label[None], x[None])[0]
+                return alone
             pair = model.scores(label, t)
             return pair.guided(x, guidance) if guided else pair.conditional(x)
 
-        return sample(score_at, x, model.schedule, num_steps=num_steps, eta=eta, key=key)
+        return sample(
+            predict_at, x, schedule, num_steps=num_steps, eta=eta, key=key,
+            prediction_type=schedule.prediction_type if silent else "score",
+        )  # fmt: skip
 
     examples: Array = jax.vmap(one)(labels, noise, keys)
     return examples
