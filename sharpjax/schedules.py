@@ -112,6 +112,8 @@ class Schedule:
         steps_offset: added to every timestep under ``leading`` spacing.
         set_alpha_to_one: whether the last sampling step lands on the clean image
             (``alpha = 1``) or on ``t = 0``.
+        clip_sample_range: sampling clips its estimates of the clean image to this in absolute
+            value, as pipelines of pixels do; ``None`` does not.
         config: the remaining settings, kept so that they can be written back.
     """
 
@@ -121,6 +123,7 @@ class Schedule:
     timestep_spacing: str = dataclasses.field(default="leading", metadata={"static": True})
     steps_offset: int = dataclasses.field(default=1, metadata={"static": True})
     set_alpha_to_one: bool = dataclasses.field(default=False, metadata={"static": True})
+    clip_sample_range: float | None = dataclasses.field(default=None, metadata={"static": True})
     config: tuple[tuple[str, Any], ...] = dataclasses.field(
         default=(), repr=False, metadata={"static": True}
     )
@@ -141,6 +144,7 @@ class Schedule:
         timestep_spacing: str = "leading",
         steps_offset: int = 1,
         set_alpha_to_one: bool = False,
+        clip_sample_range: float | None = None,
     ) -> "Schedule":
         """Build a schedule; the defaults are Stable Diffusion's.
 
@@ -161,6 +165,8 @@ class Schedule:
                 )
         if steps_offset < 0:
             raise ValueError(f"steps_offset must be at least 0, got {steps_offset}")
+        if clip_sample_range is not None and not 0 < clip_sample_range < math.inf:
+            raise ValueError(f"clip_sample_range must be positive, got {clip_sample_range}")
         if trained_betas is None:
             beta = betas(beta_schedule, num_train_timesteps, start=beta_start, end=beta_end)
         else:
@@ -194,6 +200,7 @@ class Schedule:
             timestep_spacing=timestep_spacing,
             steps_offset=steps_offset,
             set_alpha_to_one=set_alpha_to_one,
+            clip_sample_range=clip_sample_range,
             config=tuple(kept.items()),
         )
 
@@ -203,8 +210,8 @@ class Schedule:
     ) -> "Schedule":
         """Read a diffusers ``scheduler_config.json`` (a mapping, the file, or its directory).
 
-        Keys that only choose a solver (``skip_prk_steps``, ``clip_sample``, ...) are ignored:
-        sampling here is DDIM or ancestral whatever solver the directory names.
+        Keys that only choose a solver (``skip_prk_steps``, ...) are ignored: sampling here is DDIM
+        or ancestral whatever solver the directory names.
 
         Args:
             config: as above.
@@ -240,6 +247,9 @@ class Schedule:
             if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
                 raise ValueError(f"{where}: {key} has the wrong type, got {value!r:.80}")
         fields = {**_SCHEDULER_DEFAULTS[name], **given}
+        # other solvers have no such key, and ignore one that they inherited
+        clips = fields.pop("clip_sample", True) and name in ("DDIMScheduler", "DDPMScheduler")
+        fields["clip_sample_range"] = fields.get("clip_sample_range", 1.0) if clips else None
         try:
             schedule = cls.create(fields.pop("beta_schedule"), **fields)
         except ValueError as error:
@@ -261,7 +271,8 @@ class Schedule:
             "timestep_spacing": self.timestep_spacing,
             "steps_offset": self.steps_offset,
             "set_alpha_to_one": self.set_alpha_to_one,
-            "clip_sample": False,
+            "clip_sample": self.clip_sample_range is not None,
+            **({"clip_sample_range": most} if (most := self.clip_sample_range) else {}),
         }
 
     @property
@@ -401,4 +412,6 @@ _SETTINGS: dict[str, type | tuple[type, ...]] = {
     "timestep_spacing": str,
     "steps_offset": int,
     "set_alpha_to_one": bool,
+    "clip_sample": bool,
+    "clip_sample_range": (int, float),
 }
