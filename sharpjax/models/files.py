@@ -87,14 +87,8 @@ def resolve(
         return name
     if path.is_dir():
         return _chosen(path, folders, variant, follow_links)
-    if path.is_file() and path.suffix in (*PICKLED, ".safetensors"):
-        raise FileNotFoundError(
-            f"{path} is a single file; a model is read from a directory of diffusers. To make one, "
-            "in Python with torch: diffusers.StableDiffusionPipeline.from_single_file("
-            f"{str(path)!r}).save_pretrained(DIRECTORY)"
-        )
     if not isinstance(name, str) or path.exists() or not _HUB_ID.fullmatch(name):
-        what = "is not a directory" if path.exists() else "does not exist"
+        what = f"is not a directory; {no_pipeline(path)}" if path.exists() else "does not exist"
         raise FileNotFoundError(f"no model directory {path}: it {what}")
     if revision is not None and not _REVISION.fullmatch(revision):
         raise ValueError(f"revision must be a branch, tag or commit, got {revision!r}")
@@ -163,13 +157,37 @@ def _has(folder: Path, variant: str | None) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
+_PIPELINES = ("StableDiffusionPipeline", "DDPMPipeline", "DDIMPipeline", "LDMPipeline")
+_FROM_FLAX = (
+    "diffusers' former Flax models are not read: in PyTorch, with diffusers < 0.40 and "
+    "transformers < 5, StableDiffusionPipeline.from_pretrained(SOURCE, from_flax=True)"
+    ".save_pretrained(DESTINATION) writes safetensors"
+)
+
+
 def unread(index: dict[str, Any]) -> str:
     """What to say of a ``model_index.json`` that describes none of the pipelines that are read."""
-    return (
-        f"A {index.get('_class_name')!s:.80} is not read. What is: the directory of a "
-        "StableDiffusionPipeline (families 1.x and 2.x), a DDPMPipeline or DDIMPipeline "
-        "(UNet2DModel), or an LDMPipeline whose vqvae is an AutoencoderKL"
+    name = index.get("_class_name")
+    told = "" if name in _PIPELINES else f"A pipeline of class {name!s:.80} is not read. "
+    return told + (
+        "What is read: the directory of a StableDiffusionPipeline (families 1.x and 2.x), a "
+        "DDPMPipeline or DDIMPipeline (with a UNet2DModel), or an LDMPipeline whose vqvae is an "
+        "AutoencoderKL" + (f"; {_FROM_FLAX}" if str(name).startswith("Flax") else "")
     )
+
+
+def no_pipeline(path: Path) -> str:
+    """What to say of a directory, or a file in a directory's place, without an index."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    if path.is_dir() and (path / CONFIG_NAME).is_file():
+        return "it is a single network, which sharpjax.models.from_pretrained reads"
+    if single := [p for p in files if p.is_file() and p.suffix in (*PICKLED, ".safetensors")]:
+        return (
+            f"{single[0].name} is a checkpoint in a single file, a model is read from a directory "
+            "of diffusers. To make one, in Python with torch: diffusers.StableDiffusionPipeline"
+            f".from_single_file({str(single[0])!r}).save_pretrained(DIRECTORY)"
+        )
+    return f"a model is a directory of diffusers, with {INDEX_NAME} and a folder for each part"
 
 
 def part_folder(root: Path, part: str, name: str) -> str | None:
@@ -412,11 +430,7 @@ def _others(*folders: Path) -> str:
         hint += f" ({pickled[0]} is pickle, which is never read: convert it to safetensors with "
         hint += "PyTorch)"
     if flax := [name for name in names if name.endswith(_FLAX)]:
-        hint += (
-            f" ({flax[0]} is of diffusers' former Flax models, which are not read: in PyTorch, "
-            "with diffusers < 0.40 and transformers < 5, StableDiffusionPipeline.from_pretrained("
-            "SOURCE, from_flax=True).save_pretrained(DESTINATION) writes safetensors)"
-        )
+        hint += f" ({flax[0]}: {_FROM_FLAX})"
     return hint
 
 

@@ -8,6 +8,7 @@ from sharpjax.models.files import (
     INDEX_NAME,
     ModelDirectory,
     checked_file,
+    no_pipeline,
     read_json,
     resolve,
     unread,
@@ -31,6 +32,8 @@ def load(name: str | Path, **options: Any) -> PixelDiffusion | LatentDiffusion:
     """
     directory = find(name, **{k: options.pop(k) for k in _OF_FILES if k in options})
     path = checked_file(directory, directory / INDEX_NAME)
+    if not path.exists():
+        raise FileNotFoundError(f"no {INDEX_NAME} in {directory}: {no_pipeline(directory)}")
     index = read_json(path)
     unet = index.get("unet")
     if unet == ["diffusers", "UNet2DModel"]:

@@ -205,7 +205,7 @@ class PixelDiffusion:
         label = self._checked(label)
         if label.ndim:
             raise ValueError(f"scores takes one condition, got labels of shape {label.shape}")
-        null = self._null
+        null: Any = self._null
         bound = (self.unet, self.schedule, t)
         return ScorePair(
             unconditional=self.unconditional(t),
