@@ -396,32 +396,47 @@ def test_concepts_of_several_vectors_are_expanded_as_by_the_pipeline(copy):
         ours.tokenizer(["<cat-toy> " * 4 + "a dog"])
 
 
-def test_a_learned_variance_is_left_out(stable_diffusion_directory, copy, tmp_path):
+def learned(folder, variance, channels=8):
+    """The directory with a network that gives so many channels, and that network."""
     torch.manual_seed(4)
-    config = diffusers.UNet2DConditionModel.load_config(copy / "unet")
-    unet = diffusers.UNet2DConditionModel.from_config(config, out_channels=8).eval()
-    unet.save_pretrained(copy / "unet")
-    path = copy / "scheduler/scheduler_config.json"
-    for variance in (None, "fixed_small"):
-        edit(path, variance_type=variance)
-        for read in (load, lambda folder: convert(folder, tmp_path / "converted")):
-            with pytest.raises(ValueError, match=r"maps 4 \(in_channels\) to 8 channels .* twice"):
-                read(copy)
-    edit(path, variance_type="learned_range")
+    config = diffusers.UNet2DConditionModel.load_config(folder / "unet")
+    unet = diffusers.UNet2DConditionModel.from_config(config, out_channels=channels).eval()
+    unet.save_pretrained(folder / "unet")
+    edit(folder / "scheduler/scheduler_config.json", variance_type=variance)
+    return unet
+
+
+@pytest.mark.parametrize(
+    ("channels", "variance"), [(8, None), (8, "fixed_small"), (6, "learned_range")]
+)
+def test_other_channels_than_a_learned_variance_are_refused(channels, variance, copy):
+    learned(copy, variance, channels)
+    with pytest.raises(ValueError, match=f"to {channels} channels"):
+        load(copy)
+
+
+def test_a_learned_variance_is_left_out(copy, tmp_path):
+    unet = learned(copy, "learned_range")
     model, x, t = load(copy), draw(4, 8, 8), 500
     pair = model.scores("a cat", t)
     contexts = torch.tensor(np.stack([model.empty, model.encode(["a cat"])[0]]))
     with torch.no_grad():
         eps = unet(torch.tensor(np.stack([x, x])), t, contexts).sample[:, :4].numpy()
     assert relative_error(pair_values(pair, x)[0], -eps / float(pair.sigma)) < 1e-4
-    for again in (model.save_pretrained(tmp_path / "ours"),
-                  convert(copy, tmp_path / "converted").directory):  # fmt: skip
-        for a, b in zip(jax.tree.leaves(load(again)), jax.tree.leaves(model), strict=True):
-            np.testing.assert_array_equal(a, b)
-    config = dict(config) | {"out_channels": 6}
-    diffusers.UNet2DConditionModel.from_config(config).save_pretrained(copy / "unet")
-    with pytest.raises(ValueError, match="to 6 channels"):
-        load(copy)
+    again = load(model.save_pretrained(tmp_path / "ours"))
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_a_learned_variance_is_converted(copy, tmp_path):
+    learned(copy, "fixed_small")
+    with pytest.raises(ValueError, match="to 8 channels"):
+        convert(copy, tmp_path / "converted")
+    learned(copy, "learned")
+    again, model = load(convert(copy, tmp_path / "converted").directory), load(copy)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_a_part_without_the_variant_is_read_from_its_plain_files(copy, plain, tmp_path):

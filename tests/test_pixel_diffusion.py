@@ -15,6 +15,7 @@ from PIL import Image
 import sharpjax
 from sharpjax import cli
 from sharpjax.models import UNet2DModel, from_pretrained
+from sharpjax.models.convert import convert
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.pixel_diffusion import PixelDiffusion
 from sharpjax.schedules import Schedule
@@ -285,6 +286,12 @@ def test_samples_equal_pytorchs_ddim_pipeline(case, tmp_path):
     assert not (tmp_path / "ours/conditions.json").exists()
     np.testing.assert_array_equal(again.sample(noise=noise, num_steps=10, batch_size=2), found)
     assert fingerprint(folder) != fingerprint(tmp_path / "ours")
+    if case == "in one folder":
+        done = convert(folder, tmp_path / "converted")
+        assert not done.left_out
+        again = sharpjax.load(done.directory)
+        np.testing.assert_array_equal(again.sample(noise=noise, num_steps=10, batch_size=2), found)
+        DDIMPipeline.from_pretrained(done.directory)
 
 
 def test_unconditional_score_and_estimators(free, free_directory):

@@ -114,12 +114,10 @@ def sample(
     network = load(directory, **({} if dtype == "float32" else {"dtype": getattr(jnp, dtype)}))
     if not chosen and not hasattr(network, "conditions"):
         raise ValueError("no prompts: give --prompt TEXT, repeated for more, or --prompts FILE")
-    if not network.has_conditions:
-        network.check(chosen) if chosen else chosen.append("")
     folder = output or Path("runs") / f"sample-{run_name(model, directory)}"
     records = generate(
         network,
-        chosen or getattr(network, "conditions", ()),
+        chosen or getattr(network, "conditions", ()) or [""],  # of an unconditional one
         folder,
         GenerationSettings(
             num_steps=steps,

@@ -47,7 +47,10 @@ def checked_settings(
             f"so it is not ignored (known keys: {', '.join(sorted(allowed))})"
         )
     for key, value in settings.items():
-        if not _has_type(value, hints.get(key, Any)):
+        hint = hints.get(key, Any)
+        if value is None and not _has_type(None, hint) and _has_type(False, hint):
+            settings[key] = value = False  # what PyTorch's networks take it for
+        if not _has_type(value, hint):
             wanted = inspect.formatannotation(hints[key])
             raise ValueError(
                 f"{path}: {key} must be {wanted} (tuple: a list), got {config[key]!r:.80}"

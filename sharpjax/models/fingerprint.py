@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 _PARTS = ("unet", "vae", "vqvae", "text_encoder")
 _SETTINGS = (
     "conditions.json",
-    "scheduler/scheduler_config.json",
+    SCHEDULER_NAME,
+    f"scheduler/{SCHEDULER_NAME}",
     *(f"{part}/config.json" for part in _PARTS),
     *(
         f"tokenizer/{name}"
@@ -54,7 +55,7 @@ def fingerprint(directory: str | Path, *, variant: str | None = None) -> str:
     root = resolve(directory, folders=_PARTS, variant=variant)
     names = [name for name in _SETTINGS if (root / name).is_file()]
     if (flat := part_folder(root, "unet", CONFIG_NAME)) is None:
-        names += [CONFIG_NAME, SCHEDULER_NAME, *weight_files(root, root)]
+        names += [CONFIG_NAME, *weight_files(root, root)]
     for part in _PARTS:
         if (part == "unet" and flat) or (root / part).is_dir():
             folder = checked_subfolder(root, part)

@@ -98,10 +98,13 @@ class LatentDiffusion:
     ) -> "LatentDiffusion":
         """Join the parts.
 
+        A schedule that clips is taken without that, as by diffusers' pipeline: it is for pixels.
+
         Raises:
             ValueError: parts that do not fit each other.
         """
         check_fit(unet, vae, text_encoder, tokenizer)
+        schedule = dataclasses.replace(schedule, clip_sample_range=None)
         empty = _encode(text_encoder, tokenizer([""]), clip_skip=0)[0]
         return cls(unet, vae, text_encoder, schedule, empty, tokenizer)
 
@@ -464,7 +467,7 @@ def read_schedule(root: Path, class_name: str) -> tuple[Schedule, dict[str, Any]
     """The schedule of a pipeline whose ``model_index.json`` calls its scheduler ``class_name``.
 
     As in diffusers that class, not the one that wrote the configuration, decides what a key means
-    that is left out; and latents are never clipped.
+    that is left out.
 
     Returns:
         The schedule, and the configuration that it was read from.
@@ -475,7 +478,7 @@ def read_schedule(root: Path, class_name: str) -> tuple[Schedule, dict[str, Any]
         Schedule.from_config(config, where=path)
     where = f"{path} ({class_name!r:.80} in {root / 'model_index.json'})"
     schedule = Schedule.from_config(config | {"_class_name": class_name}, where=where)
-    return dataclasses.replace(schedule, steps_offset=1, clip_sample_range=None), config
+    return dataclasses.replace(schedule, steps_offset=1), config
 
 
 def check_fit(
