@@ -52,9 +52,8 @@ from sharpjax.rundir import write_text
 from sharpjax.schedules import Schedule
 
 _INDEX, _SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
-_CLASSES: dict[
-    str, dict[str, tuple[str, ...]]
-] = {  # kind of pipeline, by the class of its unet -> parts with weights, and their classes
+# kind of pipeline, by the class of its unet -> parts with weights, and their classes
+_CLASSES: dict[str, dict[str, tuple[str, ...]]] = {
     "UNet2DConditionModel": {part: PARTS[part] for part in ("text_encoder", "vae", "unet")},
     "UNet2DModel": {"unet": ("UNet2DModel",), VQVAE: ("AutoencoderKL",)},
 }

@@ -83,8 +83,10 @@ def resolve(
         ValueError: a variant or revision that is not a plain name.
     """
     path = Path(name)
-    if isinstance(name, ModelDirectory) and not follow_links and variant in (None, name.variant):
-        return name
+    if isinstance(name, ModelDirectory):
+        variant, follow_links = variant or name.variant, follow_links or name.follow_links
+        if (variant, follow_links) == (name.variant, name.follow_links):
+            return name
     if path.is_dir():
         return _chosen(path, folders, variant, follow_links)
     if not isinstance(name, str) or path.exists() or not _HUB_ID.fullmatch(name):
@@ -132,13 +134,13 @@ def _patterns(folders: Sequence[str] | None, variant: str | None) -> list[str]:
 def _chosen(
     path: Path, folders: Sequence[str] | None, variant: str | None, follow_links: bool
 ) -> ModelDirectory:
-    """The directory with its choice of files, which some part must have."""
+    """The directory with its choice of files, which some part that is read must have."""
     root = ModelDirectory(path)
     root.variant, root.follow_links = variant, follow_links
     if variant is None:
         return root
     parts = [part for f in ("", *(folders or ())) if (part := path / f).is_dir()]
-    if not any(_has(part, variant) for part in parts):
+    if not any(_has(part, variant) for part in parts) and any(_has(part, None) for part in parts):
         raise FileNotFoundError(
             f"no weights of variant {variant!r} ({weights_name(STEMS[0], variant)}, "
             f"{weights_name(STEMS[1], variant)}) in {path}{_others(*parts)}"
