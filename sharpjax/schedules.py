@@ -247,8 +247,9 @@ class Schedule:
             if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
                 raise ValueError(f"{where}: {key} has the wrong type, got {value!r:.80}")
         fields = {**_SCHEDULER_DEFAULTS[name], **given}
-        # other solvers have no such key, and ignore one that they inherited
-        clips = fields.pop("clip_sample", True) and name in ("DDIMScheduler", "DDPMScheduler")
+        # other solvers have no such key, and ignore one that they inherited; null is off
+        fields.pop("clip_sample", None)
+        clips = config.get("clip_sample", True) and name in ("DDIMScheduler", "DDPMScheduler")
         fields["clip_sample_range"] = fields.get("clip_sample_range", 1.0) if clips else None
         try:
             schedule = cls.create(fields.pop("beta_schedule"), **fields)

@@ -662,6 +662,9 @@ def test_only_an_owner_and_a_name_ask_the_hub(hub, tmp_path, monkeypatch):
     assert args == ("someone/tiny",)
     assert options["revision"] == "r"
     patterns = options["allow_patterns"]
+    # of pipelines that have all files in one folder
+    flat = {CONFIG_NAME, "scheduler_config.json", "diffusion_pytorch_model.fp16.safetensors"}
+    assert flat <= set(patterns)
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in patterns
     assert "unet/diffusion_pytorch_model.fp16-?????-of-?????.safetensors" in patterns
     assert all(p.endswith((".json", ".txt", ".safetensors")) for p in patterns)

@@ -501,6 +501,13 @@ def test_channels_of_a_network_that_was_not_loaded():
         model.unconditional(10)(jnp.zeros((1, 8, 8)))
 
 
+def test_names_without_classes(tmp_path):
+    folder = pixel_pipeline(tmp_path / "m")
+    (folder / "conditions.json").write_text('{"conditions": ["cat"]}')
+    with pytest.raises(ValueError, match="1 conditions, but the unet has no classes"):
+        sharpjax.load(folder)
+
+
 def test_classes_without_names(tmp_path):
     folder = pixel_pipeline(tmp_path / "m", classes=4)
     with pytest.raises(FileNotFoundError, match=r"no conditions\.json .* the 4 classes .* 'none'"):

@@ -354,7 +354,12 @@ def _read_conditions(root: Path, unet: dict[str, Any]) -> tuple[str, ...]:
         raise ValueError(f"{path}: 'conditions' must be a list of names")
     if len(set(names)) != len(names):
         raise ValueError(f"{path}: names of conditions must be distinct")
-    if classes not in ((len(names), len(names) + 1) if names else (None,)):
+    if classes is None and names:
+        raise ValueError(
+            f"{path}: {len(names)} conditions, but the unet has no classes (num_class_embeds): "
+            "remove the file, if the model is unconditional"
+        )
+    if classes is not None and (not names or classes not in (len(names), len(names) + 1)):
         raise ValueError(
             f"{path}: {len(names)} conditions need {len(names) + 1} class "
             f"embeddings (one is 'none'), or {len(names)} without an unconditional score; unet "
