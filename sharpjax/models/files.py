@@ -142,8 +142,8 @@ def _chosen(
     parts = [part for f in ("", *(folders or ())) if (part := path / f).is_dir()]
     if not any(_has(part, variant) for part in parts) and any(_has(part, None) for part in parts):
         raise FileNotFoundError(
-            f"no {weights_name(STEMS[0], variant)} or {weights_name(STEMS[1], variant)} in any part "
-            f"of {path}{_others(*parts)}"
+            f"no {weights_name(STEMS[0], variant)} or {weights_name(STEMS[1], variant)} in any "
+            f"part of {path}{_others(*parts)}"
         )
     if plain := [part.name for part in parts if _has(part, None) and not _has(part, variant)]:
         warnings.warn(
