@@ -48,6 +48,11 @@ class ConditionalModel(Protocol):
         ...
 
     @property
+    def has_conditions(self) -> bool:
+        """Whether :meth:`encode` and :meth:`scores` can be asked."""
+        ...
+
+    @property
     def has_unconditional(self) -> bool:
         """Whether :meth:`unconditional` can be asked."""
         ...
@@ -72,3 +77,9 @@ class ConditionalModel(Protocol):
     def sample(self) -> Callable[..., np.ndarray]:
         """``(conditions, key, **options)``: one example per condition; a method, as a rule."""
         ...
+
+
+def unconditional_pair(model: ConditionalModel, t: ArrayLike) -> ScorePair:
+    """The score without a condition on both sides, with its noise level."""
+    score = model.unconditional(t)
+    return ScorePair(score, score, model.schedule.alpha(t), model.schedule.sigma(t))

@@ -81,7 +81,8 @@ def generate(
 
     Args:
         model: of pixels or latents.
-        prompts: texts, or names of a pixel model's conditions; one may stand there twice.
+        prompts: texts, or names of a pixel model's conditions; one may stand there twice. Of a
+            model without conditions the empty one.
         directory: of the run. One that holds the same run is finished; it may get more prompts, at
             the end of the list, and more images of each.
         settings: what to draw.
@@ -115,7 +116,7 @@ def generate(
     done = {key for key in images if key in records and _file(folder, *key).is_file()}
     key = jax.random.key(settings.seed)
     options: Any = {"negative_prompt": settings.negative_prompt, "mesh": mesh} if is_latent else {}
-    contexts: dict[int, Array] = {}
+    contexts: dict[int, Any] = {}
     make_folder(folder / IMAGES_NAME)
     with progress("sampling", total=len(images), done=len(done)) as bar:
         size = min(batch_size, len(images)) if settings.eta == 0 else 1
@@ -130,9 +131,12 @@ def generate(
                 i: contexts[i] if i in contexts else _encode(model, prompts[i], settings)
                 for i in dict.fromkeys(i for i, _ in batch)
             }
+            encoded: Any = None
+            if model.has_conditions:
+                encoded = jnp.concatenate([contexts[i] for i, _ in batch])
             keys = [jax.random.fold_in(jax.random.fold_in(key, i), j) for i, j in batch]
             pixels = model.sample(
-                jnp.concatenate([contexts[i] for i, _ in batch]),
+                encoded,
                 jax.random.fold_in(keys[0], 1),  # of the steps, used if there is one image
                 noise=jnp.stack([jax.random.normal(jax.random.fold_in(k, 0), shape) for k in keys]),
                 num_steps=settings.num_steps,
@@ -179,7 +183,7 @@ def begin(
     model.schedule.timesteps(settings.num_steps)
     if isinstance(model, LatentDiffusion):
         model.tokenizer(list(prompts))  # warns of all that are too long, before hours of work
-    else:
+    elif model.has_conditions or any(prompts):
         model.encode(prompts)
     _encode(model, prompts[0], settings)  # whatever is wrong with the settings shows here
     dtype = jax.tree.leaves(nnx.state(model.unet, nnx.Param))[0].dtype.name
@@ -209,6 +213,8 @@ def _completed(
                     f"images of one size, {model.shape[1]} x {model.shape[2]}"
                 )
         guidance = 1.0 if settings.guidance is None else settings.guidance
+        if guidance != 1.0 and not model.has_conditions:
+            raise ValueError(f"guidance must be 1, got {guidance}: this model has no conditions")
         return dataclasses.replace(settings, guidance=guidance), model.shape
     channels, *sides = model.shape
     unit = model.pixels_per_latent
@@ -225,10 +231,13 @@ def _completed(
 
 def _encode(
     model: PixelDiffusion | LatentDiffusion, prompt: str, settings: GenerationSettings
-) -> Array:
-    """One prompt at a time: one compilation, and the same bits whatever the others are."""
+) -> Array | None:
+    """One prompt at a time: one compilation, and the same bits whatever the others are.
+
+    ``None`` of a model without conditions.
+    """
     if isinstance(model, PixelDiffusion):
-        return model.encode([prompt])
+        return model.encode([prompt]) if model.has_conditions else None
     with warnings.catch_warnings():  # of a prompt that is too long: it was announced
         warnings.simplefilter("ignore", UserWarning)
         result: Array = model.encode([prompt], clip_skip=settings.clip_skip)

@@ -10,7 +10,8 @@ With the denoised estimate :math:`\hat x_0 = (x + \sigma_t^2 s)/\alpha_t` and
 
 (where ``alpha^2 + sigma^2 = 1`` the root is that of :math:`1 - \alpha_t^2/\alpha_{t'}^2`),
 DDIM for ``eta = 0`` and ancestral sampling for ``eta = 1`` (Song, Meng & Ermon 2021,
-arXiv:2010.02502, equations 12 and 16).
+arXiv:2010.02502, equations 12 and 16).  A schedule with a ``clip_sample_range`` has
+:math:`\hat x_0`, and only that, clipped to it.
 """
 
 from collections.abc import Callable
@@ -85,6 +86,8 @@ def sample(
         x0, eps = clean_and_noise(
             prediction, x, alpha=alpha, sigma=sigma, prediction_type=prediction_type
         )
+        if (most := schedule.clip_sample_range) is not None:
+            x0 = jnp.clip(x0, -most, most)
         fresh: Any = 0.0
         if eta > 0:
             ratio = jnp.maximum(sigma**2 - (alpha / next_alpha * next_sigma) ** 2, 0)

@@ -120,6 +120,8 @@ class Schedule:
         steps_offset: added to every timestep under ``leading`` spacing.
         set_alpha_to_one: whether the last sampling step lands on the clean image
             (``alpha = 1``) or on ``t = 0``.
+        clip_sample_range: sampling clips its estimates of the clean image to this in absolute
+            value, as pipelines of pixels do; ``None`` does not.
         config: the remaining settings, kept so that they can be written back.
 
     Raises:
@@ -133,6 +135,7 @@ class Schedule:
     timestep_spacing: str = dataclasses.field(default="leading", metadata={"static": True})
     steps_offset: int = dataclasses.field(default=1, metadata={"static": True})
     set_alpha_to_one: bool = dataclasses.field(default=False, metadata={"static": True})
+    clip_sample_range: float | None = dataclasses.field(default=None, metadata={"static": True})
     config: tuple[tuple[str, Any], ...] = dataclasses.field(
         default=(), repr=False, metadata={"static": True}
     )
@@ -156,6 +159,8 @@ class Schedule:
             raise ValueError(
                 f"steps_offset must be an integer of at least 0, got {self.steps_offset!r:.40}"
             )
+        if self.clip_sample_range is not None and not 0 < self.clip_sample_range < math.inf:
+            raise ValueError(f"clip_sample_range must be positive, got {self.clip_sample_range}")
         levels = self.alphas, self.sigmas
         if any(isinstance(value, UNKNOWN) for value in levels):
             return
@@ -186,6 +191,7 @@ class Schedule:
         timestep_spacing: str = "leading",
         steps_offset: int = 1,
         set_alpha_to_one: bool = False,
+        clip_sample_range: float | None = None,
     ) -> "Schedule":
         """Build a schedule; the defaults are Stable Diffusion's.
 
@@ -229,6 +235,7 @@ class Schedule:
             timestep_spacing=timestep_spacing,
             steps_offset=steps_offset,
             set_alpha_to_one=set_alpha_to_one,
+            clip_sample_range=clip_sample_range,
             config=tuple(kept.items()),
         )
 
@@ -238,10 +245,9 @@ class Schedule:
     ) -> "Schedule":
         """Read a diffusers ``scheduler_config.json`` (a mapping, the file, or its directory).
 
-        Keys that only choose a solver (``skip_prk_steps``, ``clip_sample``, ...) are ignored:
-        sampling here is DDIM or ancestral whatever solver the directory names, also for those
-        whose network was distilled for few steps (LCM, TCD).  ``thresholding`` is not applied,
-        with a warning.
+        Keys that only choose a solver (``skip_prk_steps``, ...) are ignored: sampling here is DDIM
+        or ancestral whatever solver the directory names, also for those whose network was distilled
+        for few steps (LCM, TCD).  ``thresholding`` is not applied, with a warning.
 
         Args:
             config: as above.
@@ -290,6 +296,10 @@ class Schedule:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{where}: {key} must be a finite number, got {value}")
         fields = {**_SCHEDULER_DEFAULTS[name], **given}
+        # other solvers have no such key, and ignore one that they inherited; null is off
+        fields.pop("clip_sample", None)
+        clips = config.get("clip_sample", True) and name in _CLIPPING
+        fields["clip_sample_range"] = fields.get("clip_sample_range", 1.0) if clips else None
         try:
             schedule = cls.create(fields.pop("beta_schedule"), **fields)
         except ValueError as error:
@@ -311,7 +321,8 @@ class Schedule:
             "timestep_spacing": self.timestep_spacing,
             "steps_offset": self.steps_offset,
             "set_alpha_to_one": self.set_alpha_to_one,
-            "clip_sample": False,
+            "clip_sample": self.clip_sample_range is not None,
+            **({"clip_sample_range": most} if (most := self.clip_sample_range) else {}),
         }
 
     @property
@@ -463,6 +474,7 @@ _OTHER_PROCESS = {
     "EDM": ": its networks see x0 + sigma eps (alpha = 1), another forward process",
     "FlowMatch": ": its networks see (1 - t) x0 + t eps, another forward process",
 }
+_CLIPPING = tuple(f"{name}Scheduler" for name in ("DDIM", "DDIMParallel", "DDPM", "DDPMParallel"))
 _SETTINGS: dict[str, type | tuple[type, ...]] = {
     "beta_schedule": str,
     "num_train_timesteps": int,
@@ -474,4 +486,6 @@ _SETTINGS: dict[str, type | tuple[type, ...]] = {
     "timestep_spacing": str,
     "steps_offset": int,
     "set_alpha_to_one": bool,
+    "clip_sample": bool,
+    "clip_sample_range": (int, float),
 }

@@ -22,8 +22,8 @@ from jax.tree_util import Partial
 
 from sharpjax import curvature
 from sharpjax._linalg import eigvalsh
-from sharpjax._types import Array, Score
-from sharpjax.conditional import ConditionalModel
+from sharpjax._types import Array, ArrayLike, Score
+from sharpjax.conditional import ConditionalModel, unconditional_pair
 from sharpjax.detection.oracle import TrainingSet
 from sharpjax.progress import progress
 from sharpjax.rundir import append_lines, claim, read_lines, write_csv
@@ -36,7 +36,8 @@ _FIELDS = {
     "condition", "noise", "step", "t", "sigma",
     "exact", "asymmetry", "lanczos", "arnoldi", "oracle",
 }  # fmt: skip
-SCORES = ("conditional", "unconditional", "difference")
+UNCONDITIONAL = "unconditional"
+SCORES = ("conditional", UNCONDITIONAL, "difference")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,8 @@ def spectrum(
 
     Args:
         model: any conditional model.
-        conditions: distinct names that the model can encode.
+        conditions: distinct names that the model can encode; none of a model without conditions,
+            whose records call it "unconditional".
         directory: of the run.
         settings: what to compute.
         fingerprint: of the model's weights; a run refuses to go on with another model.
@@ -153,15 +155,22 @@ def spectrum(
         ``exact``, or None.
 
     Raises:
-        ValueError: duplicate or unknown conditions, a directory with another run in it, a score
-            that is not finite.
+        ValueError: duplicate or unknown conditions, a score that the model does not have or that
+            is not finite, a directory with another run in it.
         FileExistsError: the directory holds something else.
     """
     if len(set(conditions)) != len(conditions):
         raise ValueError("conditions must be distinct")
     if (training_set is None) != (labels is None):
         raise ValueError("training_set and labels go together")
-    encoded = model.encode(conditions)
+    encoded: Any = [None]
+    if model.has_conditions or conditions:
+        encoded = model.encode(conditions)
+    elif settings.score != UNCONDITIONAL:
+        raise ValueError(
+            f"this model has no conditions: its score is {UNCONDITIONAL!r}, got {settings.score!r}"
+        )
+    conditions = conditions if model.has_conditions else [UNCONDITIONAL]
     grid = model.schedule.timesteps(settings.num_steps)
     folder = claim(
         directory,
@@ -197,7 +206,7 @@ def spectrum(
                     t, x = int(grid[step]), states[step]
                     start = jax.random.fold_in(key, 2 * noise + 1)
                     record = {"condition": name, "noise": noise, "step": step, "t": t}
-                    pair = model.scores(encoded[i], t)
+                    pair = _pair(model, encoded[i], t)
                     record |= _spectra(pair, x, start, settings)
                     record["oracle"] = None
                     if training_set is not None:
@@ -243,14 +252,18 @@ def _difference(pair: ScorePair, x: Array) -> Array:
 
 
 @jax.jit(static_argnames="num_steps")
-def _path(model: ConditionalModel, condition: Array, x_T: Array, *, num_steps: int) -> Array:
-    """States of the DDIM path under the condition, noise first."""
+def _path(model: ConditionalModel, condition: Array | None, x_T: Array, *, num_steps: int) -> Array:
+    """States of the DDIM path under the condition, if there is one, noise first."""
 
     def score_at(x: Array, t: Array) -> Array:
-        return model.scores(condition, t).conditional(x)
+        return _pair(model, condition, t).conditional(x)
 
     result: Array = sample(score_at, x_T, model.schedule, num_steps=num_steps, trajectory=True)
     return result
+
+
+def _pair(model: ConditionalModel, condition: Array | None, t: ArrayLike) -> ScorePair:
+    return unconditional_pair(model, t) if condition is None else model.scores(condition, t)
 
 
 @jax.jit(static_argnames="which")

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL as TorchAutoencoderKL
+from diffusers import UNet2DModel
+from diffusers.training_utils import EMAModel
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -494,14 +496,13 @@ def test_text_model_prefix_and_position_ids(parts, tmp_path):
     expected = weights_of(root / "text_encoder")
     folder = shutil.copytree(root / "text_encoder", tmp_path / "clip")
     path = folder / "model.safetensors"
-    for prefix in ("", "text_model."):
+    for prefix, dtype in (("", np.int64), ("text_model.", np.float32), ("text_model.", np.float16)):
         tensors = {prefix + k.removeprefix("text_model."): v for k, v in expected.items()}
-        tensors[prefix + "embeddings.position_ids"] = np.arange(7)[None]
+        tensors[prefix + "embeddings.position_ids"] = np.arange(7, dtype=dtype)[None]
         save_file(tensors, path, metadata={"format": "pt"})
         found = weights_of(save_pretrained(from_pretrained(folder), tmp_path / "ours"))
         assert_same_tensors(found, expected)
     for changes, message in (
-        ({"text_model.embeddings.position_ids": np.zeros((1, 7), np.float32)}, "has no place"),
         ({"text_model.embeddings.other_ids": np.arange(7)}, "has no place"),
         ({"final_layer_norm.bias": tensors["text_model.final_layer_norm.bias"]}, "a second time"),
     ):
@@ -655,15 +656,42 @@ def test_only_an_owner_and_a_name_ask_the_hub(hub, tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match=r"no model directory|no config\.json"):
             from_pretrained(name)
     assert not asked
-    resolve("someone/tiny", folders=["unet"], variant="fp16", revision="r")
-    ((args, options),) = asked
+    with pytest.raises(
+        FileNotFoundError, match=r"no .*\.fp16\.safetensors in any part .*variant=None"
+    ):
+        resolve("someone/tiny", folders=["unet"], variant="fp16", revision="r")
+    args, options = asked[0]
     assert args == ("someone/tiny",)
     assert options["revision"] == "r"
     patterns = options["allow_patterns"]
+    # of pipelines that have all files in one folder
+    flat = {CONFIG_NAME, "scheduler_config.json", "diffusion_pytorch_model.fp16.safetensors"}
+    assert flat <= set(patterns)
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in patterns
     assert "unet/diffusion_pytorch_model.fp16-?????-of-?????.safetensors" in patterns
     assert all(p.endswith((".json", ".txt", ".safetensors")) for p in patterns)
     assert not any(p.endswith("model.safetensors") for p in patterns)
+
+
+def test_parts_without_the_variant_are_fetched_too(hub, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(*args, **options):
+        asked.append(options["allow_patterns"])
+        return hub / "snapshots" / COMMIT
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    folder = hub / "snapshots" / COMMIT / "unet"
+    (folder / WEIGHTS_NAME).rename(folder / WEIGHTS_NAME.replace(".", ".fp16."))
+    with pytest.warns(match=r"no variant 'fp16' of vae: the plain files are read"):
+        root = resolve("someone/tiny", folders=["unet", "vae"], variant="fp16")
+    assert len(asked) == 2
+    assert f"vae/{WEIGHTS_NAME}" in asked[1]
+    assert not any(pattern.startswith("unet/") for pattern in asked[1])
+    for part in ("unet", "vae"):
+        from_pretrained(root, part)
 
 
 # --- writing -----------------------------------------------------------------------------------
@@ -868,3 +896,62 @@ def test_peak_memory_is_little_more_than_the_parameters(tmp_path):
         ratio = float(run.stdout)
         print(f"{source.name} -> {dtype}: {ratio:.3f} of the parameters")
         assert 1 <= ratio < 1.2
+
+
+# --- configurations with keys that are off -----------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_keys_that_are_off_change_nothing(part, parts, tmp_path):
+    """Whatever they are called: other versions of the libraries write them."""
+    folder = shutil.copytree(parts[0] / part, tmp_path / part)
+    rng = np.random.default_rng(0)
+    words = [
+        "quantization_config", "num_head_channels", "use_flash",
+        *("".join(rng.choice(list("abcdefg_"), 9)) for _ in range(20)),
+    ]  # fmt: skip
+    expected = weights_of(save_pretrained(from_pretrained(folder), tmp_path / "before"))
+    change_config(
+        folder, **{word: [None, False, [], {}, ""][i % 5] for i, word in enumerate(words)}
+    )
+    known = {"unet": "center_input_sample", "vae": "force_upcast"}
+    change_config(folder, **({known[part]: None} if part in known else {}))
+    found = weights_of(save_pretrained(from_pretrained(folder), tmp_path / "after"))
+    assert_same_tensors(found, expected)
+    for value in (0, 1, True, "x", [0], {"a": None}):
+        change_config(folder, unknown=value)
+        with pytest.raises(ValueError, match="unknown configuration key 'unknown'"):
+            from_pretrained(folder)
+
+
+def test_an_averaged_network_as_diffusers_saves_it(written, tmp_path):
+    theirs = UNet2DModel.from_pretrained(written)
+    average = EMAModel(theirs.parameters(), model_cls=UNet2DModel, model_config=theirs.config)
+    with torch.no_grad():
+        theirs.conv_in.weight.add_(1)
+    average.step(theirs.parameters())
+    average.save_pretrained(tmp_path / "unet_ema")
+    assert "optimization_step" in read_json(tmp_path / "unet_ema" / CONFIG_NAME)
+    expected = UNet2DModel.from_pretrained(tmp_path / "unet_ema").state_dict()
+    found = tensors_of(from_pretrained(tmp_path / "unet_ema"), tmp_path)
+    assert_same_tensors(found, {key: value.numpy() for key, value in expected.items()})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(architectures=None),
+        dict(architectures=["CLIPModel"]),
+        dict(_attn_implementation="sdpa"),
+        dict(_attn_implementation=None, attn_implementation="eager"),
+    ],
+)
+def test_text_configurations_of_the_field(changes, parts, tmp_path):
+    folder = shutil.copytree(parts[0] / "text_encoder", tmp_path / "text_encoder")
+    change_config(folder, **changes)
+    found = weights_of(save_pretrained(from_pretrained(folder), tmp_path / "ours"))
+    assert_same_tensors(found, weights_of(parts[0] / "text_encoder"))
+    if "architectures" in changes:  # nothing else says what it is
+        change_config(folder, model_type="clip")
+        with pytest.raises(ValueError, match=r"architectures .* is not supported"):
+            from_pretrained(folder)

@@ -14,8 +14,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from sharpjax import LatentDiffusion, load
+from sharpjax import LatentDiffusion, cli, load
 from sharpjax.detection.statistics import hessian_score_difference
+from sharpjax.models import from_pretrained, save_pretrained
+from sharpjax.models.convert import convert
+from sharpjax.models.fingerprint import fingerprint
 
 PROMPTS = ["a cat", "the dog, 1999"]
 
@@ -399,3 +402,201 @@ assert "torch" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == "(1, 3, 16, 16) True"
+
+
+# --- directories as users have them ------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(stable_diffusion_directory, tmp_path):
+    return shutil.copytree(stable_diffusion_directory, tmp_path / "sd")
+
+
+def test_concepts_of_several_vectors_are_expanded_as_by_the_pipeline(copy):
+    theirs = pipeline(copy)
+    torch.manual_seed(3)
+    for token, vectors in (("<cat-toy>", 3), ("<one>", 1)):
+        theirs.load_textual_inversion({token: torch.randn(vectors, 24)})
+    theirs.save_pretrained(copy)
+    ours = load(copy)
+    for prompt in (
+        "a <cat-toy> dog", "<one> <cat-toy>", "a <cat-toy>_1 b", "a <cat-toy><cat-toy>", "a dog",
+        "a <cat-toy", "a <CAT-TOY> dog",
+    ):  # fmt: skip
+        expected, _ = theirs.encode_prompt([prompt], "cpu", 1, False)
+        assert relative_error(ours.encode([prompt]), expected.detach()) < 1e-5, prompt
+    vocabulary = ours.tokenizer.backend.get_vocab()
+    ids = ours.tokenizer(["a <cat-toy> dog"])[0]
+    assert ids[2:5].tolist() == [vocabulary["<cat-toy>" + end] for end in ("", "_1", "_2")]
+    assert ours.tokenizer.num_tokens("a <cat-toy> dog") == 7  # start, a, three, dog, end
+    with pytest.warns(match="too long for 12 tokens: 4 were dropped"):  # counted when expanded
+        ours.tokenizer(["<cat-toy> " * 4 + "a dog"])
+
+
+def learned(folder, variance, channels=8):
+    """The directory with a network that gives so many channels, and that network."""
+    torch.manual_seed(4)
+    config = diffusers.UNet2DConditionModel.load_config(folder / "unet")
+    unet = diffusers.UNet2DConditionModel.from_config(config, out_channels=channels).eval()
+    unet.save_pretrained(folder / "unet")
+    edit(folder / "scheduler/scheduler_config.json", variance_type=variance)
+    return unet
+
+
+@pytest.mark.parametrize(
+    ("channels", "variance"), [(8, None), (8, "fixed_small"), (6, "learned_range")]
+)
+def test_other_channels_than_a_learned_variance_are_refused(channels, variance, copy):
+    learned(copy, variance, channels)
+    with pytest.raises(ValueError, match=f"to {channels} channels"):
+        load(copy)
+
+
+def test_a_learned_variance_is_left_out(copy, tmp_path):
+    unet = learned(copy, "learned_range")
+    model, x, t = load(copy), draw(4, 8, 8), 500
+    pair = model.scores("a cat", t)
+    contexts = torch.tensor(np.stack([model.empty, model.encode(["a cat"])[0]]))
+    with torch.no_grad():
+        eps = unet(torch.tensor(np.stack([x, x])), t, contexts).sample[:, :4].numpy()
+    assert relative_error(pair_values(pair, x)[0], -eps / float(pair.sigma)) < 1e-4
+    again = load(model.save_pretrained(tmp_path / "ours"))
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_a_learned_variance_is_converted(copy, tmp_path):
+    learned(copy, "fixed_small")
+    with pytest.raises(ValueError, match="to 8 channels"):
+        convert(copy, tmp_path / "converted")
+    learned(copy, "learned")
+    again, model = load(convert(copy, tmp_path / "converted").directory), load(copy)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_part_without_the_variant_is_read_from_its_plain_files(copy, plain, tmp_path):
+    """As by diffusers, which warns too; without --variant there is one clear error."""
+    save_pretrained(plain.unet, copy / "unet", dtype=np.float16, variant="fp16")
+    (copy / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (copy / "unet/manifest.sha256.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"unet; there: variant='fp16'"):
+        load(copy)
+    with pytest.warns(match=r"no variant 'fp16' of text_encoder, vae: the plain files are read"):
+        model = load(copy, variant="fp16")
+    theirs = StableDiffusionPipeline.from_pretrained(copy, variant="fp16", safety_checker=None)
+    for name, part in (("unet", theirs.unet), ("vae", theirs.vae)):
+        part.float().save_pretrained(tmp_path / name)
+        found = model.unet if name == "unet" else model.vae
+        expected = jax.tree.leaves(from_pretrained(tmp_path / name))
+        for a, b in zip(jax.tree.leaves(found), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+    with pytest.warns(match="plain files"):
+        fingerprint(copy, variant="fp16")
+    with pytest.raises(
+        FileNotFoundError, match=r"\.bf16\.safetensors in any .*: variant=None, variant='fp16'"
+    ):
+        load(copy, variant="bf16")
+
+
+def test_links_out_of_the_directory_are_followed_on_request(copy, plain, tmp_path):
+    """A linked folder on another disk, and files linked into the hub's cache."""
+    elsewhere = tmp_path / "disk"
+    elsewhere.mkdir()
+    (copy / "vae").rename(elsewhere / "vae")
+    (copy / "vae").symlink_to(elsewhere / "vae")
+    with pytest.raises(ValueError, match=r"vae is a link that leads outside .*follow_links=True"):
+        load(copy)
+    linked = [p for p in copy.rglob("*") if p.is_file() and not p.is_symlink()]
+    for number, path in enumerate(linked):
+        path.rename(elsewhere / str(number))
+        path.symlink_to(elsewhere / str(number))
+    for read in (load, fingerprint, lambda d: convert(d, tmp_path / "out")):
+        with pytest.raises(ValueError, match=r"leads outside .*--follow-links"):
+            read(copy)
+    model = load(copy, follow_links=True)
+    for a, b in zip(jax.tree.leaves(model), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(a, b)
+    done = convert(copy, tmp_path / "out", follow_links=True)
+    assert not done.left_out
+    load(done.directory)
+    with pytest.raises(ValueError, match="leads outside"):  # said of one call, not for ever
+        load(copy)
+    (copy / "vae").unlink()
+    (copy / "vae").symlink_to(copy / "vae")
+    with pytest.raises((ValueError, FileNotFoundError), match="vae"):
+        load(copy, follow_links=True)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "detect",
+        *(pytest.param(c, marks=pytest.mark.slow)
+          for c in ("calibrate", "sample", "spectrum", "mitigate")),
+    ],
+)  # fmt: skip
+def test_commands_take_the_variant_and_the_links(command, copy, plain, monkeypatch, capsys):
+    """Each comes as far as what is wrong on purpose, which lies behind the reading of the model."""
+    save_pretrained(plain.unet, copy / "unet", variant="fp16")
+    (copy / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (copy / "unet/manifest.sha256.json").unlink()
+    (copy / "vae").rename(copy.parent / "vae")
+    (copy / "vae").symlink_to(copy.parent / "vae")
+
+    def said(*options):
+        monkeypatch.setattr(sys, "argv", ["sharpjax", command, "--model", str(copy), *options])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 1
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "leads outside" in said("--variant", "fp16")
+    assert "variant='fp16'" in said("--follow-links")
+    assert "prompts" in said("--variant", "fp16", "--follow-links")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (
+            dict(_class_name="StableDiffusionXLPipeline", text_encoder_2=["transformers", "CLIP"]),
+            r"unknown part 'text_encoder_2'.* class StableDiffusionXLPipeline is not read",
+        ),
+        (dict(_class_name="StableDiffusion3Pipeline", unet=None, transformer=["diffusers", "SD3"]),
+         "class StableDiffusion3Pipeline is not read. What is read: .* StableDiffusionPipeline"),
+        (dict(_class_name="FluxPipeline", unet=None), "class FluxPipeline is not read"),
+        (dict(_class_name="DiTPipeline", unet=None), "class DiTPipeline is not read"),
+        (dict(_class_name="PixArtAlphaPipeline", unet=None), "class PixArtAlphaPipeline is not"),
+        (
+            dict(_class_name="FlaxStableDiffusionPipeline", unet=["diffusers", "FlaxUNet"]),
+            r"FlaxStableDiffusionPipeline is not read.* from_flax=True",
+        ),
+        (dict(vae=["diffusers", "VQModel"]), r"'vae' must be .* What is read: "),
+    ],
+)  # fmt: skip
+def test_other_pipelines_are_named(index, message, copy):
+    edit(copy / "model_index.json", **index)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(copy)
+    assert str(copy) in str(caught.value)
+
+
+def test_what_is_no_directory_of_a_pipeline(copy, tmp_path):
+    single = tmp_path / "v1-5-pruned.safetensors"
+    shutil.copy(copy / "unet/diffusion_pytorch_model.safetensors", single)
+    way = r"StableDiffusionPipeline.from_single_file\('.*'\).save_pretrained\(DIRECTORY\)"
+    for suffix in (".safetensors", ".ckpt"):
+        with pytest.raises(FileNotFoundError, match=way):
+            load(single.rename(single.with_suffix(suffix)))
+    (tmp_path / "folder").mkdir()
+    single.with_suffix(".ckpt").rename(tmp_path / "folder/model.ckpt")
+    with pytest.raises(FileNotFoundError, match=f"no model_index.json in .*model.ckpt.*{way}"):
+        load(tmp_path / "folder")
+    with pytest.raises(FileNotFoundError, match=r"single network, which .*models.from_pretrained"):
+        load(copy / "unet")
+    flax = copy / "unet/diffusion_flax_model.msgpack"
+    (copy / "unet/diffusion_pytorch_model.safetensors").rename(flax)
+    with pytest.raises(FileNotFoundError, match=r"flax_model.msgpack: .*from_flax=True"):
+        load(copy)

@@ -417,3 +417,23 @@ def test_the_target_is_the_prediction_of_the_true_score(prediction_type):
         )  # fmt: skip
         # a few float32 roundings of numbers of order one, divided by sigma (0.53 at t = 300)
         np.testing.assert_allclose(score, -noise / sigma, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, 1.0),
+        ({"_class_name": "DDPMScheduler"}, 1.0),
+        ({"clip_sample": True, "clip_sample_range": 0.5}, 0.5),
+        ({"clip_sample": False, "clip_sample_range": 0.5}, None),
+        ({"clip_sample": None}, None),
+        ({"_class_name": "PNDMScheduler"}, None),
+        ({"_class_name": "DPMSolverMultistepScheduler", "clip_sample": True}, None),
+    ],
+)
+def test_clipping_is_that_of_the_class(config, expected):
+    ours = Schedule.from_config({"_class_name": "DDIMScheduler"} | config)
+    assert ours.clip_sample_range == expected
+    assert Schedule.from_config(ours.to_config()).clip_sample_range == expected
+    with pytest.raises(ValueError, match="clip_sample_range must be positive, got -1"):
+        Schedule.from_config({"_class_name": "DDIMScheduler", "clip_sample_range": -1})

@@ -29,7 +29,15 @@ from sharpjax.commands.detect_options import (
     refuse_with_images,
     with_type,
 )
-from sharpjax.commands.options import JsonOption, ModelOption, SeedOption, console, run_name
+from sharpjax.commands.options import (
+    FollowLinksOption,
+    JsonOption,
+    ModelOption,
+    SeedOption,
+    VariantOption,
+    console,
+    run_name,
+)
 from sharpjax.datasets.openmoji import CAPTIONS_NAME
 from sharpjax.detection import run
 from sharpjax.detection.calibration import CALIBRATION_NAME, QUANTILE, Calibration
@@ -77,6 +85,8 @@ def calibrate(
     batch: BatchOption = None,
     as_json: JsonOption = False,
     num_devices: DevicesOption = None,
+    variant: VariantOption = None,
+    follow_links: FollowLinksOption = False,
 ) -> None:
     """Set thresholds on prompts that are known to be clean, for a model whose memories are not.
 
@@ -87,7 +97,7 @@ def calibrate(
     The bundled model has 100 captions for that.
     """
     clock = Clock(model)
-    directory = find(model)
+    directory = find(model, variant=variant, follow_links=follow_links)
     devices.split_cpu(num_devices)
     mesh = devices.local_mesh(num_devices)
     network = load_network(directory, dtype)
@@ -114,6 +124,7 @@ def calibrate(
             guidance=guidance, probes=probes, trace_noises=trace_noises, independent=independent,
             squared=squared, seed=seed, num_directions=directions,
         )  # fmt: skip
+        network.check(())  # has it any conditions?
         cases = _clean_cases(directory, prompts)
         records = run.detect(
             network, [case.condition for case in cases], folder, of_prompts, fingerprint=who,

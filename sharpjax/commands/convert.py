@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from sharpjax.commands.options import (
     ANY_MODEL,
+    FollowLinksOption,
     JsonOption,
     RevisionOption,
     VariantOption,
@@ -35,6 +36,7 @@ def convert(
     as_json: JsonOption = False,
     variant: VariantOption = None,
     revision: RevisionOption = None,
+    follow_links: FollowLinksOption = False,
 ) -> None:
     """Check a model directory and write it anew: safetensors of one type, with digests.
 
@@ -47,6 +49,7 @@ def convert(
         dtype=getattr(jnp, dtype),
         variant=variant,
         revision=revision,
+        follow_links=follow_links,
         max_shard_size=None if max_shard_size is None else parse_size(max_shard_size),
     )
     if as_json:

@@ -36,10 +36,12 @@ from sharpjax.commands.detect_options import (
 )
 from sharpjax.commands.detect_verdicts import Found, deciding_column, find_calibration, finish
 from sharpjax.commands.options import (
+    FollowLinksOption,
     JsonOption,
     ModelOption,
     PageOption,
     SeedOption,
+    VariantOption,
     run_name,
 )
 from sharpjax.commands.spectrum import write_spectra
@@ -160,6 +162,8 @@ def detect(
         int | None,
         typer.Option(help="Which of them this is, from 0.", rich_help_panel=SPREAD),
     ] = None,
+    variant: VariantOption = None,
+    follow_links: FollowLinksOption = False,
 ) -> None:
     """Tell which prompts, or conditions of a model, are memorized.
 
@@ -174,7 +178,7 @@ def detect(
     options, go on from what is there.
     """
     clock = Clock(model)
-    directory = find(model)
+    directory = find(model, variant=variant, follow_links=follow_links)
     devices.split_cpu(num_devices)
     _join(coordinator, processes, process)
     mesh = devices.local_mesh(num_devices)

@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from sharpjax import devices, replication, zoo
+from sharpjax import devices, replication
 from sharpjax.commands.options import (
+    FollowLinksOption,
     JsonOption,
     ModelOption,
     SeedOption,
+    VariantOption,
     console,
     run_name,
     wide_console,
@@ -23,7 +25,7 @@ from sharpjax.detection.truth import TRUTH_NAME, measure_truth
 from sharpjax.models.checkpoints import from_pretrained
 from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.latent_diffusion import LatentDiffusion
-from sharpjax.models.load import load
+from sharpjax.models.load import find, load
 from sharpjax.models.pixel_diffusion import PixelDiffusion
 from sharpjax.provenance import Clock
 from sharpjax.report import captions as caption_tables
@@ -52,6 +54,8 @@ def ground_truth(
     ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
+    variant: VariantOption = None,
+    follow_links: FollowLinksOption = False,
 ) -> None:
     """Find out by generation which conditions or captions are memorized.
 
@@ -60,7 +64,7 @@ def ground_truth(
     conditions of a pixel model, sharpjax/replication.py for captions.  Resumable.
     """
     clock = Clock(model)
-    directory = zoo.find(model)
+    directory = find(model, variant=variant, follow_links=follow_links)
     devices.split_cpu()
     network = load(directory)
     folder = output or Path("runs") / f"ground-truth-{run_name(model, directory)}"
@@ -88,6 +92,7 @@ def _conditions(
     as_json: bool,
     **options: Any,
 ) -> None:
+    network.check(())  # has it any conditions?
     training_set = TrainingSet.load(directory)
     truths = measure_truth(
         network,

@@ -21,10 +21,12 @@ from sharpjax.commands.mitigate_inputs import (
     knows_its_memories,
 )
 from sharpjax.commands.options import (
+    FollowLinksOption,
     JsonOption,
     ModelOption,
     PageOption,
     SeedOption,
+    VariantOption,
     run_name,
     tell_written,
     wide_console,
@@ -155,6 +157,8 @@ def mitigate_prompts(
     num_devices: DevicesOption = None,
     page: PageOption = True,
     as_json: JsonOption = False,
+    variant: VariantOption = None,
+    follow_links: FollowLinksOption = False,
 ) -> None:
     """Generate images of prompts without copying training images.
 
@@ -164,7 +168,7 @@ def mitigate_prompts(
     chosen_methods = _methods(method, methods, compare=compare)
     power = _strength(method, strength)
     clock = Clock(model)
-    directory = find(model)
+    directory = find(model, variant=variant, follow_links=follow_links)
     devices.split_cpu(num_devices)
     mesh = devices.local_mesh(num_devices)
     network = load(directory)

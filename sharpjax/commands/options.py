@@ -31,13 +31,22 @@ PageOption = Annotated[
 VariantOption = Annotated[
     str | None,
     typer.Option(
-        help="Weight files to read: fp16 for names like model.fp16.safetensors.",
+        help="Weight files to read: fp16 for names like model.fp16.safetensors; of parts without, "
+        "the plain ones.",
         rich_help_panel=MODEL_FILES,
     ),
 ]
 RevisionOption = Annotated[
     str | None,
     typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel=MODEL_FILES),
+]
+FollowLinksOption = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links",
+        help="Follow links that lead out of the model's directory, one that you made.",
+        rich_help_panel=MODEL_FILES,
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ from rich.markup import escape
 from sharpjax.commands.options import (
     ANY_MODEL,
     MODEL_FILES,
+    FollowLinksOption,
     JsonOption,
     RevisionOption,
     SeedOption,
@@ -99,8 +100,9 @@ def sample(
     ] = "float32",
     variant: VariantOption = None,
     revision: RevisionOption = None,
+    follow_links: FollowLinksOption = False,
 ) -> None:
-    """Draw images of prompts, or of a pixel model's conditions (default: all of them).
+    """Draw images of prompts, or of a pixel model's conditions (default: all of them), if any.
 
     One PNG file each, and a line about it, in the run directory.  An image depends on the seed, the
     prompt, its number in the list and the image's number: prompts added at the end, and more images
@@ -108,15 +110,14 @@ def sample(
     """
     chosen = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
     clock = Clock(model)
-    directory = find(model, variant=variant, revision=revision)
-    options = {"variant": variant, "dtype": None if dtype == "float32" else getattr(jnp, dtype)}
-    network = load(directory, **{k: v for k, v in options.items() if v is not None})
+    directory = find(model, variant=variant, revision=revision, follow_links=follow_links)
+    network = load(directory, **({} if dtype == "float32" else {"dtype": getattr(jnp, dtype)}))
     if not chosen and not hasattr(network, "conditions"):
         raise ValueError("no prompts: give --prompt TEXT, repeated for more, or --prompts FILE")
     folder = output or Path("runs") / f"sample-{run_name(model, directory)}"
     records = generate(
         network,
-        chosen or getattr(network, "conditions", ()),
+        chosen or getattr(network, "conditions", ()) or [""],  # of an unconditional one
         folder,
         GenerationSettings(
             num_steps=steps,
@@ -128,7 +129,7 @@ def sample(
             clip_skip=clip_skip,
             seed=seed,
         ),
-        fingerprint=fingerprint(directory, variant=variant),
+        fingerprint=fingerprint(directory),
         num_images=images,
         batch_size=batch,
     )

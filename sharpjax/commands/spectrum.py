@@ -12,9 +12,11 @@ import typer
 from sharpjax import plots, replication
 from sharpjax import spectrum as spectra
 from sharpjax.commands.options import (
+    FollowLinksOption,
     JsonOption,
     ModelOption,
     SeedOption,
+    VariantOption,
     console,
     run_name,
     wide_console,
@@ -45,8 +47,12 @@ def spectrum(
         ),
     ] = None,
     score: Annotated[
-        str, typer.Option(help=f"Whose Jacobian: {', '.join(spectra.SCORES)}.")
-    ] = "conditional",
+        str | None,
+        typer.Option(
+            help=f"Whose Jacobian: {', '.join(spectra.SCORES)}. Default: conditional, where there "
+            "are conditions."
+        ),
+    ] = None,
     noises: Annotated[int, typer.Option(help="Sampling paths a condition.")] = 1,
     stages: Annotated[
         int, typer.Option(help="Steps of the path that are analysed, first to last.")
@@ -58,6 +64,8 @@ def spectrum(
     ] = TOLERANCE,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
+    variant: VariantOption = None,
+    follow_links: FollowLinksOption = False,
 ) -> None:
     """All eigenvalues of the Hessian at the first, middle and last steps of sampling.
 
@@ -67,9 +75,13 @@ def spectrum(
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"--tolerance must be a finite number >= 0, got {tolerance}")
     clock = Clock(model)
-    directory = find(model)
+    directory = find(model, variant=variant, follow_links=follow_links)
     network = load(directory)
-    chosen = tuple(condition) if condition else _typical(directory, network)
+    chosen: tuple[str, ...] = tuple(condition or ())
+    if not chosen and network.has_conditions:
+        chosen = _typical(directory, network)
+    if score is None:
+        score = "conditional" if network.has_conditions else spectra.UNCONDITIONAL
     folder = output or Path("runs") / f"spectrum-{run_name(model, directory)}"
     settings = spectra.SpectrumSettings(
         num_noises=noises, num_stages=stages, num_steps=steps, num_matvecs=matvecs, score=score,
@@ -99,7 +111,8 @@ def write_spectra(
 ) -> list[dict[str, Any]]:
     """Compute spectra, the exact score's beside where it is known; table and plot; the rows."""
     training_set = labels = None
-    if isinstance(network, PixelDiffusion) and (directory / TRAINING_SET_NAME).is_file():
+    known = isinstance(network, PixelDiffusion) and network.has_conditions
+    if known and (directory / TRAINING_SET_NAME).is_file():
         training_set = TrainingSet.load(directory)
         labels = np.asarray(network.encode(conditions))
     records = spectra.spectrum(

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from sharpjax._types import Array, ArrayLike
-from sharpjax.conditional import ConditionalModel
+from sharpjax.conditional import ConditionalModel, unconditional_pair
 from sharpjax.detection.cases import Case
 from sharpjax.detection.run import RESULTS_NAME, SECONDS_NAME
 from sharpjax.detection.settings import PARTS, ImageSettings
@@ -28,7 +28,6 @@ from sharpjax.detection.statistics import p_laplacian
 from sharpjax.progress import progress
 from sharpjax.prompts import LABELS_NAME, read_labelled
 from sharpjax.rundir import append_lines, claim, read_lines
-from sharpjax.score import ScorePair
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -183,17 +182,11 @@ def _measured(
     return {"network": {name: column.tolist() for name, column in columns.items()}}
 
 
-def _pair(model: ConditionalModel, t: ArrayLike) -> ScorePair:
-    """Of which only the unconditional score is asked."""
-    score = model.unconditional(t)
-    return ScorePair(score, score, model.schedule.alpha(t), model.schedule.sigma(t))
-
-
 @functools.partial(jax.jit, static_argnames="settings")
 def _flux(
     model: ConditionalModel, z: Array, t: ArrayLike, key: Array, *, settings: ImageSettings
 ) -> Array:
-    pair = _pair(model, t)
+    pair = unconditional_pair(model, t)
 
     def part(i: Array) -> Array:
         return p_laplacian(
@@ -207,6 +200,6 @@ def _flux(
 
 @functools.partial(jax.jit, static_argnames="settings")
 def _exact(model: ConditionalModel, z: Array, t: ArrayLike, *, settings: ImageSettings) -> Array:
-    pair = _pair(model, t)
+    pair = unconditional_pair(model, t)
     value: Array = p_laplacian(pair, z, key=None, p=settings.p, method="exact")
     return value

@@ -77,7 +77,7 @@ _ALIASES = (
     # CLIPTextModel as transformers 5 writes it
     (re.compile(r"^(embeddings|encoder(?=\.layers)|final_layer_norm)\."), r"text_model.\1."),
 )
-# integer tensors that some published files carry and no model here needs: 0, 1, 2, ...
+# tensors that some published files carry and no model here needs: 0, 1, 2, ..., in any type
 _IGNORED_TENSORS = {
     "text_model.embeddings.position_ids": TRANSFORMERS.keys(),
     "embeddings.position_ids": TRANSFORMERS.keys(),
@@ -85,7 +85,10 @@ _IGNORED_TENSORS = {
 # config.json keys that do not change the mathematics
 _IGNORED_CONFIG = frozenset({
     "_class_name", "_diffusers_version", "_name_or_path",
-    "_attn_implementation_autoset", "_commit_hash",
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "attn_implementation",
+    # what diffusers' EMAModel adds to the network's
+    "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step",
+    "use_ema_warmup",
 })  # fmt: skip
 
 # a file's floating types, and the types that parameters can have
@@ -105,6 +108,7 @@ def from_pretrained(
     variant: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    follow_links: bool = False,
 ) -> Any:
     """Read a component of a model into the NNX module that its ``config.json`` names.
 
@@ -118,6 +122,7 @@ def from_pretrained(
         variant: of the weights: ``"fp16"`` reads ``model.fp16.safetensors``.
         revision: branch, tag or commit, for the hub.
         local_files_only: take what the hub's cache holds, do not connect.
+        follow_links: whether links may lead out of the directory.
 
     Returns:
         The module; all parameters have type ``dtype``.
@@ -134,13 +139,14 @@ def from_pretrained(
         variant=variant,
         revision=revision,
         local_files_only=local_files_only,
+        follow_links=follow_links,
     )
     folder = checked_subfolder(root, subfolder)
     path = checked_file(root, folder / CONFIG_NAME)
     config = read_json(path)
     module_class = _model_class(config, path)
     settings = checked_settings(config, module_class, path, ignored=_ignored(module_class))
-    tensors, names = find_weights(root, folder, _stem(module_class), variant)
+    tensors, names = find_weights(root, folder, _stem(module_class), root.variant)
     check_size(settings, path, num_tensors=len(tensors))
     module = _abstract_module(module_class, settings, path)
     state = nnx.state(module, nnx.Param)
@@ -236,6 +242,11 @@ def _model_class(config: dict[str, Any], path: Path) -> type[nnx.Module]:
     if key not in config and "architectures" in config:
         key, name = "architectures", config["architectures"]
         name = name[0] if isinstance(name, list) and len(name) == 1 else name
+        if (
+            name in (None, "CLIPModel")
+            and config.get("model_type") == TRANSFORMERS["CLIPTextModel"]
+        ):
+            name = "CLIPTextModel"  # written by hand, or of the pair that it was cut from
     known = TRANSFORMERS if key == "architectures" else MODEL_CLASSES.keys() - TRANSFORMERS
     if not isinstance(name, str) or name not in known:
         raise ValueError(
@@ -301,7 +312,7 @@ def _matched(
     places: dict[str, tuple[Stored, Any, tuple[int, ...] | None]] = {}
     for key, stored in tensors.items():
         where = f"{stored.path}: tensor {key!r}"
-        if module_class.__name__ in _IGNORED_TENSORS.get(key, ()) and stored.dtype[0] in "IU":
+        if module_class.__name__ in _IGNORED_TENSORS.get(key, ()):
             continue
         name = key if key in wanted else _current_name(key)
         if name not in wanted:

@@ -10,6 +10,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
+LEARNED_VARIANCES = ("learned", "learned_range")  # variance_type of a scheduler
 _MAX_INT = 2**20
 _MAX_LENGTH = 32
 _MAX_LABELS = 2**16  # of a classifier: each is a column of one layer
@@ -28,13 +29,17 @@ def checked_settings(
         ignored: keys that never change the mathematics of this class.
 
     Raises:
-        ValueError: a key that the constructor does not know, or a value that is not of the type
-            that it says.
+        ValueError: a key that the constructor does not know and that is not off (null, false,
+            empty), or a value that is not of the type that it says.
     """
     constructor: Any = module_class.__init__  # type: ignore[misc]  # of the class, as it stands
     hints = typing.get_type_hints(constructor)
     allowed = inspect.signature(constructor).parameters.keys() - {"self", "rngs"}
-    settings = {k: tuples(v) for k, v in config.items() if k not in ignored}
+    settings = {
+        key: tuples(value)
+        for key, value in config.items()
+        if key not in ignored and (key in allowed or not _is_off(value))
+    }
     unknown = sorted(settings.keys() - allowed)
     if unknown:
         raise ValueError(
@@ -42,12 +47,20 @@ def checked_settings(
             f"so it is not ignored (known keys: {', '.join(sorted(allowed))})"
         )
     for key, value in settings.items():
-        if not _has_type(value, hints.get(key, Any)):
+        hint = hints.get(key, Any)
+        if value is None and not _has_type(None, hint) and _has_type(False, hint):
+            settings[key] = value = False  # what PyTorch's networks take it for
+        if not _has_type(value, hint):
             wanted = inspect.formatannotation(hints[key])
             raise ValueError(
                 f"{path}: {key} must be {wanted} (tuple: a list), got {config[key]!r:.80}"
             )
     return settings
+
+
+def _is_off(value: Any) -> bool:
+    """Whether a key with this value stands for something that is not used."""
+    return value is None or value is False or value in ("", [], {})
 
 
 def tuples(value: Any) -> Any:
@@ -81,6 +94,38 @@ def _has_type(value: Any, hint: Any) -> bool:
     if not isinstance(hint, type):  # an annotation that is left to the constructor
         return True
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def check_channels(unet: dict[str, Any], scheduler: dict[str, Any], where: Path | str) -> None:
+    """Refuse a network whose output is neither the noise nor that and a learned variance.
+
+    Args:
+        unet: its configuration.
+        scheduler: the content of ``scheduler_config.json``.
+        where: that file, for errors.
+    """
+    inputs, outputs = unet["in_channels"], unet["out_channels"]
+    variance = scheduler.get("variance_type")
+    if outputs != inputs and not (outputs == 2 * inputs and variance in LEARNED_VARIANCES):
+        raise ValueError(
+            f"{where}: unet maps {inputs} (in_channels) to {outputs} channels (out_channels). It "
+            "must give as many as it takes, or twice as many where variance_type is "
+            f"{' or '.join(map(repr, LEARNED_VARIANCES))}, got {variance!r:.80}"
+        )
+
+
+def without_variance(output: Any, channels: int) -> Any:
+    """The prediction in a network's output ``(batch, channels or twice as many, ...)``.
+
+    After it comes what the network says of the variance of a step (Nichol & Dhariwal 2021,
+    arXiv:2102.09672), which neither scores nor DDIM need.
+    """
+    check(
+        output.shape[1] in (channels, 2 * channels),
+        f"the network gives {output.shape[1]} channels for {channels}; it must give as many, or "
+        "twice as many, of which the second half is a learned variance",
+    )
+    return output[:, :channels]
 
 
 def check_size(settings: dict[str, Any], path: Path, *, num_tensors: int) -> None:

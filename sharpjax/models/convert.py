@@ -23,28 +23,39 @@ from flax import nnx
 
 from sharpjax.models import tokenizer as tokenizers
 from sharpjax.models.checkpoints import from_pretrained, save_pretrained
+from sharpjax.models.configuration import check_channels
 from sharpjax.models.files import (
     CONFIG_NAME,
     MANIFEST_NAME,
     PICKLED,
+    ModelDirectory,
     checked_file,
     checked_subfolder,
+    part_folder,
     read_json,
     resolve,
+    unread,
 )
 from sharpjax.models.fingerprint import weight_files
 from sharpjax.models.latent_diffusion import PARTS, check_fit, check_index, read_schedule
 from sharpjax.models.load import find
-from sharpjax.models.pixel_diffusion import CONDITIONS_NAME, PixelDiffusion
+from sharpjax.models.pixel_diffusion import (
+    CONDITIONS_NAME,
+    VQVAE,
+    PixelDiffusion,
+    check_pixel_index,
+    read_scheduler,
+)
 from sharpjax.models.tokenizer import Tokenizer
 from sharpjax.progress import progress
 from sharpjax.rundir import write_text
 from sharpjax.schedules import Schedule
 
 _INDEX, _SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
-_NETWORKS = {  # kind of pipeline, by the class of its unet -> parts with weights
-    "UNet2DConditionModel": ("text_encoder", "vae", "unet"),
-    "UNet2DModel": ("unet",),
+# kind of pipeline, by the class of its unet -> parts with weights, and their classes
+_CLASSES: dict[str, dict[str, tuple[str, ...]]] = {
+    "UNet2DConditionModel": {part: PARTS[part] for part in ("text_encoder", "vae", "unet")},
+    "UNet2DModel": {"unet": ("UNet2DModel",), VQVAE: ("AutoencoderKL",)},
 }
 _LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt")  # go where the weights go
 _MARK = ".sharpjax-convert"  # in a directory that is being written
@@ -97,6 +108,7 @@ def convert(
     dtype: Any = jnp.float32,
     variant: str | None = None,
     revision: str | None = None,
+    follow_links: bool = False,
     max_shard_size: int | None = None,
 ) -> Conversion:
     """Read a pipeline or a single component with every check, and write it again.
@@ -112,6 +124,7 @@ def convert(
         dtype: of the stored parameters, ``float32``, ``float16`` or ``bfloat16``.
         variant: of the weights to read, such as ``"fp16"``; what is written has none.
         revision: of a hub id: branch, tag or commit.
+        follow_links: whether links may lead out of the source.
         max_shard_size: bytes of a weight file; larger parts are split.
 
     Raises:
@@ -125,9 +138,10 @@ def convert(
     target = Path(os.path.abspath(destination))
     dtype = np.dtype(dtype)
     _check_target(target)
-    root = find(source, variant=variant, revision=revision)
+    files: Any = {"variant": variant, "revision": revision, "follow_links": follow_links}
+    root = find(source, **files)
     if not (root / _INDEX).exists():  # of the hub's files, those of one component
-        root = resolve(source, variant=variant, revision=revision)
+        root = resolve(source, **files)
     if not (root / _INDEX).exists() and not (root / CONFIG_NAME).exists():
         raise FileNotFoundError(
             f"{root} holds neither {_INDEX} (of a pipeline) nor {CONFIG_NAME} (of a component)"
@@ -142,7 +156,7 @@ def convert(
         with progress("converting", total=len(names)) as bar:
             for name in names:
                 read, part, configs[name] = _component(
-                    root, staging, name, dtype=dtype, variant=variant, max_shard_size=max_shard_size
+                    root, staging, name, dtype=dtype, max_shard_size=max_shard_size
                 )
                 used |= read
                 parts.append(part)
@@ -230,29 +244,30 @@ def _networks(root: Path) -> list[str | None]:
     index = read_json(path)
     unet = index.get("unet")
     kind = unet[1] if isinstance(unet, list) and len(unet) == 2 else unet
-    if not isinstance(kind, str) or kind not in _NETWORKS:
+    if not isinstance(kind, str) or kind not in _CLASSES:
         raise ValueError(
             f"{path}: 'unet' must be ['diffusers', class] with one of the classes "
-            f"{', '.join(_NETWORKS)}, got {unet!r:.80}"
+            f"{', '.join(_CLASSES)}, got {unet!r:.80}. {unread(index)}"
         )
     if kind == "UNet2DConditionModel":
         check_index(index, root)
-    return list(_NETWORKS[kind])
+        return list(_CLASSES[kind])
+    return ["unet", *([vae] if (vae := check_pixel_index(root)) else [])]
 
 
 def _component(
-    root: Path,
+    root: ModelDirectory,
     staging: Path,
     name: str | None,
     *,
     dtype: Any,
-    variant: str | None,
     max_shard_size: int | None,
 ) -> tuple[set[str], ConvertedPart, dict[str, Any]]:
     """Files that were read, what was written, and the configuration."""
-    folder = checked_subfolder(root, name)
+    part = name if name is None else part_folder(root, name, CONFIG_NAME)
+    folder = checked_subfolder(root, part)
     try:
-        module = from_pretrained(root, name, dtype=dtype, variant=variant)
+        module = from_pretrained(root, part, dtype=dtype)
     except FileNotFoundError as error:
         if any(path.name.endswith(PICKLED) for path in folder.iterdir()):
             raise FileNotFoundError(
@@ -263,7 +278,8 @@ def _component(
         raise
     class_name, config = type(module).__name__, module.config
     if name is not None:
-        allowed = PARTS[name] if len(_networks(root)) > 1 else ("UNet2DModel",)
+        kind = "UNet2DConditionModel" if "text_encoder" in _networks(root) else "UNet2DModel"
+        allowed = _CLASSES[kind][name]
         if class_name not in allowed:
             raise ValueError(f"{folder}: must hold a {allowed[0]}, got {class_name}")
     number = sum(int(np.prod(v.shape)) for v in _parameters(module).values())
@@ -276,18 +292,18 @@ def _component(
             f"{staging / (name or '')} reads back differently than it was written: the disk or "
             "the memory is faulty"
         )
-    prefix = f"{name}/" if name else ""
-    read = {CONFIG_NAME, MANIFEST_NAME, *weight_files(root, folder, variant)}
-    part = _part(staging, name, class_name=class_name, num_parameters=number, dtype=dtype.name)
-    return {prefix + file for file in read}, part, config
+    prefix = f"{part}/" if part else ""
+    read = {CONFIG_NAME, MANIFEST_NAME, *weight_files(root, folder)}
+    done = _part(staging, name, class_name=class_name, num_parameters=number, dtype=dtype.name)
+    return {prefix + file for file in read}, done, config
 
 
 def _rest(root: Path, staging: Path, configs: dict[str, dict[str, Any]]) -> set[str]:
     """Everything of a pipeline that has no weights, and whether its parts fit."""
-    used = {_INDEX, _SCHEDULER}
-    path = checked_file(root, checked_subfolder(root, "scheduler") / Path(_SCHEDULER).name)
-    config = read_json(path, constants=True)
-    is_latent = len(configs) > 1
+    config, path = read_scheduler(root)
+    used = {_INDEX, str(path.relative_to(root))}
+    check_channels(configs["unet"], config, path)
+    is_latent = "text_encoder" in configs
     if is_latent:
         class_name = read_json(root / _INDEX)["scheduler"][1]
         read_schedule(root, class_name)
@@ -316,8 +332,12 @@ def _rest(root: Path, staging: Path, configs: dict[str, dict[str, Any]]) -> set[
             "vae": ["diffusers", "AutoencoderKL"],
         }
     else:
-        used.add(CONDITIONS_NAME)
-        files[CONDITIONS_NAME] = read_json(checked_file(root, root / CONDITIONS_NAME))
+        path = checked_file(root, root / CONDITIONS_NAME)
+        if path.exists():
+            used.add(CONDITIONS_NAME)
+            files[CONDITIONS_NAME] = read_json(path)
+        if VQVAE in configs:
+            index |= {"_class_name": "LDMPipeline", VQVAE: ["diffusers", "AutoencoderKL"]}
     for name, value in (files | {_INDEX: index}).items():
         write_text(staging / name, json.dumps(value, indent=2) + "\n")
     if not is_latent:

@@ -1,8 +1,9 @@
 """Which file of a model directory is it, and may it be trusted.
 
 A model directory comes from anywhere: no name read from it leads out of it, no link is followed
-out of it (except into the same hub cache's ``blobs/``), no pickle is opened, and nothing is
-allocated because a file says so.  What tensors mean is the business of ``checkpoints.py``.
+out of it (except into the same hub cache's ``blobs/``, or if the user says so), no pickle is
+opened, and nothing is allocated because a file says so.  What tensors mean is the business of
+``checkpoints.py``.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,11 +21,15 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 CONFIG_NAME = "config.json"
+SCHEDULER_NAME = "scheduler_config.json"
+INDEX_NAME = "model_index.json"
 MANIFEST_NAME = "manifest.sha256.json"
 
 MAX_JSON_BYTES = 64 * 2**20  # a tokenizer's vocabulary takes a few
 MAX_TENSORS = 10_000  # Stable Diffusion's largest network has 686
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_FLAX = ".msgpack"
+STEMS = ("diffusion_pytorch_model", "model")  # of weight files, by diffusers and transformers
 
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # a name that cannot lead anywhere
 _VARIANT = re.compile(r"[A-Za-z0-9_-]+")
@@ -34,6 +40,21 @@ _REVISION = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9_./-]*")
 # --- where the directory is --------------------------------------------------------------------
 
 
+class ModelDirectory(type(Path())):  # type: ignore[misc]  # the class of paths of this system
+    """A model's directory, which knows which of its files are to be read; made by :func:`resolve`.
+
+    It goes where a path goes, so that what reads a part need not be told again.  A path that is
+    made from it is an ordinary one.
+
+    Attributes:
+        variant: of the weights, where a part has it.
+        follow_links: whether links may lead out of the directory.
+    """
+
+    variant: str | None = None
+    follow_links: bool = False
+
+
 def resolve(
     name: str | Path,
     *,
@@ -41,48 +62,48 @@ def resolve(
     variant: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
-) -> Path:
+    follow_links: bool = False,
+) -> ModelDirectory:
     """The local directory of a model: itself, or the snapshot of a Hugging Face hub repository.
 
     Args:
         name: a directory, or, if there is none of that name, a hub id ``"owner/name"``.
         folders: the folders of a pipeline to fetch from the hub, beside its own JSON files;
             ``None`` for a repository that is one component itself.
-        variant: of the weights, such as ``"fp16"``.
+        variant: of the weights, such as ``"fp16"``. A part of a pipeline that has none is read
+            from its plain files, with a warning, as by diffusers.
         revision: branch, tag or commit of the hub repository.
         local_files_only: take what the hub's cache holds and do not connect (the environment
             variable ``HF_HUB_OFFLINE=1`` does the same).
+        follow_links: whether links in it may lead out of it, for a directory that you made.
 
     Raises:
-        FileNotFoundError: no such directory, and nothing that the hub or its cache can give.
+        FileNotFoundError: no such directory, and nothing that the hub or its cache can give, or no
+            part of it with such a variant.
         ValueError: a variant or revision that is not a plain name.
     """
     path = Path(name)
+    if isinstance(name, ModelDirectory):
+        variant, follow_links = variant or name.variant, follow_links or name.follow_links
+        if (variant, follow_links) == (name.variant, name.follow_links):
+            return name
     if path.is_dir():
-        return path
+        return _chosen(path, folders, variant, follow_links)
     if not isinstance(name, str) or path.exists() or not _HUB_ID.fullmatch(name):
-        what = "is not a directory" if path.exists() else "does not exist"
+        what = f"is not a directory; {no_pipeline(path)}" if path.exists() else "does not exist"
         raise FileNotFoundError(f"no model directory {path}: it {what}")
     if revision is not None and not _REVISION.fullmatch(revision):
         raise ValueError(f"revision must be a branch, tag or commit, got {revision!r}")
-    mark = _mark(variant)
-    patterns = ["*.json"] if folders is None else ["model_index.json", "conditions.json"]
-    for prefix in [""] if folders is None else [f"{folder}/" for folder in folders]:
-        patterns += [prefix + "*.json", prefix + "*.txt"]
-        for stem in ("diffusion_pytorch_model", "model"):
-            patterns += [f"{prefix}{stem}{mark}{shard}.safetensors"
-                         for shard in ("", "-?????-of-?????")]  # fmt: skip
+    options: Any = {"revision": revision, "local_files_only": local_files_only}
+    patterns = _patterns(folders, variant)
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                allow_patterns=patterns,
-                local_files_only=local_files_only,
-            )
-        )
+        path = Path(snapshot_download(name, allow_patterns=patterns, **options))
+        without = [folder for folder in folders or () if not _has(path / folder, variant)]
+        if variant is not None and without:  # which of them have weights is known now
+            patterns = _patterns(without, None)
+            path = Path(snapshot_download(name, allow_patterns=patterns, **options))
     except Exception as error:  # connection, permission, cache: a dozen classes of three libraries
         reason = " ".join(str(error).split())
         raise FileNotFoundError(
@@ -91,11 +112,97 @@ def resolve(
             "spelling; without a connection only a model in the hub's cache can be read; a gated "
             "model needs `hf auth login`; or pass a directory that you downloaded"
         ) from error
+    return _chosen(path, folders, variant, follow_links)
+
+
+def _patterns(folders: Sequence[str] | None, variant: str | None) -> list[str]:
+    """Names of what is fetched from the hub.
+
+    A pipeline of one network may have all of its files in the repository's own folder.
+    """
+    mark = _mark(variant)
+    patterns = [INDEX_NAME, CONFIG_NAME, SCHEDULER_NAME, "conditions.json"]
+    for prefix in ["", *(f"{folder}/" for folder in folders or ())]:
+        if prefix or not folders:
+            patterns += [prefix + "*.json", prefix + "*.txt"]
+        for stem in STEMS[:1] if folders and not prefix else STEMS:
+            patterns += [f"{prefix}{stem}{mark}{shard}.safetensors"
+                         for shard in ("", "-?????-of-?????")]  # fmt: skip
+    return patterns
+
+
+def _chosen(
+    path: Path, folders: Sequence[str] | None, variant: str | None, follow_links: bool
+) -> ModelDirectory:
+    """The directory with its choice of files, which some part that is read must have."""
+    root = ModelDirectory(path)
+    root.variant, root.follow_links = variant, follow_links
+    if variant is None:
+        return root
+    parts = [part for f in ("", *(folders or ())) if (part := path / f).is_dir()]
+    if not any(_has(part, variant) for part in parts) and any(_has(part, None) for part in parts):
+        raise FileNotFoundError(
+            f"no {weights_name(STEMS[0], variant)} or {weights_name(STEMS[1], variant)} in any "
+            f"part of {path}{_others(*parts)}"
+        )
+    if plain := [part.name for part in parts if _has(part, None) and not _has(part, variant)]:
+        warnings.warn(
+            f"{path} has no variant {variant!r} of {', '.join(plain)}: the plain files are read",
+            stacklevel=3,
+        )
+    return root
+
+
+def _has(folder: Path, variant: str | None) -> bool:
+    """Whether there are weights of this variant."""
+    names = [name(stem, variant) for stem in STEMS for name in (weights_name, index_name)]
+    return any((folder / name).is_file() for name in names)
+
+
+_PIPELINES = ("StableDiffusionPipeline", "DDPMPipeline", "DDIMPipeline", "LDMPipeline")
+_FROM_FLAX = (
+    "diffusers' former Flax models are not read: in PyTorch, with diffusers < 0.40 and "
+    "transformers < 5, StableDiffusionPipeline.from_pretrained(SOURCE, from_flax=True)"
+    ".save_pretrained(DESTINATION) writes safetensors"
+)
+
+
+def unread(index: dict[str, Any]) -> str:
+    """What to say of a ``model_index.json`` that describes none of the pipelines that are read."""
+    name = index.get("_class_name")
+    told = "" if name in _PIPELINES else f"A pipeline of class {name!s:.80} is not read. "
+    return told + (
+        "What is read: the directory of a StableDiffusionPipeline (families 1.x and 2.x), a "
+        "DDPMPipeline or DDIMPipeline (with a UNet2DModel), or an LDMPipeline whose vqvae is an "
+        "AutoencoderKL" + (f"; {_FROM_FLAX}" if str(name).startswith("Flax") else "")
+    )
+
+
+def no_pipeline(path: Path) -> str:
+    """What to say of a directory, or a file in a directory's place, without an index."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    if path.is_dir() and (path / CONFIG_NAME).is_file():
+        return "it is a single network, which sharpjax.models.from_pretrained reads"
+    if single := [p for p in files if p.is_file() and p.suffix in (*PICKLED, ".safetensors")]:
+        return (
+            f"{single[0].name} is a checkpoint in a single file, a model is read from a directory "
+            "of diffusers. To make one, in Python with torch: diffusers.StableDiffusionPipeline"
+            f".from_single_file({str(single[0])!r}).save_pretrained(DIRECTORY)"
+        )
+    return f"a model is a directory of diffusers, with {INDEX_NAME} and a folder for each part"
+
+
+def part_folder(root: Path, part: str, name: str) -> str | None:
+    """The subfolder of a pipeline's part; ``None`` where its file ``name`` lies in the root.
+
+    Pipelines of one network are published so, and diffusers reads them.
+    """
+    return None if not (root / part).exists() and (root / name).is_file() else part
 
 
 def checked_subfolder(directory: str | Path, subfolder: str | None) -> Path:
     """``directory / subfolder``, refusing names that lead outside the directory."""
-    root = Path(directory)
+    root = directory if isinstance(directory, Path) else Path(directory)
     if not root.is_dir():
         raise FileNotFoundError(f"no model directory {root}")
     if subfolder is None:
@@ -105,8 +212,8 @@ def checked_subfolder(directory: str | Path, subfolder: str | None) -> Path:
     folder = root / subfolder
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {subfolder!r} in {root}")
-    if root.resolve() not in folder.resolve().parents:
-        raise ValueError(f"{folder} is a link that leads outside {root}")
+    if not _follows(root) and root.resolve() not in folder.resolve().parents:
+        raise ValueError(f"{folder} is a link that leads outside {root}{_FOLLOW}")
     return folder
 
 
@@ -124,9 +231,19 @@ def checked_file(directory: str | Path, path: Path) -> Path:
         for p in (root, *root.parents)
         if p.name == "snapshots" and p.parent.name.startswith("models--")
     ]
-    if root not in target.parents and target.parent not in blobs:
-        raise ValueError(f"{path} is a link that leads outside {directory}")
+    if not _follows(directory) and root not in target.parents and target.parent not in blobs:
+        raise ValueError(f"{path} is a link that leads outside {directory}{_FOLLOW}")
     return path
+
+
+_FOLLOW = (
+    "; if you made it, or trust who did, follow_links=True (--follow-links) allows such links in "
+    "this model"
+)
+
+
+def _follows(directory: str | Path) -> bool:
+    return isinstance(directory, ModelDirectory) and directory.follow_links
 
 
 # --- JSON and digests --------------------------------------------------------------------------
@@ -236,13 +353,15 @@ def find_weights(
         root: directory that links may not leave.
         folder: the component's, inside it or the same.
         stem: ``"diffusion_pytorch_model"`` or ``"model"``.
-        variant: such as ``"fp16"``.
+        variant: such as ``"fp16"``; the plain files are taken where only they are there.
 
     Raises:
         FileNotFoundError: no safetensors of this variant; says which variants and pickles there
             are.
         ValueError: a damaged file, or an index that its shards contradict.
     """
+    if not _has(folder, variant) and _has(folder, None):
+        variant = None
     single, index = folder / weights_name(stem, variant), folder / index_name(stem, variant)
     checked_file(root, single), checked_file(root, index)
     if single.is_file() and index.is_file():
@@ -250,7 +369,7 @@ def find_weights(
     if single.is_file():
         return _header(single), [single.name]
     if not index.is_file():
-        raise FileNotFoundError(f"no {single.name} in {folder}{_others(folder, stem)}")
+        raise FileNotFoundError(f"no {single.name} in {folder}{_others(folder)}")
 
     listed = read_json(index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
@@ -301,22 +420,22 @@ def _mark(variant: str | None) -> str:
     return f".{variant}"
 
 
-def _others(folder: Path, stem: str) -> str:
+def _others(*folders: Path) -> str:
     """What to try when the weights asked for are not there."""
     mark = re.compile(
-        re.escape(stem)
-        + rf"(?:(?:\.({_VARIANT.pattern}?))?(?:-\d{{5}}-of-\d{{5}})?\.safetensors"
-        + rf"|\.safetensors\.index(?:\.({_VARIANT.pattern}))?\.json)"
+        rf"(?:{'|'.join(STEMS)})(?:(?:\.({_VARIANT.pattern}?))?(?:-\d{{5}}-of-\d{{5}})?\.safetensors"
+        rf"|\.safetensors\.index(?:\.({_VARIANT.pattern}))?\.json)"
     )
-    names = sorted(p.name for p in folder.iterdir())
+    names = sorted(p.name for folder in folders for p in folder.iterdir())
     variants = {m[1] or m[2] for m in map(mark.fullmatch, names) if m}
-    pickled = [name for name in names if name.endswith(PICKLED)]
     hint = f"; there: {', '.join(f'variant={v!r}' for v in sorted(variants, key=str))}"
-    return (hint if variants else "") + (
-        f" ({pickled[0]} is pickle, which is never read: convert it to safetensors with PyTorch)"
-        if pickled
-        else ""
-    )
+    hint = hint if variants else ""
+    if pickled := [name for name in names if name.endswith(PICKLED)]:
+        hint += f" ({pickled[0]} is pickle, which is never read: convert it to safetensors with "
+        hint += "PyTorch)"
+    if flax := [name for name in names if name.endswith(_FLAX)]:
+        hint += f" ({flax[0]}: {_FROM_FLAX})"
+    return hint
 
 
 # --- writing -----------------------------------------------------------------------------------

@@ -5,20 +5,27 @@ import logging
 from pathlib import Path
 
 from sharpjax.models.files import (
+    CONFIG_NAME,
+    SCHEDULER_NAME,
+    STEMS,
+    ModelDirectory,
     checked_file,
     checked_subfolder,
     find_weights,
     index_name,
+    part_folder,
+    resolve,
     sha256,
     weights_name,
 )
 
 logger = logging.getLogger(__name__)
 
-_PARTS = ("unet", "vae", "text_encoder")
+_PARTS = ("unet", "vae", "vqvae", "text_encoder")
 _SETTINGS = (
     "conditions.json",
-    "scheduler/scheduler_config.json",
+    SCHEDULER_NAME,
+    f"scheduler/{SCHEDULER_NAME}",
     *(f"{part}/config.json" for part in _PARTS),
     *(
         f"tokenizer/{name}"
@@ -45,12 +52,14 @@ def fingerprint(directory: str | Path, *, variant: str | None = None) -> str:
         FileNotFoundError: the network's weights are missing.
         ValueError: a link that leads outside the directory, or a damaged file.
     """
-    root = Path(directory)
+    root = resolve(directory, folders=_PARTS, variant=variant)
     names = [name for name in _SETTINGS if (root / name).is_file()]
+    if (flat := part_folder(root, "unet", CONFIG_NAME)) is None:
+        names += [CONFIG_NAME, *weight_files(root, root)]
     for part in _PARTS:
-        if part == "unet" or (root / part).is_dir():
+        if (part == "unet" and flat) or (root / part).is_dir():
             folder = checked_subfolder(root, part)
-            names += [f"{part}/{name}" for name in weight_files(root, folder, variant)]
+            names += [f"{part}/{name}" for name in weight_files(root, folder)]
     total = hashlib.sha256()
     for name in sorted(names):
         total.update(f"{name} {sha256(checked_file(root, root / name))}\n".encode())
@@ -59,10 +68,10 @@ def fingerprint(directory: str | Path, *, variant: str | None = None) -> str:
     return digest
 
 
-def weight_files(root: Path, folder: Path, variant: str | None = None) -> list[str]:
+def weight_files(root: ModelDirectory, folder: Path) -> list[str]:
     """Names of the files that hold a component's weights: one file, or an index and its shards."""
-    stems = ("diffusion_pytorch_model", "model")  # of diffusers, of transformers
-    for stem in stems:
-        if any((folder / name(stem, variant)).is_file() for name in (weights_name, index_name)):
-            return find_weights(root, folder, stem, variant)[1]
-    return find_weights(root, folder, stems[0], variant)[1]  # tells what is there instead
+    for variant in (root.variant, None):
+        for stem in STEMS:
+            if any((folder / name(stem, variant)).is_file() for name in (weights_name, index_name)):
+                return find_weights(root, folder, stem, variant)[1]
+    return find_weights(root, folder, STEMS[0], root.variant)[1]  # tells what is there instead

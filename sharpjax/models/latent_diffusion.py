@@ -23,7 +23,8 @@ from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.models.autoencoder_kl import AutoencoderKL
 from sharpjax.models.checkpoints import from_pretrained, save_pretrained
 from sharpjax.models.clip_text import CLIPTextModel
-from sharpjax.models.files import checked_file, checked_subfolder, read_json, resolve
+from sharpjax.models.configuration import LEARNED_VARIANCES, check_channels, without_variance
+from sharpjax.models.files import checked_file, checked_subfolder, read_json, resolve, unread
 from sharpjax.models.tokenizer import Tokenizer
 from sharpjax.models.unet_2d_condition import UNet2DConditionModel
 from sharpjax.reprs import network
@@ -97,10 +98,13 @@ class LatentDiffusion:
     ) -> "LatentDiffusion":
         """Join the parts.
 
+        A schedule that clips is taken without that, as by diffusers' pipeline: it is for pixels.
+
         Raises:
             ValueError: parts that do not fit each other.
         """
         check_fit(unet, vae, text_encoder, tokenizer)
+        schedule = dataclasses.replace(schedule, clip_sample_range=None)
         empty = _encode(text_encoder, tokenizer([""]), clip_skip=0)[0]
         return cls(unet, vae, text_encoder, schedule, empty, tokenizer)
 
@@ -113,6 +117,7 @@ class LatentDiffusion:
         variant: str | None = None,
         revision: str | None = None,
         local_files_only: bool = False,
+        follow_links: bool = False,
         remat: bool = False,
     ) -> "LatentDiffusion":
         """Read the directory of a Stable Diffusion pipeline.
@@ -124,9 +129,11 @@ class LatentDiffusion:
             name: a directory, or a hub id such as ``"CompVis/stable-diffusion-v1-4"``.
             dtype: of the parameters and of the networks' arithmetic, ``float32`` or ``bfloat16``;
                 norms, softmax and scores stay in float32.
-            variant: of the weight files, such as ``"fp16"``.
+            variant: of the weight files, such as ``"fp16"``; of a part that has none, the plain
+                files.
             revision: of a hub id: branch, tag or commit.
             local_files_only: never ask the hub.
+            follow_links: whether links may lead out of the directory.
             remat: see :attr:`UNet2DConditionModel.remat`.
 
         Raises:
@@ -144,20 +151,22 @@ class LatentDiffusion:
             variant=variant,
             revision=revision,
             local_files_only=local_files_only,
+            follow_links=follow_links,
         )
         index = read_json(checked_file(root, root / "model_index.json"))
         check_index(index, root)
-        schedule = read_schedule(root, index["scheduler"][1])
+        schedule, scheduler = read_schedule(root, index["scheduler"][1])
         tokenizer = Tokenizer.from_pretrained(root, "tokenizer")
-        options = {"dtype": dtype, "variant": variant}
         parts = {
-            part: from_pretrained(root, part, **options) for part in ("text_encoder", "vae", "unet")
+            part: from_pretrained(root, part, dtype=dtype)
+            for part in ("text_encoder", "vae", "unet")
         }
         for part, module in parts.items():
             if type(module).__name__ not in PARTS[part]:
                 raise ValueError(
                     f"{root / part}: must hold a {PARTS[part][0]}, got {type(module).__name__}"
                 )
+        check_channels(parts["unet"].config, scheduler, root)
         parts["unet"].remat = remat
         try:
             return cls.create(**parts, schedule=schedule, tokenizer=tokenizer)
@@ -189,6 +198,7 @@ class LatentDiffusion:
             save_pretrained(getattr(self, part), root / part, **options)
         self.tokenizer.save_pretrained(root / "tokenizer")
         (root / "scheduler").mkdir(exist_ok=True)
+        learned = self.unet.config["out_channels"] != self.unet.config["in_channels"]
         index = {
             "_class_name": "StableDiffusionPipeline",
             "feature_extractor": [None, None],
@@ -202,7 +212,8 @@ class LatentDiffusion:
             "vae": ["diffusers", "AutoencoderKL"],
         }
         for name, value in {
-            f"scheduler/{_SCHEDULER}": self.schedule.to_config(),
+            f"scheduler/{_SCHEDULER}": self.schedule.to_config()
+            | ({"variance_type": LEARNED_VARIANCES[1]} if learned else {}),
             "model_index.json": index,
         }.items():
             write_text(root / name, json.dumps(value, indent=2) + "\n")
@@ -246,6 +257,11 @@ class LatentDiffusion:
         if not len(prompts):
             raise ValueError("encode needs at least one prompt")
         return _encode(self.text_encoder, self.tokenizer(list(prompts)), clip_skip=clip_skip)
+
+    @property
+    def has_conditions(self) -> bool:
+        """True: prompts."""
+        return True
 
     @property
     def has_unconditional(self) -> bool:
@@ -396,7 +412,7 @@ class LatentDiffusion:
         Raises:
             ValueError: images of the wrong shape.
         """
-        result: Array = _encode_images(self.vae, jnp.asarray(images), key)
+        result: Array = encode_images(self.vae, jnp.asarray(images), key)
         return result
 
     def decode(self, latents: Array) -> np.ndarray:
@@ -408,7 +424,7 @@ class LatentDiffusion:
             ValueError: latents of the wrong shape.
         """
         return np.concatenate(
-            [np.asarray(_decode(self.vae, z[None])) for z in jnp.asarray(latents)]
+            [np.asarray(decode_latents(self.vae, z[None])) for z in jnp.asarray(latents)]
         )
 
     def _latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
@@ -442,7 +458,7 @@ def check_index(index: dict[str, Any], root: Path) -> None:
             wanted = " or ".join(classes) or "a scheduler"
             raise ValueError(
                 f"{where}: {part!r} must be [library, {wanted}], the library "
-                f"{_LIBRARIES[part]!r}, got {entry!r:.80}"
+                f"{_LIBRARIES[part]!r}, got {entry!r:.80}. {unread(index)}"
             )
     for part, entry in index.items():
         if part.startswith("_") or part in PARTS or part in IGNORED_PARTS:
@@ -450,15 +466,18 @@ def check_index(index: dict[str, Any], root: Path) -> None:
         if entry not in (None, [None, None]):
             raise ValueError(
                 f"{where}: unknown part {part!r:.80}, {entry!r:.80}; known: "
-                f"{', '.join((*PARTS, *IGNORED_PARTS))}"
+                f"{', '.join((*PARTS, *IGNORED_PARTS))}. {unread(index)}"
             )
 
 
-def read_schedule(root: Path, class_name: str) -> Schedule:
+def read_schedule(root: Path, class_name: str) -> tuple[Schedule, dict[str, Any]]:
     """The schedule of a pipeline whose ``model_index.json`` calls its scheduler ``class_name``.
 
     As in diffusers that class, not the one that wrote the configuration, decides what a key means
     that is left out.
+
+    Returns:
+        The schedule, and the configuration that it was read from.
     """
     path = checked_file(root, checked_subfolder(root, "scheduler") / _SCHEDULER)
     config = read_json(path, constants=True)
@@ -466,7 +485,7 @@ def read_schedule(root: Path, class_name: str) -> Schedule:
         Schedule.from_config({"_class_name": config["_class_name"]}, where=path)
     where = f"{path} ({class_name!r:.80} in {root / 'model_index.json'})"
     schedule = Schedule.from_config(config | {"_class_name": class_name}, where=where)
-    return dataclasses.replace(schedule, steps_offset=1)
+    return dataclasses.replace(schedule, steps_offset=1), config
 
 
 def check_fit(
@@ -486,7 +505,8 @@ def check_fit(
             f"takes {', '.join(map(str, sorted(widths)))} (cross_attention_dim)",
         ),
         (
-            unet.config["in_channels"] == unet.config["out_channels"] == latent,
+            unet.config["in_channels"] == latent
+            and unet.config["out_channels"] in (latent, 2 * latent),  # and a learned variance
             f"unet maps {unet.config['in_channels']} (in_channels) to "
             f"{unet.config['out_channels']} channels (out_channels), vae makes latents of {latent} "
             "(latent_channels); networks with further inputs, as for inpainting, are not supported",
@@ -542,7 +562,8 @@ def _parameter_dtype(module: nnx.Module) -> Any:
 @jax.jit  # operation by operation, a network takes much longer to compile
 def _predictions(unet: UNet2DConditionModel, t: Array, contexts: Array, points: Array) -> Array:
     """The network on a batch ``points (n, *shape)`` under ``contexts (n, tokens, width)``."""
-    result: Array = unet(points.astype(_parameter_dtype(unet)), t, contexts).astype(points.dtype)
+    output = unet(points.astype(_parameter_dtype(unet)), t, contexts).astype(points.dtype)
+    result: Array = without_variance(output, points.shape[1])
     return result
 
 
@@ -606,7 +627,8 @@ def _sample(
 
 
 @jax.jit
-def _encode_images(vae: AutoencoderKL, images: Array, key: Array | None) -> Array:
+def encode_images(vae: AutoencoderKL, images: Array, key: Array | None) -> Array:
+    """Latents as the network sees them."""
     posterior = vae.encode(images.astype(_parameter_dtype(vae)))
     z = (posterior.mean if key is None else posterior.sample(key)).astype(jnp.float32)
     scaled: Array = z * vae.config["scaling_factor"]  # no shift_factor: the pipeline has none
@@ -614,6 +636,7 @@ def _encode_images(vae: AutoencoderKL, images: Array, key: Array | None) -> Arra
 
 
 @jax.jit
-def _decode(vae: AutoencoderKL, latents: Array) -> Array:
+def decode_latents(vae: AutoencoderKL, latents: Array) -> Array:
+    """Images of latents as the network sees them."""
     z = latents / vae.config["scaling_factor"]
     return vae.decode(z.astype(_parameter_dtype(vae))).astype(jnp.float32)

@@ -5,6 +5,7 @@ is untrusted input, so its files are parsed and checked first, and transformers 
 copy of what was checked, with the configuration reduced to the keys that change token ids.
 """
 
+import itertools
 import json
 import os
 import re
@@ -74,7 +75,7 @@ class Tokenizer:
                 token without an id, or an id of ``vocab_size`` or more.
         """
         folder = checked_subfolder(directory, subfolder)
-        files = _Files(Path(directory), folder)
+        files = _Files(directory, folder)
         backend = _load(files)
         _check_ids(backend, files, vocab_size)
         return cls(backend)
@@ -91,7 +92,7 @@ class Tokenizer:
 
     def num_tokens(self, prompt: str) -> int:
         """Ids that a prompt takes, start and end included, before any is cut."""
-        text = _checked_prompts(prompt)[0]
+        text = self._with_vectors(_checked_prompts(prompt)[0])
         return len(self.backend(text, truncation=False, verbose=False)["input_ids"])
 
     def pieces(self) -> list[str]:
@@ -120,10 +121,27 @@ class Tokenizer:
         prompts = _checked_prompts(prompts)
         if not prompts:
             return np.zeros((0, self.length), np.int32)
+        prompts = [self._with_vectors(prompt) for prompt in prompts]
         batch = self.backend(prompts, padding="max_length", truncation=True, max_length=self.length)
         for prompt, encoding in zip(prompts, batch.encodings, strict=True):
             _warn_of_cut(prompt, encoding.overflowing, self.length)
         return np.asarray(batch["input_ids"], np.int32)
+
+    def _with_vectors(self, prompt: str) -> str:
+        """The prompt with all tokens of each concept that textual inversion gave several.
+
+        ``<cat>`` with three vectors becomes ``<cat> <cat>_1 <cat>_2``, as in diffusers' pipelines.
+        """
+        added = self.backend.added_tokens_encoder
+        several = [token for token in added if f"{token}_1" in added]
+        if several:
+            said = set(self.backend.tokenize(prompt))
+            for token in several:
+                if token in said:
+                    numbered = (f"{token}_{i}" for i in itertools.count(1))
+                    more = itertools.takewhile(added.__contains__, numbered)
+                    prompt = prompt.replace(token, " ".join([token, *more]))
+        return prompt
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write both forms that transformers reads, old and new, and a manifest of their digests.
@@ -166,7 +184,7 @@ class Tokenizer:
 class _Files:
     """The checked contents of a tokenizer folder."""
 
-    def __init__(self, root: Path, folder: Path):
+    def __init__(self, root: str | Path, folder: Path):
         def path(name: str) -> Path:
             return checked_file(root, folder / name)
 
