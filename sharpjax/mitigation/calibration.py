@@ -22,6 +22,7 @@ from sharpjax.curvature.loops import over_points
 from sharpjax.detection.calibration import Threshold, threshold
 from sharpjax.mitigation.sharpness import DELTA, norm, sharpness
 from sharpjax.progress import progress
+from sharpjax.prompts import distinct
 from sharpjax.reprs import one_line
 from sharpjax.score import ScorePair
 
@@ -87,7 +88,7 @@ def calibrate(
     Args:
         model: that generates.
         prompts: known not to be memorized, of the kind that will be asked for; repeated ones count
-            once. Six close the interval of the median, 72 that of the 95% quantile.
+            once, blank ones not. Six close the interval of the median, 72 that of the 95% quantile.
         key: draws the noises.
         names: of losses: ``exact``, ``finite_difference``, ``official``, ``score_difference``.
         num_steps: of sampling: decides which timestep is the first.
@@ -101,7 +102,7 @@ def calibrate(
             "calibrate takes a list of prompts and key=jax.random.key(seed), got "
             f"{prompts!r:.40} and {key!r:.40}"
         )
-    prompts = list(dict.fromkeys(prompts))
+    prompts = [prompts[place] for place in distinct(list(prompts))]
     if len(prompts) < 2:
         raise ValueError(f"a calibration needs at least two clean prompts, got {len(prompts)}")
     for name in names:
