@@ -93,9 +93,7 @@ def read_labelled(path: str | Path, *, column: str | None = None) -> list[Labell
     prompts = []
     for where, row in rows:
         if (given := _plain(row, label)) not in _LABELS:
-            raise ValueError(
-                f"{where}: unknown label {given!r:.40}; choose {_allowed()}"
-            )
+            raise ValueError(f"{where}: unknown label {given!r:.40}; choose {_allowed()}")
         prompts.append(LabelledPrompt(row[name], _LABELS[given], _text(row, source).strip()))
     if ignored := [key for key in columns.values() if key and key not in (label, source)]:
         warnings.warn(

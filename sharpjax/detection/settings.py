@@ -3,6 +3,9 @@
 import dataclasses
 import math
 
+import numpy as np
+
+from sharpjax.curvature.validation import positive_integer
 from sharpjax.detection.statistics import STATISTICS, Where
 from sharpjax.schedules import Schedule
 
@@ -22,6 +25,19 @@ GROUPS = {
 # Ours: Stable Diffusion's grid has t = 1 of 1,000 at its end, and the p-Laplacian is taken at 10.
 NEAR_THE_END = 10
 PARTS = 4  # of the directions about an image: their means are the samples that the error is from
+
+
+def _as_plain(settings: "DetectSettings | ImageSettings", *counts: str) -> None:
+    """NumPy's scalars as Python's, whose numbers a run's settings are; counts are at least 1."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in counts:
+            value = positive_integer(field.name, value)
+        elif isinstance(value, np.generic | np.ndarray):
+            value = value.tolist()
+        if isinstance(value, list | tuple):
+            value = tuple(v.item() if isinstance(v, np.generic) else v for v in value)
+        object.__setattr__(settings, field.name, value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,11 +75,10 @@ class DetectSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_noises", "trace_noises", "num_probes", "path_steps", "num_steps", "num_directions",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _as_plain(
+            self, "num_noises", "trace_noises", "num_probes", "path_steps", "num_steps",
+            "num_directions",
+        )  # fmt: skip
         if not self.statistics:
             raise ValueError("statistics must name at least one")
         if unknown := [name for name in self.statistics if name not in STATISTICS]:
@@ -132,6 +147,7 @@ class ImageSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _as_plain(self, "num_directions")
         if self.num_directions < PARTS or self.num_directions % PARTS:
             raise ValueError(
                 f"num_directions must be a positive multiple of {PARTS}, got {self.num_directions}"

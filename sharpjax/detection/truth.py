@@ -209,15 +209,15 @@ def read_truths(directory: str | Path, kind: type[Any] = Truth) -> list[Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a column is missing or not a number.
+        ValueError: a column is missing or not a number, or the file is not UTF-8.
     """
     path = Path(directory) / TRUTH_NAME
     if not path.is_file():
         raise FileNotFoundError(f"no {TRUTH_NAME} in {directory}")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
     fields = dataclasses.fields(kind)
     try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
         types: Any = {field.name: field.type for field in fields}  # float, str, int
         return [kind(**{name: types[name](row[name]) for name in types}) for row in rows]
     except (KeyError, ValueError) as error:

@@ -8,6 +8,7 @@ the values independent and the quantile's interval exact
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -107,12 +108,15 @@ def calibrate(
         raise ValueError(f"a calibration needs at least two clean prompts, got {len(prompts)}")
     for name in names:
         measure(name)
+    model.check(prompts)  # warns of all that are too long at once
     t = int(model.schedule.timesteps(num_steps)[0])
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     with progress("calibrating", total=len(prompts)) as bar:
         for start in range(0, len(prompts), _BATCH):
             rows = np.arange(start, start + _BATCH) % len(prompts)  # one compilation for all
-            conditions = jnp.concatenate([model.encode([prompts[i]]) for i in rows])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                conditions = jnp.concatenate([model.encode([prompts[i]]) for i in rows])
             keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.asarray(rows))
             values = _measure(model, conditions, keys, t, names=tuple(names), mesh=mesh)
             count = min(_BATCH, len(prompts) - start)
