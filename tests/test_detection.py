@@ -34,6 +34,7 @@ from sharpjax.detection.truth import (
     read_truths,
     save_strip,
     thresholds,
+    verdict,
     write_truths,
 )
 from sharpjax.rundir import claim, read_lines
@@ -438,6 +439,16 @@ def test_copies_are_counted(tiny_training_set):
     assert clean.verdict == "clean"
     with pytest.raises(ValueError, match="at least two"):
         copy_threshold(references[:1])
+
+
+def test_samples_that_are_no_images_are_no_verdict(tiny_training_set):
+    samples = np.array(tiny_training_set.of(0)[:1].repeat(3, axis=0))
+    samples[1, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="samples of '0 x1' are NaN or infinite"):
+        judge(samples, "0 x1", tiny_training_set.of(0), 0.9)
+    for rate in (float("nan"), 1.5, -0.1):
+        with pytest.raises(ValueError, match="copy_rate must lie in"):
+            verdict(rate)
 
 
 def test_thresholds_come_from_the_largest_sets(tiny_training_set):

@@ -72,7 +72,13 @@ class Truth:
 
 
 def verdict(copy_rate: float) -> str:
-    """``memorized``, ``clean`` or ``between``."""
+    """``memorized``, ``clean`` or ``between``.
+
+    Raises:
+        ValueError: the rate is outside [0, 1], or NaN.
+    """
+    if not 0 <= copy_rate <= 1:
+        raise ValueError(f"copy_rate must lie in [0, 1], got {copy_rate}")
     if copy_rate >= MEMORIZED_RATE:
         return "memorized"
     return "clean" if copy_rate <= CLEAN_RATE else "between"
@@ -94,7 +100,13 @@ def copy_threshold(references: np.ndarray) -> float:
 def judge(
     samples: np.ndarray, name: str, references: np.ndarray, threshold: float
 ) -> tuple[Truth, np.ndarray]:
-    """The truth of one condition, and the index of each sample's nearest training image."""
+    """The truth of one condition, and the index of each sample's nearest training image.
+
+    Raises:
+        ValueError: a sample is not finite, and would pass for one that is no copy.
+    """
+    if not np.isfinite(samples).all():
+        raise ValueError(f"samples of {name!r} are NaN or infinite: is the model damaged?")
     between = pixel_correlation(samples, references)
     nearest = between.max(axis=1)
     copies = int(np.sum(nearest > threshold))
