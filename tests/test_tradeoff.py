@@ -101,6 +101,15 @@ def test_the_chosen_strength_keeps_fidelity_and_copies_least():
     assert choose([weak, middle, strong], reference=1.0) is best
 
 
+@pytest.mark.parametrize(("fidelity", "is_kept"), [(0.73, True), (0.71, False), (0.45, False)])
+def test_nine_tenths_of_the_fidelity_are_to_be_kept(fidelity, is_kept):
+    """Of a reference of 0.8 that is 0.72; a strength below it is not chosen, however few copies."""
+    copies = np.arange(20).reshape(4, 5) < 15
+    weak = Outcomes("m", 1, copies, copies & False, np.full((4, 5), 0.8), 1, 1)
+    strong = Outcomes("m", 2, copies & False, copies & False, np.full((4, 5), fidelity), 1, 1)
+    assert (choose([weak, strong], reference=0.8) is strong) == is_kept
+
+
 def test_paired_test():
     ours, theirs = outcome(copied=0.1, seed=1), outcome(copied=0.9, seed=1)
     found = paired(ours, theirs)
