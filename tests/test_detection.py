@@ -613,6 +613,8 @@ def test_wrong_runs_are_named(changed, error, message, tiny_model, tiny_training
         ({"num_probes": 0}, "num_probes"),
         ({"path_steps": 0}, "path_steps"),
         ({"trace_timesteps": (600, 800)}, "descend"),
+        ({"trace_timesteps": (800.5,)}, "trace_timesteps must be an integer >= 0, got 800.5"),
+        ({"seed": float("nan")}, "seed must be an integer >= 0, got nan"),
     ],
 )
 def test_wrong_settings_are_named(bad, message):

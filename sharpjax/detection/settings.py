@@ -28,16 +28,20 @@ PARTS = 4  # of the directions about an image: their means are the samples that 
 
 
 def _as_plain(settings: "DetectSettings | ImageSettings", *counts: str) -> None:
-    """NumPy's scalars as Python's, whose numbers a run's settings are; counts are at least 1."""
+    """NumPy's scalars as Python's, which a run's settings are; counts are at least 1, places 0."""
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if field.name in counts:
-            value = positive_integer(field.name, value)
-        elif isinstance(value, np.generic | np.ndarray):
+        name, value = field.name, getattr(settings, field.name)
+        if isinstance(value, np.generic | np.ndarray):
             value = value.tolist()
-        if isinstance(value, list | tuple):
-            value = tuple(v.item() if isinstance(v, np.generic) else v for v in value)
-        object.__setattr__(settings, field.name, value)
+        if name in counts:
+            value = positive_integer(name, value)
+        elif name in ("seed", "timestep"):
+            value = positive_integer(name, value, least=0)
+        elif name == "trace_timesteps":
+            value = tuple(positive_integer(name, t, least=0) for t in value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        object.__setattr__(settings, name, value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
