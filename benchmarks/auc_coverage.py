@@ -12,8 +12,9 @@ Clean scores are N(0, 1), memorized ones normal with another mean, which sets th
 - *evaluate*: what `sharpjax.detection.evaluation.evaluate` gives, which is Newcombe's, or wider
   where DeLong's variance is larger.
 
-The rule, written before the figures were seen: of the intervals that hold the AUC in at least 94%
-in every row, less two standard errors of the measurement, that of the smallest mean width.
+The rule, fixed beforehand: of the intervals that hold the AUC in at least 94% in every row, less
+two standard errors of the measurement, that of the smallest mean width.  None of the first four
+does; the fifth joins two of them, and was made on other draws than these.
 
 Then the intervals of the TPR at FPR <= 1% that `evaluate` gives, and of the difference of two
 correlated AUCs: percentiles of paired resamples, and what `compare` gives, with how often its p is
