@@ -12,7 +12,7 @@ classes are perfectly apart.  *V* is that of exponential scores; where the score
 by DeLong's estimate :math:`\hat V` (E. R. DeLong et al., Biometrics 44 (1988) 837,
 doi:10.2307/2531595) with Student's t of Satterthwaite's degrees of freedom,
 :math:`r = (t / z)^2 \hat V / V(\hat\theta)` widens it.  ``benchmarks/auc_coverage.py`` measures how
-often such intervals hold the true AUC: in 94.5% to 99.5% from 6 + 6 to 100 + 100 conditions, equal
+often such intervals hold the true AUC: in 94% or more, from 6 + 6 to 100 + 100 conditions, equal
 or not, of three spreads (at an AUC of 0.856 in 97.8% and 95.4%, where percentiles of resamples do
 in 82.5% and 94.0%), and that none of four published intervals does in 94% everywhere.
 
