@@ -5,8 +5,8 @@
 # comes with it (half or more of their samples are the training image); half are clean: hot ones,
 # trained on as often as the memorized but with another rendering each time, and general ones.
 # Three statistics of the first sampling step tell them apart without drawing a sample. Each is a
-# mean over noises, with a t-interval; how well each detects is an AUC, with a bootstrap interval
-# over prompts.
+# mean over noises, with a t-interval; how well each detects is an AUC, with an interval over
+# prompts.
 #
 # `sharpjax detect` does this for every caption, with thresholds, verdicts and a report.
 #

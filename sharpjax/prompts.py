@@ -1,20 +1,34 @@
-"""Files of prompts: plain text, JSON Lines or CSV, with labels where they are known."""
+"""Files of prompts: plain text, tables and JSON, with labels where they are known."""
 
 import csv
 import dataclasses
 import json
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-_COLUMN = "prompt"
-_COLUMNS = (_COLUMN, "label", "source")
+_PROMPT = "prompt"
+_NAMES = (_PROMPT, "caption", "text")  # of the column of prompts: the first that is there
+_LABEL_NAMES = ("label", "memorized", "memorised")
+# of published lists; elsewhere they may hold anything, which is then no label
+_LABEL_NAMES_IF_KNOWN = ("type", "overfit_type")
+_TABLES, _JSON = (".csv", ".tsv"), (".json", ".jsonl")
+_SEPARATORS = (",", ";", "\t")
 LABELS_NAME = "labels.csv"  # what is known of the images of a directory
 VERDICTS = ("memorized", "clean", "between")
-_LABELS = {name: name for name in VERDICTS} | {
-    "1": "memorized", "true": "memorized", "0": "clean", "false": "clean", "": None,
-}  # fmt: skip
+# Published lists: VM and TM of Wen et al. and NeMo, MV, RV, TV and N of Webster (matching and
+# retrieved verbatim, template verbatim, none).
+_MEANINGS = {
+    "memorized": ("memorised", "1", "1.0", "true", "yes", "y", "vm", "tm", "mv", "rv", "tv"),
+    "clean": ("0", "0.0", "false", "no", "n"),
+    "between": (),
+}
+_LABELS: dict[str, str | None] = {
+    name: verdict for verdict, others in _MEANINGS.items() for name in (verdict, *others)
+} | {"": None, "nan": None}
+_Row = tuple[str, dict[str, Any]]  # where it stands, for messages, and its cells by column
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,56 +47,104 @@ class LabelledPrompt:
     source: str = ""
 
 
-def read_prompts(path: str | Path) -> list[str]:
+def read_prompts(path: str | Path, *, column: str | None = None) -> list[str]:
     """The prompts of a file, in order; the same prompt may stand there twice.
 
     Args:
-        path: its ending says what it is. ``.jsonl``: an object with ``"prompt"`` on each line.
-            ``.csv``: a table with a column ``prompt``. Anything else: text, a prompt on each
-            line, without the blanks around it; empty lines are skipped.
+        path: its ending says what it is.
+
+            - ``.csv``, ``.tsv``: a table whose first line names the columns; separated by commas,
+              semicolons or tabs, as its first lines tell (``sep=`` of Excel too). Empty rows are
+              skipped.
+            - ``.jsonl``, ``.json``: an object on each line, or an array of objects or texts.
+            - anything else: text, a prompt on each line, without the blanks around it; empty lines
+              are skipped.
+        column: of the prompts, in a table or in objects. Default: ``prompt``, ``caption`` or
+            ``text``, the first that is there, whatever their case.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no prompts in it, no UTF-8, or a line that gives no prompt.
+        ValueError: no prompts in it, no UTF-8, no such column, or a line that gives no prompt.
     """
-    return [row[_COLUMN] for _, row in _rows(Path(path))]
+    name, rows = _read(Path(path), column)
+    return [row[name] for _, row in rows]
 
 
-def read_labelled(path: str | Path) -> list[LabelledPrompt]:
-    """Prompts with what a ``.jsonl`` or ``.csv`` file says of them in ``label`` and ``source``.
+def read_labelled(path: str | Path, *, column: str | None = None) -> list[LabelledPrompt]:
+    """Prompts with what a table or objects say of them in ``label`` and ``source``.
 
-    A label is ``memorized``, ``clean`` or ``between``; ``1`` and ``true`` mean memorized, ``0`` and
-    ``false`` clean; nothing, that it is not known.  Other columns are ignored with a warning.
+    A label is ``memorized``, ``clean`` or ``between``, in any case; ``1``, ``true``, ``yes``,
+    ``VM``, ``TM``, ``MV``, ``RV`` and ``TV`` mean memorized, ``0``, ``false``, ``no`` and ``N``
+    clean; nothing, that it is not known.  The column may be called ``memorized`` too, or as in
+    published lists ``type`` or ``overfit_type`` if only labels stand there.  Other columns are
+    ignored with a warning.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_prompts`; or another label.
     """
     path = Path(path)
-    prompts, ignored = [], dict[str, None]()
-    for where, row in _rows(path):
-        label = row.get("label")
-        given = "" if label is None else str(label).strip().lower()
-        if given not in _LABELS:
-            raise ValueError(
-                f"{where}: unknown label {str(label)!r:.40}; choose one of {', '.join(VERDICTS)}, "
-                "or 1 and 0"
-            )
-        source = row.get("source")
-        prompts.append(
-            LabelledPrompt(row[_COLUMN], _LABELS[given], "" if source is None else str(source))
-        )
-        ignored |= dict.fromkeys(str(name) for name in row if name not in _COLUMNS)
-    if ignored:
+    name, rows = _read(path, column)
+    columns = {str(key).lower(): key for _, row in rows for key in row if key != name}
+    label = next((columns[n] for n in _LABEL_NAMES if n in columns), None)
+    if label is None:
+        maybe = (columns[n] for n in _LABEL_NAMES_IF_KNOWN if n in columns)
+        label = next((k for k in maybe if all(_plain(r, k) in _LABELS for _, r in rows)), None)
+    source = columns.get("source")
+    prompts = []
+    for where, row in rows:
+        if (given := _plain(row, label)) not in _LABELS:
+            raise ValueError(f"{where}: unknown label {given!r:.40}; choose {_allowed()}")
+        prompts.append(LabelledPrompt(row[name], _LABELS[given], _text(row, source).strip()))
+    if ignored := [key for key in columns.values() if key and key not in (label, source)]:
         warnings.warn(
-            f"{path}: ignored {', '.join(map(repr, ignored))}; columns that are read: "
-            f"{', '.join(_COLUMNS)}",
+            f"{path}: ignored {', '.join(map(repr, ignored))}; columns that are read: {name}, "
+            "label, source",
             stacklevel=2,
         )
     return prompts
 
 
-def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Where each stands, for messages, and its columns."""
+def distinct(prompts: Sequence[str]) -> list[int]:
+    """Places of the prompts that count: the first of each text, and none that is blank.
+
+    A prompt that stands there twice gives the same values twice, which are one observation.  The
+    blank prompt is the condition of the unconditional score: its differences are 0 whatever the
+    model remembers.
+
+    >>> distinct(["a cat", "", "a dog", "a cat "])
+    [0, 2]
+    """
+    first: dict[str, int] = {}
+    for place, prompt in enumerate(prompts):
+        if text := prompt.strip():
+            first.setdefault(text, place)
+    return list(first.values())
+
+
+def has_columns(path: str | Path) -> bool:
+    """Whether a file's name says that it is a table or JSON, not a prompt on each line."""
+    return Path(path).suffix.lower() in (*_TABLES, *_JSON)
+
+
+def _text(row: dict[str, Any], column: str | None) -> str:
+    value = None if column is None else row.get(column)
+    return "" if value is None else str(value)
+
+
+def _plain(row: dict[str, Any], column: str | None) -> str:
+    """A label as the table of labels has it."""
+    return _text(row, column).strip().lower()
+
+
+def _allowed() -> str:
+    return "; ".join(
+        verdict + (f" (or {', '.join(others)})" if others else "")
+        for verdict, others in _MEANINGS.items()
+    )
+
+
+def _read(path: Path, column: str | None) -> tuple[str, list[_Row]]:
+    """The name of the column of prompts, and the rows, each with a text there."""
     if not path.is_file():
         raise FileNotFoundError(
             f"no file of prompts {path}: it {'is a directory' if path.is_dir() else 'is missing'}"
@@ -91,51 +153,132 @@ def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path} is not UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8"
+            f"{path} is not UTF-8 text (byte {error.start}: {error.reason}); save it as UTF-8, in "
+            "Excel as 'CSV UTF-8'"
         ) from error
     # not splitlines: it also splits at characters that a prompt may hold
-    lines = text.replace("\r\n", "\n").split("\n")
-    kind = path.suffix.lower()
-    if kind == ".csv":
-        rows = list(_from_csv(lines, path))
-    elif kind == ".jsonl":
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if path.suffix.lower() in _TABLES:
+        name, rows = _from_table(lines, path, column)
+    elif has_columns(path):
         rows = list(_from_json(lines, path))
+        name = _column_of(rows[0][1], column, path) if rows else _PROMPT
     else:
-        rows = [(str(path), {_COLUMN: line.strip()}) for line in lines if line.strip()]
+        if column is not None:
+            raise ValueError(f"{path} is text, a prompt on each line: leave --column out")
+        name = _PROMPT
+        rows = [(str(path), {name: line.strip()}) for line in lines if line.strip()]
     if not rows:
         raise ValueError(f"{path} holds no prompt")
-    return rows
+    for where, row in rows:
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"{where}: {name!r} must be a text, got {row.get(name)!r:.80}")
+    return name, rows
 
 
-def _from_csv(lines: list[str], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(line + "\n" for line in lines)
-    try:
-        columns = reader.fieldnames or []
-        if columns and columns.count(_COLUMN) != 1:
-            raise ValueError(
-                f"{path} must have one column {_COLUMN!r}; its columns are "
-                f"{', '.join(map(repr, columns))}"
-            )
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if not isinstance(row[_COLUMN], str):
-                raise ValueError(f"{where}: no value for {_COLUMN!r}")
-            row.pop(None, None)  # cells beyond the columns
-            yield where, row
-    except csv.Error as error:
-        line = reader.reader.line_num  # its own: DictReader counts finished rows
-        raise ValueError(f"{path}, line {line} is not valid CSV: {error}") from error
+def _column_of(columns: Sequence[str] | dict[str, Any], wanted: str | None, path: Path) -> str:
+    """Which of the columns holds the prompts."""
+    for name in _NAMES if wanted is None else (wanted.strip(),):
+        exact = [one for one in columns if one == wanted]
+        if found := exact or _called(name, columns, path):
+            return found[0]
+    looked = "prompt, caption or text" if wanted is None else repr(wanted)
+    raise ValueError(
+        f"{path} has no column {looked}; its columns are {', '.join(map(repr, columns))}. Name "
+        "that of the prompts by --column NAME (column=NAME in Python)"
+    )
 
 
-def _from_json(lines: list[str], path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
+def _called(name: str, columns: Sequence[str] | dict[str, Any], path: Path) -> list[str]:
+    """The column of this name, in any case, if it is there; two of them contradict each other."""
+    found = [one for one in columns if one.lower() == name.lower()]
+    if len(found) > 1:
+        raise ValueError(f"{path} must have one column {name!r}, and has {len(found)}")
+    return found
+
+
+def _from_table(lines: list[str], path: Path, column: str | None) -> tuple[str, list[_Row]]:
+    """By the separator under which the column of prompts is there and no row has cells too many.
+
+    A table of one column has none, and its prompts may hold any that is not between columns.
+    """
+    told = re.fullmatch(r'"?sep=(.)"?', lines[0], re.IGNORECASE)  # Excel's
+    separators: Sequence[str] = (told[1],) if told else _SEPARATORS
+    if path.suffix.lower() == ".tsv" and not told:
+        separators = sorted(separators, key="\t".__ne__)
+    best: tuple[int, str, list[_Row], str] | None = None
+    errors = []
+    for separator in separators:
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not valid JSON: {error}") from error
-        if not isinstance(entry, dict) or not isinstance(entry.get(_COLUMN), str):
-            raise ValueError(f"{where} must be an object with a text {_COLUMN!r}, got {line[:80]}")
-        yield where, entry
+            columns, rows, misfit = _parse(lines, path, separator, skip=1 if told else 0)
+            if not columns:
+                return _PROMPT, []
+            name = _column_of(columns, column, path)
+            for other in (*_LABEL_NAMES, "source"):
+                _called(other, columns, path)
+        except ValueError as error:
+            errors.append((separator in lines[0], error))
+            continue
+        if best is None or (not misfit, len(columns)) > (not best[3], best[0]):
+            best = len(columns), name, rows, misfit
+    if best is None:  # of the separator that the first line has
+        raise max(errors, key=lambda one: one[0])[1]
+    if best[3]:
+        raise ValueError(best[3])
+    return best[1], best[2]
+
+
+def _parse(
+    lines: list[str], path: Path, separator: str, *, skip: int
+) -> tuple[list[str], list[_Row], str]:
+    """Names of the columns, rows, and what is wrong if one has cells beyond the columns."""
+    reader = csv.reader((f"{line}\n" for line in lines[skip:]), delimiter=separator, strict=True)
+    columns: list[str] = []
+    rows, misfit = [], ""
+    try:
+        for cells in reader:
+            where = f"{path}, line {reader.line_num + skip}"
+            if not any(cell.strip() for cell in cells) and len(columns) != 1:
+                continue
+            if not columns:
+                columns = [name.strip() for name in cells]
+            elif cells:
+                if any(cell.strip() for cell in cells[len(columns) :]):
+                    misfit = misfit or (
+                        f"{where} has {len(cells)} cells, and {len(columns)} columns are named; "
+                        f"put quotes about a cell that holds {separator!r}"
+                    )
+                rows.append((where, dict(zip(columns, cells, strict=False))))
+    except csv.Error as error:
+        line = reader.line_num + skip
+        raise ValueError(f"{path}, line {line} is not valid CSV: {error}") from error
+    return columns, rows, misfit
+
+
+def _from_json(lines: list[str], path: Path) -> Iterator[_Row]:
+    """Of an array, or of the values of lines; a text alone is a prompt."""
+    first = next((line for line in lines if line.strip()), "")
+    entries: Iterator[tuple[str, Any]]
+    if first.lstrip().startswith("["):
+        array = _loads("\n".join(lines), str(path))
+        entries = ((f"{path}, entry {number}", one) for number, one in enumerate(array, 1))
+    else:
+        places = ((f"{path}, line {n}", line) for n, line in enumerate(lines, 1) if line.strip())
+        entries = ((where, _loads(line, where)) for where, line in places)
+    for where, entry in entries:
+        if not isinstance(entry, dict | str):
+            raise ValueError(
+                f"{where} must be an object with a text {_PROMPT!r}, or a text, got {entry!r:.80}"
+            )
+        row = {_PROMPT: entry} if isinstance(entry, str) else entry
+        yield where, {str(key).strip(): value for key, value in row.items()}
+
+
+def _loads(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{where} is not valid JSON: {error}; a file of prompts is an array, or has an object "
+            "on each line"
+        ) from error

@@ -25,16 +25,17 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
 
     Args:
         directory: made with its parents if missing.
-        settings: everything that defines the results, JSON values only.
+        settings: everything that defines the results, JSON values and NumPy's scalars only.
         what: the kind of run, for messages: ``"training"``, ``"detect"``.
 
     Raises:
         ValueError: a run of another kind or with other settings is there; the message lists them.
+            Or a setting is NaN or infinite: as NaN differs from itself, its run could never go on.
         FileExistsError: the directory holds something else, or the path is a file.
         PermissionError: it cannot be written.
     """
     folder = Path(directory)
-    settings = json.loads(json.dumps(settings))
+    settings = {name: _plain(name, value) for name, value in settings.items()}
     path = folder / SETTINGS_NAME
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; a run needs a directory")
@@ -54,7 +55,7 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
     except OSError as error:
         raise PermissionError(f"cannot write to {folder}: {error}") from error
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
@@ -73,6 +74,14 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
         )
     logger.info("%s: %s", folder, f"a new {what} run" if is_new else f"the {what} run goes on")
     return folder
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A setting as it comes back from JSON."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False, default=lambda one: one.tolist()))
+    except ValueError as error:
+        raise ValueError(f"{name} must be finite to define a run, got {value}") from error
 
 
 def _difference(name: str, there: Any, now: Any) -> str:
@@ -145,7 +154,7 @@ def read_lines(
             another process may be in the middle of writing it.
 
     Raises:
-        ValueError: a complete line that is not a JSON object, or lacks one of ``fields``.
+        ValueError: a complete line that is not a JSON object in UTF-8, or lacks one of ``fields``.
     """
     if not path.exists():
         return []
@@ -155,17 +164,21 @@ def read_lines(
         with path.open("r+b") as file:
             file.truncate(len(whole))
     records = []
-    for number, line in enumerate(whole.decode().splitlines(), 1):
+    for number, line in enumerate(whole.splitlines(), 1):
+        where = f"{path}, line {number}"
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number} must be a JSON object, got {line[:80]}")
-        if missing := sorted(set(fields) - record.keys()):
+            record = json.loads(line.decode())
+        except UnicodeDecodeError as error:
             raise ValueError(
-                f"{path}, line {number} is not a record of this run: it lacks {', '.join(missing)}"
-            )
+                f"{where} is not UTF-8 text ({error.reason}): another program has changed it. "
+                "Bring it back, or choose another directory"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{where} is not valid JSON: {error}") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{where} must be a JSON object, got {record!r:.80}")
+        if missing := sorted(set(fields) - record.keys()):
+            raise ValueError(f"{where} is not a record of this run: it lacks {', '.join(missing)}")
         records.append(record)
     return records
 

@@ -63,8 +63,18 @@ def test_too_few_prompts_leave_the_end_open():
         ([1.0, np.nan], {}, "NaN"),
         ([1.0, 2.0], {"quantile": 1.0}, r"quantile must lie in \(0, 1\), got 1.0"),
         ([1.0, 2.0], {"quantile": float("nan")}, "quantile must lie"),
+        ([1.0, 2.0], {"level": 95}, r"level must lie in \(0, 1\), got 95; for 95% write 0.95"),
+        ([1.0, 2.0], {"direction": 0}, "direction must be 1 .* or -1 .*, got 0"),
     ],
 )
 def test_refused(values, options, message):
     with pytest.raises(ValueError, match=message):
-        threshold(np.array(values), direction=1, **options)
+        threshold(np.array(values), **{"direction": 1} | options)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_nothing_is_said_of_a_value_that_is_none(value):
+    for say in (threshold(np.arange(100.0), direction=1).verdict,
+                threshold(np.arange(100.0), direction=-1).margin):  # fmt: skip
+        with pytest.raises(ValueError, match=f"must be finite to be judged, got {value}"):
+            say(value)

@@ -33,11 +33,16 @@ def small(stable_diffusion_directory):
 
 def test_calibrate_then_detect(small, tmp_path):
     small += ["--statistics", "score_difference,guidance_alignment"]
-    (tmp_path / "clean.txt").write_text("dog\ncat cat\na\nb\ndog a\n")
+    # five prompts: what repeats them or is blank does not count
+    rows = ["dog", "cat cat", "a", "b", "dog a"] * 8 + [""] * 60
+    (tmp_path / "clean.csv").write_text("nr;Worte;x\n" + "".join(f";{row};\n" for row in rows))
     run = sharpjax(
-        "calibrate", *small, "--prompts", "clean.txt", "--output", "c", "--batch", 2, cwd=tmp_path
-    )
+        "calibrate", *small, "--prompts", "clean.csv", "--column", "worte", "--output", "c",
+        "--batch", 2, cwd=tmp_path,
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr
+    limits = json.loads((tmp_path / "c/calibration.json").read_text())["thresholds"]
+    assert {(one["num_prompts"], one["high"]) for one in limits.values()} == {(5, None)}
     assert "95% of 5 clean ones are on the other side; too few" in run.stdout
     (tmp_path / "p.csv").write_text(
         'prompt,label,source\ncat,memorized,x\ncat,memorized,x\n,clean,y\n"a\ndog",clean,y\n'
@@ -48,18 +53,17 @@ def test_calibrate_then_detect(small, tmp_path):
         "--output", "d", "--batch", 2, cwd=tmp_path,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    # the empty prompt and the second "cat" are computed, and left out of the figures
-    assert "1 memorized, 2 clean, 0 between (left out), 3 without a label" in run.stdout
+    # the empty prompt and the second "cat" are left out
+    assert "1 memorized, 2 clean, 0 between (left out), 1 without a label" in run.stdout
     assert "a class has only 1, and resamples" in run.stdout.replace("\n", " ")
     told = run.stderr.replace("\n", " ")
-    assert "1 prompts are empty" in told
+    assert "1 prompts are blank; left out" in told
     assert "1 prompts are already there" in told
     assert "called memorized: score_difference@981 >" in run.stdout
     assert "[bold]<b>" in run.stdout
     with (tmp_path / "d/results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 6
-    assert rows[0]["network score_difference@981"] == rows[1]["network score_difference@981"]
+    assert [row["condition"][:9] for row in rows] == ["cat", "a\ndog", "[bold]<b>", "dog dog d"]
     assert {"margin guidance_alignment@41", "source", "known", "verdict"} <= rows[0].keys()
     margin = float(rows[0]["margin score_difference@981"])
     assert rows[0]["verdict"].startswith("memorized" if margin > 0 else "clean")
@@ -185,6 +189,9 @@ def test_images_that_are_not_there(tmp_path):
         (("--prompts", "no.txt"), "no file of prompts no.txt: it is missing"),
         (("--prompts", "p.txt", "--condition", "a"), "--prompts and --condition exclude each"),
         (("--images", "x", "--condition", "a"), "--images is without prompts"),
+        (("--condition", "a", "--column", "b"), "--column names a column of the file that --pro"),
+        (("--condition", " "), "--condition is blank"),
+        (("--prompts", "p.txt", "--column", "b"), "p.txt is text, a prompt on each line: leave --"),
         (("--images", "x", "--squared"), "--squared: not with --images"),
         (("--images", "x", "--spectra"), "--spectra: not with --images"),
         (("--statistics", ""), "statistics must name at least one"),

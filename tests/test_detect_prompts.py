@@ -281,6 +281,26 @@ def test_calibration_fits_and_comes_back(tmp_path):
         assert called == pytest.approx(0.1, abs=0.06), name  # 300 to fix it, 400 to see
 
 
+def test_calibration_counts_each_prompt_once():
+    """Ten prompts eight times are ten: their interval is open; blank ones are none."""
+    settings = DetectSettings(num_noises=4)
+    clean = made_up(np.random.default_rng(0), np.zeros(40))
+    blank = made_up(np.random.default_rng(1), np.full(60, 5))
+    for record in blank:
+        record["condition"] = " "
+    expected = Calibration.fit(clean, settings, fingerprint="a")
+    found = Calibration.fit([*blank, *clean, *clean, *blank], settings, fingerprint="a")
+    assert found.thresholds == expected.thresholds
+    np.testing.assert_array_equal(found.alignment, expected.alignment)
+    np.testing.assert_array_equal(found.displacement, expected.displacement)
+    ten = Calibration.fit(clean[:10] * 8, settings, fingerprint="a")
+    for one in ten.thresholds.values():
+        assert one.num_prompts == 10
+        assert one.high == np.inf
+    with pytest.raises(ValueError, match="at least two clean prompts, got 1"):
+        Calibration.fit([*clean[:1] * 3, *blank], settings, fingerprint="a")
+
+
 def test_calibration_of_something_else_is_refused(tmp_path):
     settings = DetectSettings(num_noises=4)
     fitted = Calibration.fit(
@@ -364,10 +384,17 @@ def test_summary_by_source_and_level(tmp_path):
 
 def test_prompts_that_would_mislead_are_left_out(tmp_path):
     path = tmp_path / "p.csv"
-    path.write_text("prompt,label\ncat,clean\n,clean\ncat,clean\ndog,memorized\n")
-    with pytest.warns(UserWarning, match="1 prompts are (empty|already there)"):
+    path.write_text("prompt,label\ncat,\n,clean\ncat,clean\ndog,memorized\ncat ,\n ,memorized\n")
+    with pytest.warns(UserWarning, match="2 prompts are (blank|already there); left out") as told:
         cases = from_file(path)
-    assert [case.verdict for case in cases] == ["clean", None, None, "memorized"]
+    assert len(told) == 2
+    assert cases == [Case("cat", "clean"), Case("dog", "memorized")]
+    path.write_text('prompt\n""\n" "\n')
+    with (
+        pytest.warns(UserWarning, match="2 prompts are blank"),
+        pytest.raises(ValueError, match="holds only blank prompts"),
+    ):
+        from_file(path)
     path.write_text("prompt,label\ncat,clean\ncat,memorized\n")
     with pytest.raises(ValueError, match="'cat' is labelled clean and memorized"):
         from_file(path)

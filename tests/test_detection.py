@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import diffusers
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm, rankdata, t
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sharpjax import Gaussian, GaussianMixture, PixelDiffusion, Schedule, ScorePair, detection
@@ -18,6 +20,7 @@ from sharpjax.detection.evaluation import (
     compare,
     evaluate,
     roc,
+    roc_band,
     spearman,
     wilson,
 )
@@ -33,8 +36,10 @@ from sharpjax.detection.truth import (
     read_truths,
     save_strip,
     thresholds,
+    verdict,
     write_truths,
 )
+from sharpjax.rundir import claim, read_lines
 from sharpjax.similarity import pixel_correlation
 
 ALPHA, SIGMA, DIM = 0.6, 0.8, 6
@@ -228,6 +233,51 @@ def test_paired_comparison():
     assert (same.auc.value, same.auc.low, same.auc.high, same.p_value) == (0, 0, 0, 1)
 
 
+def test_paired_comparison_is_two_sided():
+    """Against all 126 x 126 resamples of five and five, each by its multinomial probability."""
+    memorized = np.arange(10) < 5
+    first = np.array([9.0, 7.0, 5.0, 8.0, 2.0, 1.0, 6.0, 3.0, 4.0, 0.0])
+    second = np.array([4.0, 9.0, 1.0, 6.0, 5.0, 2.0, 8.0, 3.0, 7.0, 0.0])
+    counts = [c for c in itertools.product(range(6), repeat=5) if sum(c) == 5]
+    weights = np.array([math.factorial(5) / math.prod(map(math.factorial, c)) for c in counts])
+    wins = [np.greater.outer(s[memorized], s[~memorized]) * 1.0 for s in (first, second)]
+    differences = np.array(counts) @ (wins[0] - wins[1]) @ np.array(counts).T
+    chances = np.outer(weights, weights) / 5.0**10
+    sides = [chances[differences <= 0].sum(), chances[differences >= 0].sum()]
+    expected = 2 * min(sides)
+    assert 0.1 < expected < 0.5  # where one side is another number
+    found = compare(first, second, memorized, num_bootstrap=20_000)
+    # the standard error of 20,000 resamples is 0.004
+    assert found.p_value == pytest.approx(expected, abs=0.02)
+    assert compare(second, first, memorized, num_bootstrap=20_000).p_value == found.p_value
+
+
+def test_no_p_value_is_0():
+    for n in (100, 2000):
+        scores, memorized = np.arange(200.0), np.arange(200) >= 100
+        assert compare(scores, -scores, memorized, num_bootstrap=n).p_value == 2 / (n + 1)
+    # too few to tell, as evaluate has it
+    found = compare(np.arange(2.0), -np.arange(2.0), np.array([False, True]))
+    assert found.auc.value == 1
+    assert np.isnan([found.auc.low, found.auc.high, found.tpr.low, found.p_value]).all()
+    for n, p in ((4, 2 / 24), (7, 2 / 5040), (8, 2 / 10_000), (10, 2 / math.factorial(10))):
+        assert spearman(np.arange(n), np.arange(n) ** 2)[1] == pytest.approx(p)
+    assert spearman(np.arange(1000.0), np.arange(1000))[1] > 0
+
+
+def test_small_spearman_is_the_permutation_test():
+    """Of all orders, counted one by one; ties too."""
+    values, sizes = np.array([3.0, 1.0, 4.0, 1.5, 2.0, 0.5]), np.array([1, 1, 4, 4, 16, 2])
+    ranks, others = rankdata(values), rankdata(sizes)
+    seen = np.array([np.sum(ranks * others[list(o)]) for o in itertools.permutations(range(6))])
+    own = np.sum(ranks * others)
+    rho, p = spearman(values, sizes)
+    assert rho == pytest.approx(np.corrcoef(ranks, others)[0, 1])
+    assert p == pytest.approx(
+        min(1, 2 * min(np.mean(seen >= own - 1e-9), np.mean(seen <= own + 1e-9)))
+    )
+
+
 def test_paired_comparison_of_equals_is_fair():
     """Equally good, independent: p below 0.1 in about a tenth of the cases."""
     rng = np.random.default_rng(1)
@@ -239,18 +289,74 @@ def test_paired_comparison_of_equals_is_fair():
     assert 2 <= np.sum(np.array(found) < 0.1) <= 21  # standard deviation 3
 
 
-def test_bootstrap_interval_covers():
-    """The AUC of N(1, 1) against N(0, 1) is Phi(1/sqrt 2) = 0.7602."""
-    rng = np.random.default_rng(1)
-    memorized = np.arange(120) < 60
-    hits = 0
-    for _ in range(100):
-        scores = rng.normal(memorized.astype(float), 1.0)
-        interval = evaluate(scores, memorized, num_bootstrap=200).auc
-        hits += interval.low <= 0.7602499 <= interval.high
-    assert (
-        hits >= 88
-    )  # 95 expected, standard deviation 2.2; the percentile bootstrap is a bit narrow
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", [1.0, 2.0])
+@pytest.mark.parametrize("sizes", [(6, 6), (30, 30), (6, 60)])
+@pytest.mark.parametrize("auc", [0.6, 0.856, 0.95, 0.99])
+def test_intervals_of_an_auc_cover(sizes, auc, spread):
+    """Memorized scores are normal, with this AUC and so many times the clean ones' spread."""
+    rng = np.random.default_rng(0)
+    memorized = np.arange(sum(sizes)) < sizes[0]
+    shift = norm.ppf(auc) * np.sqrt(1 + spread**2)
+    hits, runs = 0, 1500
+    for _ in range(runs):
+        noise = rng.normal(size=memorized.size)
+        scores = np.where(memorized, shift + spread * noise, noise)
+        found = evaluate(scores, memorized, num_bootstrap=1).auc
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        hits += found.low <= auc <= found.high
+    # 94% and three standard deviations of a binomial below
+    assert hits / runs >= 0.94 - 3 * np.sqrt(0.94 * 0.06 / runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [6, 12, 30])
+@pytest.mark.parametrize("aucs", [(0.856, 0.856), (0.95, 0.8), (0.99, 0.95)])
+def test_intervals_of_a_difference_of_aucs_cover(n, aucs):
+    rng = np.random.default_rng(0)
+    memorized = np.arange(2 * n) < n
+    hits = wrong = 0
+    for _ in range(600):
+        noise = rng.normal(size=(2, 2 * n))
+        noise[1] = 0.8 * noise[0] + 0.6 * noise[1]
+        scores = noise + np.sqrt(2) * norm.ppf(aucs)[:, None] * memorized
+        found = compare(*scores, memorized, num_bootstrap=100)
+        hits += found.auc.low <= aucs[0] - aucs[1] <= found.auc.high
+        wrong += found.p_value < 0.05
+    assert hits >= 600 * 0.94 - 3 * np.sqrt(600 * 0.94 * 0.06)
+    if aucs[0] == aucs[1]:
+        assert wrong <= 600 * 0.05 + 3 * np.sqrt(600 * 0.05 * 0.95)
+
+
+def test_interval_of_an_auc_solves_its_equation():
+    """Newcombe's method 5 where DeLong's variance is smaller, and the wider one where not."""
+    for scores, is_larger in (
+        (np.array([1, 2, 3, 4, 5, 9, 8, 12, 13, 14, 15, 16]), False),
+        (np.array([0, 0, 0, 9, 9, 9, 1, 2, 3, 4, 5, 6]), True),
+    ):
+        memorized = np.arange(12) >= 6
+        clean, own = scores[:6], scores[6:]
+        wins = np.greater.outer(own, clean) + 0.5 * np.equal.outer(own, clean)
+        auc, parts = wins.mean(), [wins.mean(k).var(ddof=1) / 6 for k in (1, 0)]
+        freedom = sum(parts) ** 2 / sum(v**2 / 5 for v in parts)
+
+        def variance(x):
+            return x * (1 - x) * (1 + 5 * (1 - x) / (2 - x) + 5 * x / (1 + x)) / 36
+
+        ratio = (t.ppf(0.975, freedom) / norm.ppf(0.975)) ** 2 * sum(parts) / variance(auc)
+        assert (ratio > 1) == is_larger
+        scale = norm.ppf(0.975) ** 2 * max(1.0, ratio)
+        found = evaluate(scores, memorized, num_bootstrap=1).auc
+        assert found.value == pytest.approx(auc)
+        for end in (found.low, found.high):
+            assert (end - auc) ** 2 == pytest.approx(scale * variance(end), abs=1e-12)
+    # 6 + 6 that are perfectly apart: (1 - x)^2 = z^2 V(x)
+    perfect = evaluate(np.arange(12.0), np.arange(12) >= 6, num_bootstrap=1).auc
+    assert perfect.high == 1
+    assert 0.65 < perfect.low < 0.72
+    turned = evaluate(-np.arange(12.0), np.arange(12) >= 6, num_bootstrap=1).auc
+    assert turned.low == pytest.approx(0)
+    assert turned.high == pytest.approx(1 - perfect.low)
 
 
 def test_bad_scores_are_named():
@@ -260,12 +366,49 @@ def test_bad_scores_are_named():
         evaluate(np.array([1.0, np.nan]), np.array([True, False]))
     with pytest.raises(ValueError, match="equally long"):
         evaluate(np.ones(3), np.ones(2, bool))
+    with pytest.raises(ValueError, match="NaN"):
+        spearman(np.array([1.0, np.nan, 2.0]), np.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([np.nan] + [0] * 9, "booleans, or 1 and 0, got nan;"),
+        ([0.5] + [1] * 4 + [0] * 5, r"got 0\.5;"),
+        ([2] * 5 + [0] * 5, "got 2 and 4 others"),
+        (["memorized"] * 5 + ["clean"] * 5, "got 'memorized' and 9 others"),
+        ([None] * 5 + [True] * 5, "got None and 4 others"),
+    ],
+)
+def test_labels_that_are_none_are_named(labels, message):
+    scores = np.arange(10.0)
+    for figure in (evaluate, roc, roc_band, lambda a, b: compare(a, -a, b)):
+        with pytest.raises(ValueError, match=message):
+            figure(scores, labels)
+    expected = evaluate(scores, scores >= 5)
+    for good in ((scores >= 5).astype(float), (scores >= 5).astype(object), [0] * 5 + [1] * 5):
+        assert evaluate(scores, good) == expected
+
+
+def test_numbers_of_resamples_and_levels_are_checked():
+    scores, memorized = np.arange(20.0), np.arange(20) >= 10
+    for bad in (0, -1, 2.5):
+        for figure in (evaluate, roc_band, lambda a, b, **o: compare(a, -a, b, **o)):
+            with pytest.raises(ValueError, match="num_bootstrap must be an integer >= 1, got"):
+                figure(scores, memorized, num_bootstrap=bad)
+    for figure in (
+        lambda level: roc_band(scores, memorized, level=level),
+        lambda level: wilson(3, 5, level=level),
+        lambda level: mean_and_half_width([1.0, 2.0], level=level),
+    ):
+        with pytest.raises(ValueError, match=r"level must lie in \(0, 1\), got 95; for 95% write"):
+            figure(95)
 
 
 def test_small_statistics():
     rho, p = spearman(np.array([4.0, 3.0, 2.0, 1.0]), np.array([1, 4, 16, 64]))
     assert rho == pytest.approx(-1.0)
-    assert p < 1e-6
+    assert p == pytest.approx(2 / 24)  # of 24 orders, this one and its reverse
     low, high = wilson(0, 32)
     assert low == pytest.approx(0.0, abs=1e-12)
     assert high == pytest.approx(0.1072, abs=1e-4)  # z^2 / (n + z^2)
@@ -298,6 +441,16 @@ def test_copies_are_counted(tiny_training_set):
     assert clean.verdict == "clean"
     with pytest.raises(ValueError, match="at least two"):
         copy_threshold(references[:1])
+
+
+def test_samples_that_are_no_images_are_no_verdict(tiny_training_set):
+    samples = np.array(tiny_training_set.of(0)[:1].repeat(3, axis=0))
+    samples[1, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="samples of '0 x1' are NaN or infinite"):
+        judge(samples, "0 x1", tiny_training_set.of(0), 0.9)
+    for rate in (float("nan"), 1.5, -0.1):
+        with pytest.raises(ValueError, match="copy_rate must lie in"):
+            verdict(rate)
 
 
 def test_thresholds_come_from_the_largest_sets(tiny_training_set):
@@ -494,7 +647,8 @@ def test_wrong_runs_are_named(changed, error, message, tiny_model, tiny_training
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"num_noises": 0}, "num_noises must be at least 1, got 0"),
+        ({"num_noises": 0}, "num_noises must be an integer >= 1, got 0"),
+        ({"num_noises": 2.5}, "num_noises must be an integer >= 1, got 2.5"),
         ({"trace_noises": 0}, "trace_noises"),
         ({"statistics": ()}, "at least one"),
         ({"statistics": ("score_difference", "trace")}, "unknown statistic 'trace'; choose of sco"),
@@ -504,11 +658,67 @@ def test_wrong_runs_are_named(changed, error, message, tiny_model, tiny_training
         ({"num_probes": 0}, "num_probes"),
         ({"path_steps": 0}, "path_steps"),
         ({"trace_timesteps": (600, 800)}, "descend"),
+        ({"trace_timesteps": (800.5,)}, "trace_timesteps must be an integer >= 0, got 800.5"),
+        ({"seed": float("nan")}, "seed must be an integer >= 0, got nan"),
     ],
 )
 def test_wrong_settings_are_named(bad, message):
     with pytest.raises(ValueError, match=message):
         DetectSettings(**bad)
+
+
+def test_settings_of_numpy_are_python_s(tmp_path):
+    given = DetectSettings(
+        num_noises=np.int64(2), guidance=np.float32(7.5), seed=np.int32(3), squared=np.bool_(1),
+        trace_timesteps=np.array([800, 600]), statistics=["score_difference"],
+    )  # fmt: skip
+    same = DetectSettings(
+        num_noises=2, guidance=7.5, seed=3, squared=True, trace_timesteps=(800, 600),
+        statistics=("score_difference",),
+    )  # fmt: skip
+    assert given == same
+    assert hash(given) == hash(same)
+    for settings in (given, same):  # goes on
+        claim(tmp_path, {"run": "x", **dataclasses.asdict(settings)}, what="detect")
+    claim(tmp_path / "b", {"run": "x", "seed": np.int64(3)}, what="detect")
+    claim(tmp_path / "b", {"run": "x", "seed": 3}, what="detect")
+    for value in (float("nan"), np.float32("inf")):
+        with pytest.raises(ValueError, match="scale must be finite to define a run"):
+            claim(tmp_path / "c", {"run": "x", "scale": value}, what="detect")
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("name", ["settings.json", "results.jsonl", "ground_truth.csv"])
+def test_run_files_that_are_not_utf_8_are_named(name, tmp_path):
+    claim(tmp_path, {"run": "x"}, what="detect")
+    (tmp_path / name).write_bytes('{"condition": "grün"}\n'.encode("latin-1"))
+    read = {
+        "settings.json": lambda: claim(tmp_path, {"run": "x"}, what="detect"),
+        "results.jsonl": lambda: read_lines(tmp_path / name),
+        "ground_truth.csv": lambda: read_truths(tmp_path),
+    }
+    with pytest.raises(ValueError, match=r"(?i)utf-8") as caught:
+        read[name]()
+    assert str(tmp_path / name) in str(caught.value)
+    assert not isinstance(caught.value, UnicodeDecodeError)
+
+
+def test_repeated_and_blank_conditions_do_not_count():
+    """The figures of a list are those of its different prompts."""
+    rng = np.random.default_rng(0)
+    once = [
+        {
+            "condition": f"c{i}",
+            "network": {"score_difference@981": rng.normal(i < 10, 1, 2).tolist()},
+        }
+        for i in range(20)
+    ]
+    cases = [Case(r["condition"], "memorized" if i < 10 else "clean") for i, r in enumerate(once)]
+    blank = {"condition": " ", "network": {"score_difference@981": [0.0, 0.0]}}
+    (expected,) = summarize(Judged.of(once, cases))
+    judged = Judged.of([blank, *once, *once, blank], [Case(" ", "clean"), *cases, *cases, Case("")])
+    assert len(judged.cases) == 20
+    assert summarize(judged) == [expected]
 
 
 def test_summary_ranks_by_direction(tiny_model):

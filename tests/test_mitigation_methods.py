@@ -185,13 +185,13 @@ def test_unknown_names_and_strengths(problem):
 
 @pytest.mark.slow
 def test_calibration_of_a_model(model):
-    key, names = jax.random.key(0), ["cat", "dog", "a cat", "cat"]
+    key, names = jax.random.key(0), ["cat", "dog", " ", "a cat", "", "cat"]
     levels = calibrate(model, names, key, names=("score_difference",))
     found = levels.values["score_difference"]
-    assert found.shape == (3,)  # repeated prompts count once
+    assert found.shape == (3,)  # repeated prompts count once, blank ones not
     x = jax.random.normal(jax.random.fold_in(key, 2), model.shape)
     length = jax.jit(lambda pair, x: jnp.linalg.norm(pair.difference(x)))
-    np.testing.assert_allclose(found[2], length(model.scores(names[2], 981), x), rtol=1e-4)
+    np.testing.assert_allclose(found[2], length(model.scores("a cat", 981), x), rtol=1e-4)
     with pytest.raises(ValueError, match="calibrate takes a list of prompts"):
         calibrate(model, "cat", key)
     with pytest.raises(ValueError, match="at least two clean prompts, got 1"):

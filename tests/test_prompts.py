@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from sharpjax.prompts import LabelledPrompt, read_labelled, read_prompts
+from sharpjax.prompts import LabelledPrompt, distinct, read_labelled, read_prompts
 
 PROMPTS = ["a cat, sitting", 'the "dog"', "Füchse 🦊"]
 
@@ -18,11 +18,45 @@ PROMPTS = ["a cat, sitting", 'the "dog"', "Füchse 🦊"]
         ("p.csv", 'id,prompt\n1,"a cat, sitting"\n2,"the ""dog"""\n3,Füchse 🦊\n'),
         ("p.CSV", '\ufeffprompt\r\n"a cat, sitting"\r\n"the ""dog"""\r\nFüchse 🦊\r\n'),
         ("p.jsonl", "\n".join(json.dumps({"prompt": p, "seed": 3}) for p in PROMPTS) + "\n\n"),
+        # the field's: Wen et al.'s and NeMo's, pandas', Excel's of two languages, old Mac's
+        ("p.jsonl", "\n".join(json.dumps({"caption": p, "index": 3, "url": "u"}) for p in PROMPTS)),
+        ("p.csv", ';Caption;URL\n0;a cat, sitting;u\n1;"the ""dog""";u\n2;Füchse 🦊;u\n'),
+        ("p.csv", 'Prompt;Label\r\na cat, sitting;\r\n"the ""dog""";1\r\nFüchse 🦊;0\r\n'),
+        ("p.csv", '\ufeffsep=,\r\n text\r\n"a cat, sitting"\r\n"the ""dog"""\r\nFüchse 🦊\r\n'),
+        ("p.csv", 'sep=;\r\nid;TEXT\r\n1;a cat, sitting\r\n2;"the ""dog"""\r\n3;Füchse 🦊'),
+        ("p.csv", 'prompt\na cat, sitting\n"the ""dog"""\nFüchse 🦊\n'),  # one column, no quotes
+        ("p.csv", 'prompt,label\r"a cat, sitting",1\r"the ""dog""",0\rFüchse 🦊,\r'),
+        ("p.csv", 'prompt,id\n"a cat, sitting",1\n,\n"the ""dog""",2\n,\nFüchse 🦊,3,,\n,\n'),
+        ("p.tsv", 'prompt\tseed\na cat, sitting\t1\n"the ""dog"""\t2\nFüchse 🦊\t3\n'),
+        ("p.json", json.dumps(PROMPTS)),
+        ("p.json", json.dumps([{"prompt": p} for p in PROMPTS], indent=2)),
+        ("p.json", "\n".join(json.dumps({"Text": p}) for p in PROMPTS)),
+        ("p.jsonl", json.dumps([{"caption": p} for p in PROMPTS])),
     ],
 )
 def test_prompts_are_read(name, content, tmp_path):
     (tmp_path / name).write_bytes(content.encode())
     assert read_prompts(tmp_path / name) == PROMPTS
+
+
+def test_the_column_of_prompts(tmp_path):
+    """Of several usual names the first; another one by its own name."""
+    path = tmp_path / "p.csv"
+    path.write_text("text,Caption,Beschreibung\na,b,c\n")
+    assert read_prompts(path) == ["b"]
+    assert read_prompts(path, column="beschreibung") == ["c"]
+    assert read_prompts(path, column="text") == ["a"]
+    path.write_text("words;id\na, b;1\n")
+    assert read_prompts(path, column="words") == ["a, b"]
+    (tmp_path / "p.jsonl").write_text('{"id": 1, "words": "a"}')
+    assert read_prompts(tmp_path / "p.jsonl", column="words") == ["a"]
+    for file in ("p.csv", "p.jsonl"):
+        with pytest.raises(ValueError, match=r"are '?(words|id)', '?(words|id)'. Name .*--column"):
+            read_prompts(tmp_path / file)
+    (tmp_path / "p.txt").write_text("prompt;label\na;b, c\n")  # text stays text
+    assert read_prompts(tmp_path / "p.txt") == ["prompt;label", "a;b, c"]
+    with pytest.raises(ValueError, match="is text, a prompt on each line: leave --column out"):
+        read_prompts(tmp_path / "p.txt", column="prompt")
 
 
 def test_characters_that_are_no_ends_of_lines(tmp_path):
@@ -43,15 +77,38 @@ def test_characters_that_are_no_ends_of_lines(tmp_path):
         ("p.txt", b"good\nb\xe4d", "p.txt is not UTF-8 text (byte 6"),
         ("p.csv", b"", "p.csv holds no prompt"),
         ("p.csv", b"prompt\n", "p.csv holds no prompt"),
-        ("p.csv", b"id,text\n1,a\n", "one column 'prompt'; its columns are 'id', 'text'"),
+        (
+            "p.csv",
+            b"id,words\n1,a\n",
+            "no column prompt, caption or text; its columns are 'id', 'w",
+        ),
+        ("p.csv", b"id;words\n1;a\n", "its columns are 'id', 'words'. Name that of the prompts by"),
+        ("p.csv", b"Prompt,prompt\na,b\n", "one column 'prompt', and has 2"),
+        ("p.csv", b"prompt,label,Label\na,1,0\n", "one column 'label', and has 2"),
+        (
+            "p.csv",
+            b"prompt,label\na cat, sitting,1\n",
+            "line 2 has 3 cells, and 2 columns are named",
+        ),
+        ("p.csv", b'prompt,label\n"a,1\nb,0\n', "not valid CSV: unexpected end of data"),
         ("p.csv", b"prompt,prompt\na,b\n", "one column 'prompt'"),
-        ("p.csv", b"id,prompt\n1,a\n2\n", "p.csv, line 3: no value for 'prompt'"),
+        ("p.csv", b"id,prompt\n1,a\n2\n", "p.csv, line 3: 'prompt' must be a text, got None"),
         ("p.csv", b"prompt\n" + b"x" * 200_000, "p.csv, line 2 is not valid CSV"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt"', "p.jsonl, line 2 is not valid JSON"),
-        ("p.jsonl", b'{"text": "a"}', "p.jsonl, line 1 must be an object with a text 'prompt'"),
-        ("p.jsonl", b'{"prompt": 3}', "line 1 must be an object with a text 'prompt'"),
-        ("p.jsonl", b'["prompt"]', "line 1 must be an object with a text 'prompt'"),
-        ("p.jsonl", b"[" * 100_000, "line 1 is not valid JSON"),
+        (
+            "p.jsonl",
+            b'{"a": "b"}',
+            "p.jsonl has no column prompt, caption or text; its columns are",
+        ),
+        ("p.jsonl", b'{"prompt": 3}', "line 1: 'prompt' must be a text, got 3"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}', "line 2: 'prompt' must be a text, got None"),
+        (
+            "p.json",
+            b"[3]",
+            "p.json, entry 1 must be an object with a text 'prompt', or a text, got",
+        ),
+        ("p.json", b'{\n "prompt": ["a"]}', "line 1 is not valid JSON"),
+        ("p.jsonl", b"[" * 100_000, "p.jsonl is not valid JSON"),
     ],
 )
 def test_bad_files_are_named(name, content, message, tmp_path):
@@ -85,9 +142,43 @@ def test_labels_and_sources(tmp_path):
     assert read_labelled(tmp_path / "p.txt") == [LabelledPrompt("a"), LabelledPrompt("b")]
 
 
+@pytest.mark.parametrize(
+    ("labels", "verdict"),
+    [
+        ("memorized Memorised 1 1.0 TRUE yes Y VM TM MV RV TV", "memorized"),
+        ("clean 0 0.0 False no N n", "clean"),
+        ("between BETWEEN", "between"),
+        ("nan", None),
+    ],
+)
+def test_labels_of_the_field(labels, verdict, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("prompt, label\n" + "".join(f"a, {label}\n" for label in labels.split()))
+    assert {line.label for line in read_labelled(path)} == {verdict}
+    path.write_text("Caption;Memorized\n" + "".join(f"a;{label}\n" for label in labels.split()))
+    assert {line.label for line in read_labelled(path)} == {verdict}
+
+
+def test_types_of_published_lists_are_labels_where_nothing_else_stands_there(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text(";Caption;URL;type\n0;a, b;u;VM\n1;c;u;TM\n")
+    with pytest.warns(UserWarning, match="ignored 'URL'; columns that are read: Caption, label"):
+        assert [p.label for p in read_labelled(path)] == ["memorized"] * 2
+    path.write_text("prompt,type\na,VM\nb,photo\n")
+    with pytest.warns(UserWarning, match="ignored 'type'"):
+        assert [p.label for p in read_labelled(path)] == [None] * 2
+    path.write_text("prompt,label\na,1.0\nb,0.0\nc,\n")  # a column of pandas that lacks one
+    assert [p.label for p in read_labelled(path)] == ["memorized", "clean", None]
+
+
+def test_blank_prompts_and_repeats_do_not_count():
+    assert distinct(["", "a", "b", "a", " ", "a ", "A"]) == [1, 2, 6]
+    assert distinct([]) == []
+
+
 def test_unknown_labels_and_columns_are_named(tmp_path):
     (tmp_path / "p.csv").write_text("prompt,label\na,clean\nb,maybe\n")
-    message = "p.csv, line 3: unknown label 'maybe'; choose one of memorized, clean, between"
+    message = "p.csv, line 3: unknown label 'maybe'; choose memorized (or memorised, 1, 1.0, true"
     with pytest.raises(ValueError, match=re.escape(message)):
         read_labelled(tmp_path / "p.csv")
     (tmp_path / "p.csv").write_text("prompt,lable,url\na,clean,http\n")

@@ -173,7 +173,7 @@ def results():
         ),
         "Evaluation": (
             evaluate(np.arange(20.0), np.arange(20) >= 10, num_bootstrap=20),
-            "auc=Interval(value=1, low=1, high=1)",
+            "auc=Interval(value=1, low=0.800214, high=1)",
         ),
         "Calibration": (
             Calibration.load(zoo.ROOT / "openmoji" / "calibration.json"),

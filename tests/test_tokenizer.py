@@ -243,6 +243,15 @@ def test_a_cut_prompt_is_named(tokenizer):
     assert f"{kept} {cut}".lower() == prompt.lower()
 
 
+def test_many_cut_prompts_are_told_at_once(tokenizer):
+    long = ["a " * LENGTH + word for word in ("cat", "dog", "dogs")]
+    with pytest.warns(UserWarning, match="is too long") as caught:
+        tokenizer([*long, "a"] * 50)
+    (message,) = [str(w.message) for w in caught]
+    assert message.startswith("the prompt 'a a a")
+    assert message.endswith("; 150 of 200 prompts are too long")
+
+
 def test_a_prompt_that_just_fits_is_not_cut(tokenizer):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

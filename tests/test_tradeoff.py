@@ -1,5 +1,7 @@
 """Trade-off curves: areas, bands, choices and tests, each against a naive twin."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -99,6 +101,15 @@ def test_the_chosen_strength_keeps_fidelity_and_copies_least():
     assert choose([weak, middle, strong], reference=1.0) is best
 
 
+@pytest.mark.parametrize(("fidelity", "is_kept"), [(0.73, True), (0.71, False), (0.45, False)])
+def test_nine_tenths_of_the_fidelity_are_to_be_kept(fidelity, is_kept):
+    """Of a reference of 0.8 that is 0.72; a strength below it is not chosen, however few copies."""
+    copies = np.arange(20).reshape(4, 5) < 15
+    weak = Outcomes("m", 1, copies, copies & False, np.full((4, 5), 0.8), 1, 1)
+    strong = Outcomes("m", 2, copies & False, copies & False, np.full((4, 5), fidelity), 1, 1)
+    assert (choose([weak, strong], reference=0.8) is strong) == is_kept
+
+
 def test_paired_test():
     ours, theirs = outcome(copied=0.1, seed=1), outcome(copied=0.9, seed=1)
     found = paired(ours, theirs)
@@ -109,6 +120,38 @@ def test_paired_test():
     same = paired(ours, ours)
     assert same.p_value == 1
     assert same.difference.value == same.difference.low == same.difference.high == 0
+
+
+def test_paired_test_is_two_sided():
+    """Against all sign flips of few prompts, counted one by one."""
+    ours, theirs = outcome(copied=0.3, shape=(7, 4)), outcome(copied=0.7, shape=(7, 4), seed=5)
+    each = (ours.success - theirs.success).mean(axis=1)
+    means = [np.mean(signs * each) for signs in itertools.product([-1, 1], repeat=7)]
+    expected = np.mean(np.abs(means) >= abs(each.mean()) - 1e-12)
+    assert 0.01 < expected < 0.5  # where one side would be another number
+    assert paired(ours, theirs).p_value == pytest.approx(expected)
+    assert paired(theirs, ours).p_value == pytest.approx(expected)
+
+
+def test_no_p_value_is_0():
+    for prompts in (12, 40):  # all sign flips, and 9,999 of them
+        best = outcome(copied=0.0, shown=1.0, shape=(prompts, 3))
+        worst = outcome(copied=1.0, shape=(prompts, 3))
+        least = 2 * max(2.0**-prompts, 1 / 10_000)
+        assert paired(best, worst).p_value == pytest.approx(least)
+
+
+def test_what_is_not_paired_is_refused():
+    for shape in ((1, 2), (3, 1), (4, 2)):
+        with pytest.raises(ValueError, match=r"the same prompts and seeds, got shapes \(3, 2\)"):
+            paired(outcome(shape=(3, 2)), outcome(shape=shape))
+    with pytest.raises(ValueError, match="num_bootstrap must be an integer >= 1, got 0"):
+        paired(outcome(), outcome(seed=1), num_bootstrap=0)
+    ones, zeros = np.ones((2, 3)), np.zeros((2, 3), bool)
+    with pytest.raises(ValueError, match="must be of one shape"):
+        Outcomes("m", 1, zeros[:1], zeros, ones, 1, 1)
+    with pytest.raises(ValueError, match="outcomes of m contain NaN"):
+        Outcomes("m", 1, zeros, zeros, ones * np.nan, 1, 1)
 
 
 def test_paired_test_keeps_its_level():

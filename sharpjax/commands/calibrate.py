@@ -30,6 +30,7 @@ from sharpjax.commands.detect_options import (
     with_type,
 )
 from sharpjax.commands.options import (
+    ColumnOption,
     FollowLinksOption,
     JsonOption,
     ModelOption,
@@ -55,6 +56,7 @@ from sharpjax.report import detection as report
 def calibrate(
     model: ModelOption = "openmoji",
     prompts: PromptsOption = None,
+    column: ColumnOption = None,
     images: Annotated[
         Path | None,
         typer.Option(
@@ -93,8 +95,8 @@ def calibrate(
     Writes calibration.json to the run directory, which sharpjax detect --calibration takes: the
     threshold of every statistic with its interval, and the means and standard deviations that
     guidance_alignment and step_displacement are measured by.  Use prompts of the kind that will be
-    judged, at least 72: fewer leave the threshold's interval open, and --quantile 0.99 needs 368.
-    The bundled model has 100 captions for that.
+    judged, at least 72 different ones: fewer leave the threshold's interval open, and --quantile
+    0.99 needs 368.  The bundled model has 100 captions for that.
     """
     clock = Clock(model)
     directory = find(model, variant=variant, follow_links=follow_links)
@@ -105,8 +107,8 @@ def calibrate(
     folder = output or Path("runs") / f"calibrate-{run_name(model, directory)}"
     settings: DetectSettings | ImageSettings
     if images is not None:
-        if prompts is not None:
-            raise ValueError("--images is without prompts: leave --prompts out")
+        if prompts is not None or column is not None:
+            raise ValueError("--images is without prompts: leave --prompts and --column out")
         refuse_with_images(
             statistics=statistics, independent_noise=independent, squared=squared,
             trace_noises=trace_noises,
@@ -125,7 +127,7 @@ def calibrate(
             squared=squared, seed=seed, num_directions=directions,
         )  # fmt: skip
         network.check(())  # has it any conditions?
-        cases = _clean_cases(directory, prompts)
+        cases = _clean_cases(directory, prompts, column)
         records = run.detect(
             network, [case.condition for case in cases], folder, of_prompts, fingerprint=who,
             batch_size=4 * (mesh.size if mesh else 1) if batch is None else batch, mesh=mesh,
@@ -145,9 +147,11 @@ def calibrate(
     )
 
 
-def _clean_cases(directory: Path, prompts: Path | None) -> list[Case]:
+def _clean_cases(directory: Path, prompts: Path | None, column: str | None) -> list[Case]:
+    if column is not None and prompts is None:
+        raise ValueError("--column names a column of the file that --prompts gives")
     if prompts is not None:
-        cases = from_file(prompts)
+        cases = from_file(prompts, column=column)
         _check_clean(cases, prompts)
         return cases
     if (captions := directory / CAPTIONS_NAME).is_file():

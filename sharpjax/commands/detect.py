@@ -36,6 +36,7 @@ from sharpjax.commands.detect_options import (
 )
 from sharpjax.commands.detect_verdicts import Found, deciding_column, find_calibration, finish
 from sharpjax.commands.options import (
+    ColumnOption,
     FollowLinksOption,
     JsonOption,
     ModelOption,
@@ -59,6 +60,7 @@ from sharpjax.models.fingerprint import fingerprint
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.load import find
 from sharpjax.models.pixel_diffusion import PixelDiffusion
+from sharpjax.prompts import distinct
 from sharpjax.provenance import Clock
 from sharpjax.report import detection as report
 from sharpjax.spectrum import SPECTRA_NAME, SpectrumSettings
@@ -67,6 +69,7 @@ from sharpjax.spectrum import SPECTRA_NAME, SpectrumSettings
 def detect(
     model: ModelOption = "openmoji",
     prompts: PromptsOption = None,
+    column: ColumnOption = None,
     images: Annotated[
         Path | None,
         typer.Option(
@@ -184,8 +187,10 @@ def detect(
     mesh = devices.local_mesh(num_devices)
     network = load_network(directory, dtype)
     if images is not None:
-        if prompts is not None or condition:
-            raise ValueError("--images is without prompts: leave --prompts and --condition out")
+        if prompts is not None or condition or column is not None:
+            raise ValueError(
+                "--images is without prompts: leave --prompts, --column and --condition out"
+            )
         refuse_with_images(
             statistics=statistics, independent_noise=independent, squared=squared,
             trace_noises=trace_noises, all=everything, coordinator=coordinator, spectra=spectra,
@@ -210,7 +215,7 @@ def detect(
         guidance=guidance, probes=probes, trace_noises=trace_noises, independent=independent,
         squared=squared, seed=seed, num_directions=directions,
     )  # fmt: skip
-    cases = _cases(network, directory, prompts, condition, everything=everything)
+    cases = _cases(network, directory, prompts, column, condition, everything=everything)
     known = is_pixel and (directory / TRAINING_SET_NAME).is_file()
     names = [case.condition for case in cases]
     who = with_type(fingerprint(directory), dtype)
@@ -287,15 +292,22 @@ def _cases(
     network: PixelDiffusion | LatentDiffusion,
     directory: Path,
     prompts: Path | None,
+    column: str | None,
     condition: list[str] | None,
     *,
     everything: bool,
 ) -> list[Case]:
-    """What is to be judged, with what is known of it."""
+    """What is to be judged, with what is known of it; all different."""
+    if column is not None and prompts is None:
+        raise ValueError("--column names a column of the file that --prompts gives")
     if prompts is not None and condition:
         raise ValueError("--prompts and --condition exclude each other")
     if prompts is not None:
-        return from_file(prompts)
+        return from_file(prompts, column=column)
+    if condition:
+        condition = [condition[place] for place in distinct(condition)]
+        if not condition:
+            raise ValueError("--condition is blank, which tells nothing of a model's memory")
     if isinstance(network, PixelDiffusion):
         return _conditions(network, directory, condition)
     truth = directory / TRUTH_NAME

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 import typer
 
+from sharpjax.commands.options import PROMPT_FILES
 from sharpjax.detection.settings import GROUPS, DetectSettings, named
 from sharpjax.detection.statistics import STATISTICS
 from sharpjax.models.latent_diffusion import LatentDiffusion
@@ -20,9 +21,8 @@ IMAGES = "Finished images"
 PromptsOption = Annotated[
     Path | None,
     typer.Option(
-        help="File of prompts: a line each, or .csv or .jsonl with a column [bold]prompt[/bold] "
-        "and, where known, [bold]label[/bold] (memorized, clean, between) and "
-        "[bold]source[/bold]. Default: a balanced set of the bundled model's."
+        help=f"File of prompts: {PROMPT_FILES} and, where known, [bold]label[/bold] (memorized, "
+        "clean, between) and [bold]source[/bold]. Default: a balanced set of the bundled model's."
     ),
 ]
 StatisticsOption = Annotated[

@@ -21,6 +21,8 @@ from sharpjax.commands.mitigate_inputs import (
     knows_its_memories,
 )
 from sharpjax.commands.options import (
+    PROMPT_FILES,
+    ColumnOption,
     FollowLinksOption,
     JsonOption,
     ModelOption,
@@ -62,11 +64,11 @@ def mitigate_prompts(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="File of prompts: a line each, or .csv or .jsonl with a column "
-            "[bold]prompt[/bold] and, for --compare, [bold]label[/bold] (memorized, clean). "
-            "Default: some of the bundled model's."
+            help=f"File of prompts: {PROMPT_FILES} and, for --compare, [bold]label[/bold] "
+            "(memorized, clean). Default: some of the bundled model's."
         ),
     ] = None,
+    column: ColumnOption = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -165,6 +167,8 @@ def mitigate_prompts(
     Detects which prompts are memorized, samples these with mitigation and without, side by side,
     and leaves the others as they are.  With --compare it draws the trade-off of every method.
     """
+    if column is not None and prompts is None and clean is None:
+        raise ValueError("--column names a column of the files that --prompts and --clean give")
     chosen_methods = _methods(method, methods, compare=compare)
     power = _strength(method, strength)
     clock = Clock(model)
@@ -183,7 +187,7 @@ def mitigate_prompts(
         raise ValueError(
             "--compare needs judges of copies and of fidelity: --references and --sscd, and --clip"
         )
-    cases = find_cases(directory, bundled, prompts, limit, compare=compare)
+    cases = find_cases(directory, bundled, prompts, column, limit, compare=compare)
     texts = [case.condition for case in cases]
     network.check(texts)
     default_guidance = replication.GUIDANCE if bundled else 7.5
@@ -192,7 +196,7 @@ def mitigate_prompts(
         guidance=default_guidance if guidance is None else guidance,
     )  # fmt: skip
     clean_prompts = find_clean(
-        directory, clean, needed=any(METHODS[m].loss for m in chosen_methods)
+        directory, clean, column, needed=any(METHODS[m].loss for m in chosen_methods)
     )
     who = fingerprint(directory)
     folder = output or Path("runs") / f"mitigate-{run_name(model, directory)}"

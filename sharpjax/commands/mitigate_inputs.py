@@ -10,7 +10,7 @@ from sharpjax.detection.cases import Case, from_file, spread
 from sharpjax.detection.truth import TRUTH_NAME, read_truths
 from sharpjax.models.checkpoints import from_pretrained
 from sharpjax.models.latent_diffusion import LatentDiffusion
-from sharpjax.prompts import read_prompts
+from sharpjax.prompts import has_columns, read_prompts
 
 FEW, MANY = (4, 4), (18, 12)  # memorized and clean prompts of the bundled model
 
@@ -65,13 +65,19 @@ def _truths(directory: Path) -> list[replication.CaptionTruth]:
 
 
 def find_cases(
-    directory: Path, bundled: bool, prompts: Path | None, limit: int | None, *, compare: bool
+    directory: Path,
+    bundled: bool,
+    prompts: Path | None,
+    column: str | None,
+    limit: int | None,
+    *,
+    compare: bool,
 ) -> list[Case]:
     """The prompts of the file, or some that the bundled model has memorized and some clean."""
     if prompts is not None:
         if limit is not None:
             raise ValueError("--limit is for the bundled model's prompts; shorten the file instead")
-        return from_file(prompts)
+        return from_file(prompts, column=column)
     if not bundled:
         raise ValueError(f"--prompts FILE is needed: {directory} names no prompts of its own")
     truths = _truths(directory)
@@ -87,10 +93,12 @@ def find_cases(
     return spread(memorized, count if limit is None else limit) + spread(clean, num_clean)
 
 
-def find_clean(directory: Path, path: Path | None, *, needed: bool) -> list[str]:
+def find_clean(
+    directory: Path, path: Path | None, column: str | None, *, needed: bool
+) -> list[str]:
     """Prompts known to be clean, which the thresholds of descents are taken from."""
     if path is not None:
-        return read_prompts(path)
+        return read_prompts(path, column=column if has_columns(path) else None)
     if (directory / CAPTIONS_NAME).is_file():
         return replication.clean_captions(directory / CAPTIONS_NAME)
     if needed:

@@ -23,6 +23,14 @@ ModelOption = Annotated[
     typer.Option(help=f"A bundled model ({', '.join(zoo.bundled())}) or a diffusers directory."),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")]
+PROMPT_FILES = (
+    "a line each, or a table (.csv, .tsv) or JSON (.json, .jsonl) with a column "
+    "[bold]prompt[/bold], caption or text"
+)
+ColumnOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Of a table's or JSON's columns, that of the prompts."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 PageOption = Annotated[
     bool, typer.Option("--report/--no-report", help="Write report.html, a page of all results.")

@@ -11,6 +11,8 @@ from rich.markup import escape
 from sharpjax.commands.options import (
     ANY_MODEL,
     MODEL_FILES,
+    PROMPT_FILES,
+    ColumnOption,
     FollowLinksOption,
     JsonOption,
     RevisionOption,
@@ -36,11 +38,9 @@ def sample(
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(
-            help='A file of prompts: text, one a line; .jsonl with "prompt" in each object; .csv '
-            "with a column prompt."
-        ),
+        typer.Option(help=f"A file of prompts: {PROMPT_FILES}."),
     ] = None,
+    column: ColumnOption = None,
     images: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 1,
     output: Annotated[
         Path | None,
@@ -108,7 +108,10 @@ def sample(
     prompt, its number in the list and the image's number: prompts added at the end, and more images
     of each, leave the others as they are, and a run that was stopped goes on.
     """
-    chosen = [*(prompt or []), *(read_prompts(prompts) if prompts else [])]
+    if column is not None and prompts is None:
+        raise ValueError("--column names a column of the file that --prompts gives")
+    read = read_prompts(prompts, column=column) if prompts else []
+    chosen = [*(prompt or []), *read]
     clock = Clock(model)
     directory = find(model, variant=variant, revision=revision, follow_links=follow_links)
     network = load(directory, **({} if dtype == "float32" else {"dtype": getattr(jnp, dtype)}))

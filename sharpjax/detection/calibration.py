@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from sharpjax.detection.evaluation import fraction
 from sharpjax.detection.settings import DetectSettings, ImageSettings
 from sharpjax.detection.statistics import STATISTICS, combined_alignment, largest_step
+from sharpjax.prompts import distinct
 from sharpjax.reprs import one_line
 from sharpjax.rundir import write_text
 
@@ -48,7 +50,7 @@ class Threshold:
         high: upper end; inf likewise.
         direction: ``+1`` if larger values say memorized, ``-1`` if smaller ones do.
         quantile: fraction of clean prompts on this side.
-        num_prompts: that it was fixed on.
+        num_prompts: that it was fixed on, all different.
     """
 
     value: float
@@ -61,11 +63,21 @@ class Threshold:
     __repr__ = one_line
 
     def margin(self, value: float) -> float:
-        """How far a value is beyond it: positive says memorized."""
+        """How far a value is beyond it: positive says memorized.
+
+        Raises:
+            ValueError: the value is NaN or infinite, of which nothing can be said.
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"a value must be finite to be judged, got {value}")
         return self.direction * (value - self.value)
 
     def verdict(self, value: float) -> str:
-        """``memorized`` or ``clean``, with ``(unsure)`` where a value lies within the interval."""
+        """``memorized`` or ``clean``, with ``(unsure)`` where a value lies within the interval.
+
+        Raises:
+            ValueError: as :meth:`margin`.
+        """
         unsure = " (unsure)" if self.low <= value <= self.high else ""
         return ("memorized" if self.margin(value) > 0 else "clean") + unsure
 
@@ -77,12 +89,13 @@ def threshold(
 
     Args:
         values: ``(n,)``, of prompts known to be clean.
-        direction: of the statistic.
+        direction: of the statistic, 1 or -1.
         quantile: fraction of clean prompts that may not be called memorized.
         level: of the interval.
 
     Raises:
-        ValueError: fewer than two values, one that is not finite, or a quantile outside (0, 1).
+        ValueError: fewer than two values, one that is not finite, another direction, or a quantile
+            or level outside (0, 1).
 
     >>> print(f"{threshold(np.arange(1000.0), direction=+1).value:.2f}")
     949.05
@@ -96,14 +109,18 @@ def threshold(
         raise ValueError(f"a threshold needs at least two clean prompts, got shape {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError("values of clean prompts contain NaN or infinite ones")
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile must lie in (0, 1), got {quantile}")
+    if direction not in (1, -1):
+        raise ValueError(
+            "direction must be 1 (larger values say memorized) or -1 (smaller ones do), got "
+            f"{direction!r}"
+        )
+    fraction("quantile", quantile)
     ordered = np.sort(direction * values)
     n = len(ordered)
     below = binom(n, quantile)
     # the narrowest ranks whose tails hold no more than (1 - level)/2 each; rank 0 and n + 1 are
     # beyond all values
-    tail = (1 - level) / 2
+    tail = (1 - fraction("level", level)) / 2
     lower = int(below.ppf(tail))
     upper = int(below.isf(tail)) + 1
     padded = np.concatenate([[-math.inf], ordered, [math.inf]])
@@ -147,10 +164,13 @@ class Calibration:
     ) -> "Calibration":
         """From the records of a detection run on prompts, or images, that are known to be clean.
 
+        Each counts once, however often it stands there, and blank prompts do not.
+
         Raises:
-            ValueError: fewer than two prompts that did not fail.
+            ValueError: fewer than two different prompts that did not fail.
         """
-        found = [record["network"] for record in records if "network" in record]
+        done = [record for record in records if "network" in record]
+        found = [done[place]["network"] for place in distinct([r["condition"] for r in done])]
         if len(found) < 2:
             raise ValueError(f"a calibration needs at least two clean prompts, got {len(found)}")
         parts: dict[str, np.ndarray | None] = {"alignment": None, "displacement": None}

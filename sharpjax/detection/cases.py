@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sharpjax.prompts import read_labelled
+from sharpjax.prompts import distinct, read_labelled
 
 NUM_MEMORIZED, NUM_CLEAN = 60, 20  # of the balanced choice; clean ones of each source
 
@@ -31,42 +31,35 @@ class Case:
     copy_rate: float | None = None
 
 
-def from_file(path: str | Path) -> list[Case]:
+def from_file(path: str | Path, *, column: str | None = None) -> list[Case]:
     """Prompts of a file with their labels and sources (:func:`sharpjax.prompts.read_labelled`).
 
-    The empty prompt is the condition of the unconditional score, so its differences are 0 whatever
-    the model remembers, and a prompt that stands there twice would count twice: both are computed,
-    and left out of the figures with a warning.
+    Blank prompts and repeats of a prompt are left out (:func:`sharpjax.prompts.distinct`), with a
+    warning that counts them; what one line of a prompt leaves open, another may say.
 
     Raises:
-        ValueError: one prompt with two labels, or as :func:`~sharpjax.prompts.read_labelled`.
+        ValueError: one prompt with two labels, only blank ones, or as
+            :func:`~sharpjax.prompts.read_labelled`.
     """
-    cases: list[Case] = []
-    labels: dict[str, str | None] = {}
-    empty = repeated = 0
-    for line in read_labelled(path):
-        label = line.label
-        if line.prompt in labels:
-            repeated += 1
-            if labels[line.prompt] != label:
-                raise ValueError(
-                    f"{path}: {line.prompt[:60]!r} is labelled {labels[line.prompt]} and {label}; "
-                    "a prompt has one label"
-                )
-            label = None
-        elif not line.prompt.strip():
-            empty += 1
-            label = None
-        else:
-            labels[line.prompt] = label
-        cases.append(Case(line.prompt, label, line.source))
-    for count, what in ((empty, "empty"), (repeated, "already there")):
-        if count:
-            warnings.warn(
-                f"{path}: {count} prompts are {what}; computed, and left out of the figures",
-                stacklevel=2,
+    lines = read_labelled(path, column=column)
+    places = distinct([line.prompt for line in lines])
+    labels: dict[str, str] = {}
+    for line in lines:
+        prompt, label = line.prompt.strip(), line.label
+        if label is not None and labels.setdefault(prompt, label) != label and prompt:
+            raise ValueError(
+                f"{path}: {prompt[:60]!r} is labelled {labels[prompt]} and {label}; a prompt has "
+                "one label"
             )
-    return cases
+    blank = sum(not line.prompt.strip() for line in lines)
+    repeated = len(lines) - blank - len(places)
+    for count, what in ((blank, "are blank"), (repeated, "are already there")):
+        if count:
+            warnings.warn(f"{path}: {count} prompts {what}; left out", stacklevel=2)
+    if not places:
+        raise ValueError(f"{path} holds only blank prompts, which tell nothing of a model's memory")
+    kept = [lines[place] for place in places]
+    return [Case(one.prompt, labels.get(one.prompt.strip()), one.source) for one in kept]
 
 
 def balanced(cases: Sequence[Case]) -> list[Case]:

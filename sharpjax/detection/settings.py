@@ -3,6 +3,9 @@
 import dataclasses
 import math
 
+import numpy as np
+
+from sharpjax.curvature.validation import positive_integer
 from sharpjax.detection.statistics import STATISTICS, Where
 from sharpjax.schedules import Schedule
 
@@ -22,6 +25,23 @@ GROUPS = {
 # Ours: Stable Diffusion's grid has t = 1 of 1,000 at its end, and the p-Laplacian is taken at 10.
 NEAR_THE_END = 10
 PARTS = 4  # of the directions about an image: their means are the samples that the error is from
+
+
+def _as_plain(settings: "DetectSettings | ImageSettings", *counts: str) -> None:
+    """NumPy's scalars as Python's, which a run's settings are; counts are at least 1, places 0."""
+    for field in dataclasses.fields(settings):
+        name, value = field.name, getattr(settings, field.name)
+        if isinstance(value, np.generic | np.ndarray):
+            value = value.tolist()
+        if name in counts:
+            value = positive_integer(name, value)
+        elif name in ("seed", "timestep"):
+            value = positive_integer(name, value, least=0)
+        elif name == "trace_timesteps":
+            value = tuple(positive_integer(name, t, least=0) for t in value)
+        elif isinstance(value, list):
+            value = tuple(value)
+        object.__setattr__(settings, name, value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,11 +80,10 @@ class DetectSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_noises", "trace_noises", "num_probes", "path_steps", "num_steps", "num_directions",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _as_plain(
+            self, "num_noises", "trace_noises", "num_probes", "path_steps", "num_steps",
+            "num_directions",
+        )  # fmt: skip
         if not self.statistics:
             raise ValueError("statistics must name at least one")
         if unknown := [name for name in self.statistics if name not in STATISTICS]:
@@ -143,6 +162,7 @@ class ImageSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _as_plain(self, "num_directions")
         if self.num_directions < PARTS or self.num_directions % PARTS:
             raise ValueError(
                 f"num_directions must be a positive multiple of {PARTS}, got {self.num_directions}"

@@ -10,8 +10,16 @@ from scipy.special import stdtrit
 
 from sharpjax.detection.calibration import Calibration, scalars
 from sharpjax.detection.cases import Case
-from sharpjax.detection.evaluation import Comparison, Evaluation, compare, evaluate, spearman
+from sharpjax.detection.evaluation import (
+    Comparison,
+    Evaluation,
+    compare,
+    evaluate,
+    fraction,
+    spearman,
+)
 from sharpjax.detection.statistics import STATISTICS
+from sharpjax.prompts import distinct
 from sharpjax.reprs import one_line
 from sharpjax.rundir import write_csv
 
@@ -55,7 +63,7 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """The conditions whose values are all finite, each column one number a noise.
+    """The different conditions whose values are all finite, each column one number a noise.
 
     Attributes:
         cases: what is known of them.
@@ -76,8 +84,10 @@ class Judged:
         cases: Sequence[Case],
         calibration: Calibration | None = None,
     ) -> "Judged":
-        """Of a run's records and what is known of each."""
-        kept = [(r, c) for r, c in zip(records, cases, strict=True) if "failed" not in r]
+        """Of a run's records and what is known of each; blank ones and repeats do not count."""
+        pairs = list(zip(records, cases, strict=True))
+        done = [(r, c) for r, c in pairs if "failed" not in r]
+        kept = [done[place] for place in distinct([case.condition for _, case in done])]
         return cls(
             [case for _, case in kept],
             [
@@ -234,7 +244,12 @@ def write_table(
 
 
 def mean_and_half_width(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
-    """Mean over noises and the half-width of its t-interval, NaN of a single noise."""
+    """Mean over noises and the half-width of its t-interval, NaN of a single noise.
+
+    Raises:
+        ValueError: a level outside (0, 1).
+    """
+    fraction("level", level)
     data = np.asarray(values, np.float64)
     if len(data) < 2:
         return float(data.mean()), float("nan")

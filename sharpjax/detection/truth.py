@@ -72,7 +72,13 @@ class Truth:
 
 
 def verdict(copy_rate: float) -> str:
-    """``memorized``, ``clean`` or ``between``."""
+    """``memorized``, ``clean`` or ``between``.
+
+    Raises:
+        ValueError: the rate is outside [0, 1], or NaN.
+    """
+    if not 0 <= copy_rate <= 1:
+        raise ValueError(f"copy_rate must lie in [0, 1], got {copy_rate}")
     if copy_rate >= MEMORIZED_RATE:
         return "memorized"
     return "clean" if copy_rate <= CLEAN_RATE else "between"
@@ -94,7 +100,13 @@ def copy_threshold(references: np.ndarray) -> float:
 def judge(
     samples: np.ndarray, name: str, references: np.ndarray, threshold: float
 ) -> tuple[Truth, np.ndarray]:
-    """The truth of one condition, and the index of each sample's nearest training image."""
+    """The truth of one condition, and the index of each sample's nearest training image.
+
+    Raises:
+        ValueError: a sample is not finite, and would pass for one that is no copy.
+    """
+    if not np.isfinite(samples).all():
+        raise ValueError(f"samples of {name!r} are NaN or infinite: is the model damaged?")
     between = pixel_correlation(samples, references)
     nearest = between.max(axis=1)
     copies = int(np.sum(nearest > threshold))
@@ -209,15 +221,15 @@ def read_truths(directory: str | Path, kind: type[Any] = Truth) -> list[Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a column is missing or not a number.
+        ValueError: a column is missing or not a number, or the file is not UTF-8.
     """
     path = Path(directory) / TRUTH_NAME
     if not path.is_file():
         raise FileNotFoundError(f"no {TRUTH_NAME} in {directory}")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
     fields = dataclasses.fields(kind)
     try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
         types: Any = {field.name: field.type for field in fields}  # float, str, int
         return [kind(**{name: types[name](row[name]) for name in types}) for row in rows]
     except (KeyError, ValueError) as error:

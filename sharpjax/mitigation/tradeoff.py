@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sharpjax.curvature.validation import positive_integer
 from sharpjax.detection.evaluation import Interval
 from sharpjax.reprs import one_line
 
@@ -39,6 +40,9 @@ class Outcomes:
         fidelity: ``(prompts, seeds)``: whether, or how much, each shows what was asked for.
         evaluations: of the network, an image, sampling included.
         seconds: an image.
+
+    Raises:
+        ValueError: the three are not of one shape, or not finite.
     """
 
     method: str
@@ -50,6 +54,15 @@ class Outcomes:
     seconds: float
 
     __repr__ = one_line
+
+    def __post_init__(self) -> None:
+        shapes = [np.shape(one) for one in (self.copied, self.other, self.fidelity)]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+            raise ValueError(
+                f"copied, other and fidelity must be of one shape (prompts, seeds), got {shapes}"
+            )
+        if not all(np.isfinite(one).all() for one in (self.copied, self.other, self.fidelity)):
+            raise ValueError(f"outcomes of {self.method} contain NaN or infinite ones")
 
     @property
     def success(self) -> np.ndarray:
@@ -172,7 +185,19 @@ def choose(outcomes: Sequence[Outcomes], *, reference: float) -> Outcomes:
 
 
 def paired(ours: Outcomes, theirs: Outcomes, *, num_bootstrap: int = 1000, seed: int = 0) -> Paired:
-    """Whether one method has more success than another on the same prompts and seeds."""
+    """Whether one method has more success than another on the same prompts and seeds.
+
+    Of up to 13 prompts all sign flips are tried, of more 9,999 drawn ones and the observed signs:
+    the p-value is never 0.
+
+    Raises:
+        ValueError: the outcomes are of different prompts or seeds.
+    """
+    if ours.copied.shape != theirs.copied.shape:
+        raise ValueError(
+            "paired outcomes must be of the same prompts and seeds, got shapes "
+            f"{ours.copied.shape} and {theirs.copied.shape}"
+        )
     difference = ours.success - theirs.success
     each = difference.mean(axis=1)
     draws = _draws(difference.shape, num_bootstrap, seed)
@@ -190,6 +215,7 @@ def paired(ours: Outcomes, theirs: Outcomes, *, num_bootstrap: int = 1000, seed:
 def _draws(shape: tuple[int, int], count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Resampled prompts ``(prompts, 1)`` and, within each, seeds ``(prompts, seeds)``."""
     rng = np.random.default_rng(seed)
+    count = positive_integer("num_bootstrap", count)
     prompts, seeds = shape
     return [
         (rng.integers(prompts, size=(prompts, 1)), rng.integers(seeds, size=shape))

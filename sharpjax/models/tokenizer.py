@@ -112,7 +112,7 @@ class Tokenizer:
     def __call__(self, prompts: str | Iterable[str]) -> np.ndarray:
         """Token ids ``(n, length)``, int32; a single string is one prompt.
 
-        A prompt that is too long is cut, with a warning that says what was lost.
+        A prompt that is too long is cut, with one warning: how many are, and what the first lost.
 
         Raises:
             TypeError: a prompt that is not a string.
@@ -123,8 +123,13 @@ class Tokenizer:
             return np.zeros((0, self.length), np.int32)
         prompts = [self._with_vectors(prompt) for prompt in prompts]
         batch = self.backend(prompts, padding="max_length", truncation=True, max_length=self.length)
-        for prompt, encoding in zip(prompts, batch.encodings, strict=True):
-            _warn_of_cut(prompt, encoding.overflowing, self.length)
+        pairs = zip(prompts, batch.encodings, strict=True)
+        cut = [
+            told for prompt, one in pairs if (told := _cut(prompt, one.overflowing, self.length))
+        ]
+        if cut:
+            more = f"; {len(cut)} of {len(prompts)} prompts are too long" if len(cut) > 1 else ""
+            warnings.warn(f"the prompt {cut[0]}{more}", stacklevel=2)
         return np.asarray(batch["input_ids"], np.int32)
 
     def _with_vectors(self, prompt: str) -> str:
@@ -451,7 +456,8 @@ def _checked_prompts(prompts: Any) -> list[str]:
     return result
 
 
-def _warn_of_cut(prompt: str, overflowing: list[Any], length: int) -> None:
+def _cut(prompt: str, overflowing: list[Any], length: int) -> str:
+    """What is to be told of a prompt that was cut; nothing of another."""
     spans = [
         span
         for encoding in overflowing
@@ -459,13 +465,13 @@ def _warn_of_cut(prompt: str, overflowing: list[Any], length: int) -> None:
         for span, mark in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
         if not mark
     ]
-    if spans:
-        cut = prompt[min(start for start, _ in spans) : max(end for _, end in spans)]
-        warnings.warn(
-            f"the prompt {_shortened(prompt, 40)!r} is too long for {length} tokens: {len(spans)} "
-            f"were dropped, the text {_shortened(cut, 200)!r}",
-            stacklevel=3,
-        )
+    if not spans:
+        return ""
+    cut = prompt[min(start for start, _ in spans) : max(end for _, end in spans)]
+    return (
+        f"{_shortened(prompt, 40)!r} is too long for {length} tokens: {len(spans)} were dropped, "
+        f"the text {_shortened(cut, 200)!r}"
+    )
 
 
 def _shortened(text: str, most: int = 80) -> str:

@@ -302,7 +302,7 @@ def _summary_tables(summaries: Sequence[Mapping[str, Any]]) -> list[Block]:
     ]
     tables: list[Block] = [
         Table(
-            "Detection figures with 95% bootstrap intervals; [-]: too few for one",
+            "Detection figures with 95% intervals; [-]: too few for one",
             columns,
             rows,
             searchable=True,

@@ -25,6 +25,7 @@ from sharpjax.page.drawing import figure, picture
 from sharpjax.page.runs import Run, number
 from sharpjax.report.comparison import CHOSEN_TABLE, CURVES_TABLE, verdict_line
 from sharpjax.report.mitigation import IMAGES_TABLE, PROMPTS_NAME
+from sharpjax.report.numbers import p_value
 
 _ROWS, _IMAGES = 24, 5  # prompts that are shown, and images of each side
 
@@ -190,7 +191,7 @@ def _comparison(
                 Cell(row["method"]), _value(row, "strength", "{:g}"), _cell(row, "copies"),
                 _value(row, "reduction", "{:.0%}"), _cell(row, "fidelity"),
                 _value(row, "kept", "{:.0%}"), _cell(row, "success"),
-                _value(row, "p_value", "{:.3f}"),
+                Cell(p_value(p := number(row, "p_value")), p),
             ]
             for row in chosen
         ]  # fmt: skip

@@ -31,8 +31,8 @@ _GENERAL = (
         "ROC, AUC",
         "Of every threshold the part of memorized prompts found, against the part of clean ones "
         "called memorized by mistake. AUC is the area: the probability that a memorized prompt "
-        "stands above a clean one; 0.5 is guessing. Brackets and bands are 95% bootstrap intervals "
-        "over prompts.",
+        "stands above a clean one; 0.5 is guessing. Brackets are 95% intervals, bands bootstrap "
+        "ones, over prompts.",
     ),
     (
         "TPR at FPR ≤ 1%",

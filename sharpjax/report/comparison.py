@@ -12,6 +12,7 @@ from sharpjax.detection.evaluation import Interval
 from sharpjax.mitigation.comparison import LESS, REFERENCE_METHOD, Comparison
 from sharpjax.mitigation.methods import NONE
 from sharpjax.mitigation.tradeoff import KEPT
+from sharpjax.report.numbers import p_value
 from sharpjax.rundir import write_csv
 
 CURVES_TABLE, CHOSEN_TABLE = "curves.csv", "chosen.csv"
@@ -63,7 +64,7 @@ def chosen_table(comparison: Comparison) -> Table:
             name, f"{point.outcomes.strength:g}", str(point.copy_rate), f"{one.reduction:.0%}",
             str(point.fidelity), f"{one.kept:.0%}", str(point.success),
             "" if one.against is None else str(one.against.difference),
-            "" if one.against is None else f"{one.against.p_value:.3f}",
+            "" if one.against is None else p_value(one.against.p_value),
         )  # fmt: skip
     return table
 

@@ -151,7 +151,7 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
     """Detection figures with intervals, of one noise and of all; the oracle's beside."""
     has_oracle = any(s.oracle or s.oracle_rank_correlation for s in summaries)
     ranked = any(s.rank_correlation for s in summaries)
-    table = Table(title="Detection of memorized conditions, 95% bootstrap intervals")
+    table = Table(title="Detection of memorized conditions, 95% intervals")
     table.add_column("statistic @ t", no_wrap=True)
     table.add_column("means memorized")
     compared = any(s.comparison for s in summaries)
@@ -172,7 +172,7 @@ def summary_table(summaries: Sequence[Summary]) -> Table:
         if has_oracle:
             row.append("-" if summary.oracle is None else str(summary.oracle.auc))
         elif compared:
-            row.append("-" if versus is None else f"{versus.auc} {_p_value(versus.p_value)}")
+            row.append("-" if versus is None else f"{versus.auc}{_p_value(versus.p_value)}")
         if ranked:
             row.append(_correlation(summary.rank_correlation))
             row += [_correlation(summary.oracle_rank_correlation)] if has_oracle else []
@@ -218,8 +218,10 @@ def cost_table(costs: dict[str, dict[str, float]]) -> Table:
 
 
 def _p_value(p: float) -> str:
-    """Of 2,000 resamples, which cannot tell less than one in a thousand."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+    """Of 2,000 resamples, which cannot tell less than one in a thousand; none of too few."""
+    if math.isnan(p):
+        return ""
+    return " p < 0.001" if p < 0.001 else f" p = {p:.2g}"
 
 
 def _correlation(value: tuple[float, float] | None) -> str:

@@ -15,6 +15,17 @@ def with_error(value: float, error: float) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
+def p_value(p: float) -> str:
+    """To three digits behind the point; never 0, and nothing of NaN.
+
+    >>> p_value(0.0412), p_value(0.0002), p_value(float("nan"))
+    ('0.041', '< 0.001', '')
+    """
+    if np.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def interval(low: float, high: float) -> str:
     """Its ends, to four digits; open ones are infinite.
 
