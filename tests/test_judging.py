@@ -139,7 +139,7 @@ def test_files_that_are_not_there(sscd_file, tmp_path):
     for text, message in (
         ("prompt\na\n", "must have columns 'prompt' and 'file'"),
         ("prompt,file\n", "at least one row"),
-        ("prompt,file\na,text.pt\n", "is not an image"),
+        ("prompt,file\na,text.pt\n", "text.pt cannot be read as an image"),
     ):
         (tmp_path / "r.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
