@@ -11,10 +11,12 @@ from scipy.ndimage import gaussian_filter
 
 from sharpjax.datasets.openmoji import planted_pictograms
 from sharpjax.detection.truth import read_truths, write_truths
+from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.replication import (
     NUM_NEGATIVES,
     CaptionTruth,
     Control,
+    control,
     judge,
     load_images,
     measured_concepts,
@@ -103,6 +105,29 @@ def test_verdict(copies, verdict):
     half = 2.364624 * own.std(ddof=1) / np.sqrt(8)
     assert truth.similarity_high - truth.similarity == pytest.approx(half, rel=1e-5)
     assert np.isnan(truth.concept_rate)
+
+
+def test_the_threshold_is_of_images_seen_through_the_autoencoder(stable_diffusion_directory):
+    """Samples are decoded latents: renderings are compared as the decoder would show them."""
+    model = LatentDiffusion.from_pretrained(stable_diffusion_directory)
+    found = control(model, PICTOGRAMS, repeats=2)
+    index = PICTOGRAMS.of("control")
+    fixed, key = PICTOGRAMS.fixed_images(index), jax.random.key(2022)
+    fresh = [PICTOGRAMS.fresh_images(jax.random.fold_in(key, r), index) for r in range(2)]
+    similar = {}
+    for name, images in (("others", np.concatenate(fresh)), ("copies", fixed)):
+        seen = model.decode(model.encode_image(images))
+        similar[name] = [
+            [outline_correlation(x[None], fixed[i % len(index)][None])[0, 0] for x in (image, raw)]
+            for i, (image, raw) in enumerate(zip(seen, images, strict=True))
+        ]
+    others, raw = np.array(similar["others"]).T
+    np.testing.assert_allclose(found.others, others, atol=1e-5)
+    np.testing.assert_allclose(found.copies, np.array(similar["copies"])[:, 0], atol=1e-5)
+    assert found.threshold == pytest.approx(np.quantile(others, 0.99), abs=1e-5)
+    # without the autoencoder it would be another
+    assert abs(found.threshold - np.quantile(raw, 0.99)) > 0.05
+    assert found.copies.max() < 0.99
 
 
 def test_who_is_measured():

@@ -11,6 +11,7 @@ from sharpjax.mitigation.tradeoff import (
     paired,
     relative_reduction,
 )
+from sharpjax.report.comparison import verdict_line
 
 
 def outcome(method="m", strength=1.0, copied=0.5, shown=0.8, shape=(12, 5), seed=0):
@@ -97,6 +98,18 @@ def test_the_chosen_strength_keeps_fidelity_and_copies_least():
     # none keeps 90% of 1.0: the one with the most successes
     best = max([weak, middle, strong], key=lambda one: one.success.mean())
     assert choose([weak, middle, strong], reference=1.0) is best
+
+
+@pytest.mark.parametrize(("kept", "chosen"), [(0.91, "strong"), (0.89, "weak"), (0.5, "weak")])
+def test_fidelity_is_kept_at_nine_tenths_of_the_reference(kept, chosen):
+    """The strong one copies nothing; that it may be chosen is a matter of its fidelity alone."""
+    none, all_copied = np.zeros((4, 5), bool), np.ones((4, 5), bool)
+    weak = Outcomes("m", 1, all_copied, none, np.full((4, 5), 0.8), 1, 1)
+    strong = Outcomes("m", 2, none, none, np.full((4, 5), kept * 0.8), 1, 1)
+    assert choose([weak, strong], reference=0.8) is {"weak": weak, "strong": strong}[chosen]
+    row = {"method": "sail", "reduction": 1.0, "kept": kept, "success": 1.0}
+    reached = "is reached by sail" in verdict_line([row])
+    assert reached == (chosen == "strong")
 
 
 def test_paired_test():
