@@ -50,7 +50,8 @@ def find_images(directory: str | Path) -> list[Case]:
     files = [p.name for p in entries if p.suffix.lower() in ENDINGS and p.is_file()]
     if not files:
         raise FileNotFoundError(f"no images ({', '.join(ENDINGS)}) in {folder}")
-    if others := collections.Counter(_kind(p) for p in entries if p.name not in files):
+    kept = set(files)
+    if others := collections.Counter(_kind(p) for p in entries if p.name not in kept):
         told = ", ".join(f"{count} {kind}" for kind, count in others.items())
         warnings.warn(
             f"{folder}: left out {told}; images that are read: {', '.join(ENDINGS)}", stacklevel=2
