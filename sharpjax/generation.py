@@ -8,7 +8,6 @@ list) or images of each may be added later, and every image is what it would hav
 
 import dataclasses
 import math
-import os
 import textwrap
 import warnings
 from collections.abc import Sequence
@@ -23,11 +22,12 @@ from jax.sharding import Mesh
 from PIL import Image, ImageDraw, ImageFont
 from rich.markup import escape
 
+from sharpjax import pictures
 from sharpjax._types import Array
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.pixel_diffusion import PixelDiffusion
 from sharpjax.progress import progress
-from sharpjax.rundir import append_lines, claim, read_lines
+from sharpjax.rundir import append_lines, claim, make_folder, read_lines
 
 RESULTS_NAME, GRID_NAME, IMAGES_NAME = "results.jsonl", "grid.png", "images"
 _FIELDS = ("prompt", "index", "image", "noise", "file")
@@ -113,7 +113,7 @@ def generate(
     settings, shape = _completed(settings, model)
     path = folder / RESULTS_NAME
     images = [(i, j) for i in range(len(prompts)) for j in range(num_images)]
-    done = {key for key in images if key in records and _file(folder, *key).is_file()}
+    done = {key for key in images if key in records and _is_there(_file(folder, *key))}
     key = jax.random.key(settings.seed)
     options: Any = {"negative_prompt": settings.negative_prompt, "mesh": mesh} if is_latent else {}
     contexts: dict[int, Any] = {}
@@ -251,6 +251,10 @@ def _file(folder: Path, index: int, image: int) -> Path:
     return folder / IMAGES_NAME / f"{index:05d}-{image}.png"
 
 
+def _is_there(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()  # a link may lead out of the run
+
+
 def to_picture(pixels: np.ndarray, what: str) -> Image.Image:
     """Of ``(channels, height, width)`` from -1 to 1."""
     if not np.isfinite(pixels).all():
@@ -263,27 +267,14 @@ def to_picture(pixels: np.ndarray, what: str) -> Image.Image:
     return Image.fromarray(levels[..., 0] if len(pixels) == 1 else levels)
 
 
-def make_folder(path: Path) -> None:
-    """A folder inside a run's directory.
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Whole or not at all.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be written.
     """
     try:
-        path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise _explained(error, path) from error
-
-
-def write_png(path: Path, picture: Image.Image) -> None:
-    """Whole or not at all, as :func:`sharpjax.rundir.write_text`."""
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with temporary.open("wb") as file:
-            picture.save(file, format="PNG")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        pictures.write_png(path, picture)
     except OSError as error:
         raise _explained(error, path) from error
 
@@ -305,8 +296,7 @@ def _explained(error: OSError, path: Path) -> OSError:
 def _grid(folder: Path, prompts: Sequence[str], num_images: int) -> Image.Image:
     """The first prompts, a row each under a caption, and the first images of each."""
     rows, columns = min(len(prompts), _MOST), min(num_images, _MOST)
-    with Image.open(_file(folder, 0, 0)) as first:
-        size = first.size
+    size = pictures.read_picture(_file(folder, 0, 0)).size
     scale = 160 / max(size)
     scale = math.floor(scale) if scale >= 2 else min(scale, 1.0)  # small ones by whole pixels
     width, height = (max(1, round(side * scale)) for side in size)
@@ -334,8 +324,7 @@ def _grid(folder: Path, prompts: Sequence[str], num_images: int) -> Image.Image:
         for k, text in enumerate(captions[i]):
             draw.text((gap, top + k * line), text, fill="black", font=font)
         for j in range(columns):
-            with Image.open(_file(folder, i, j)) as picture:
-                how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
-                cell = picture.convert("RGB").resize((width, height), how)
+            how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+            cell = pictures.read_picture(_file(folder, i, j)).resize((width, height), how)
             sheet.paste(cell, (gap + j * (width + gap), top + above))
     return sheet

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sharpjax.datasets.openmoji import PlantedPictograms
 from sharpjax.models.concept_classifier import ConceptClassifier, probabilities
+from sharpjax.pictures import read_image
 from sharpjax.similarity import outlines, structural_similarity
 
 SSCD_THRESHOLD = 0.5  # of the literature; Somepalli et al. 2023, arXiv:2212.03860
@@ -171,12 +172,7 @@ def read_references(path: str | Path) -> tuple[list[np.ndarray], list[str]]:
         where = path.parent / (row["file"] or "")
         if not where.is_file():
             raise FileNotFoundError(f"{path} names {where}, which is missing")
-        try:
-            with Image.open(where) as picture:
-                pixels = np.asarray(picture.convert("RGB"), np.float32)
-        except OSError as error:
-            raise ValueError(f"{where} is not an image that can be read: {error}") from error
-        images.append((pixels / 127.5 - 1).transpose(2, 0, 1))
+        images.append(read_image(where))
     return images, [row["prompt"] for row in rows]
 
 
@@ -221,16 +217,26 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 def load_clip(name: str | Path) -> Callable[[np.ndarray, Sequence[str]], np.ndarray]:
     """CLIP score, the cosine of image and prompt, by a ``CLIPModel`` directory or hub id.
 
+    Weights are read from safetensors only: a pickle (``pytorch_model.bin``) can run any code.
     Hessel et al., EMNLP 2021, arXiv:2104.08718 (there times 2.5).
 
     Raises:
         ImportError: PyTorch is not installed.
-        OSError, ValueError: no such model.
+        OSError: no such model, or it has no safetensors.
+        ValueError: it is none of CLIP.
     """
     torch = _torch("CLIP score")
     from transformers import CLIPModel, CLIPProcessor
 
-    network, processor = CLIPModel.from_pretrained(name).eval(), CLIPProcessor.from_pretrained(name)
+    try:
+        network = CLIPModel.from_pretrained(name, use_safetensors=True).eval()
+    except OSError as error:
+        raise OSError(
+            f"no CLIP model with safetensors at {name} (a pickle, pytorch_model.bin, is not read: "
+            "it can run any code); take another revision, or write one that you trust again with "
+            f"transformers' save_pretrained. transformers says: {error}"
+        ) from error
+    processor = CLIPProcessor.from_pretrained(name)
 
     def score(images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         inputs = processor(

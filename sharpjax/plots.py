@@ -3,11 +3,14 @@
 Names of conditions and prompts are shown as they are: a dollar sign begins no formula.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from sharpjax.rundir import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,13 +32,16 @@ def _pyplot() -> Any:
 
 
 def _save(figure: "Figure", path: Path) -> Path:
+    data = io.BytesIO()
     if path.suffix == ".svg":  # text stays text, the page's own colour shows through
-        # ids are hashed with the salt: several pictures of one page must not share them
-        with _pyplot().rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
-            figure.savefig(path, bbox_inches="tight", transparent=True, metadata={"Date": None})
+        how: dict[str, Any] = {"transparent": True, "metadata": {"Date": None}}
     else:
-        figure.savefig(path, dpi=130, bbox_inches="tight", facecolor="white")
+        how = {"dpi": 130, "facecolor": "white"}
+    # ids are hashed with the salt: several pictures of one page must not share them
+    with _pyplot().rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
+        figure.savefig(data, format=path.suffix[1:], bbox_inches="tight", **how)
     _pyplot().close(figure)
+    write_bytes(path, data.getvalue())
     return path
 
 

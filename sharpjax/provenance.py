@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from sharpjax.rundir import write_text
+from sharpjax.rundir import within, write_text
 
 ABOUT_NAME = "about.json"
 FORMAT = 1  # of the file; a page refuses what is newer than itself
@@ -68,13 +68,13 @@ def read_about(folder: Path) -> Mapping[str, Any]:
     """What ``about.json`` says; nothing of runs that older versions made.
 
     Raises:
-        ValueError: it is not what this version writes, or is of a newer one.
+        ValueError: it is not what this version writes, is of a newer one, or leads out of the run.
     """
-    path = folder / ABOUT_NAME
+    path = within(folder, ABOUT_NAME)
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(
             f"{path} is not valid JSON: {error}; remove it to go on without"

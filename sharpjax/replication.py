@@ -16,7 +16,6 @@ in between are kept apart: detection is not judged on them.  A hot or general ca
 against a fixed rendering of its own, which the model has never seen.
 """
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
 from scipy.special import stdtrit
 
 from sharpjax.datasets.openmoji import Concept, PlantedPictograms
@@ -35,8 +33,9 @@ from sharpjax.detection.truth import QUANTILE, verdict, write_truths
 from sharpjax.generation import IMAGES_NAME, GenerationSettings, begin, generate
 from sharpjax.models.concept_classifier import ConceptClassifier, probabilities
 from sharpjax.models.latent_diffusion import LatentDiffusion
+from sharpjax.pictures import read_image
 from sharpjax.prompts import LABELS_NAME
-from sharpjax.rundir import write_csv
+from sharpjax.rundir import read_csv, within, write_csv
 from sharpjax.similarity import outline_correlation
 
 GUIDANCE = 3.0
@@ -187,8 +186,7 @@ def clean_captions(path: str | Path) -> list[str]:
 
     Thresholds may be set on them.  ``path`` is a model's ``captions.csv``.
     """
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        general = [row["caption"] for row in csv.DictReader(file) if row["group"] == "general"]
+    general = [row["caption"] for row in read_csv(Path(path)) if row["group"] == "general"]
     return general[NUM_NEGATIVES:]
 
 
@@ -245,7 +243,7 @@ def measure(
     truths, labels = [], []
     for place, i in enumerate(index):
         files = [record["file"] for record in records if record["index"] == place]
-        samples = load_images([Path(directory) / file for file in files])
+        samples = load_images([within(Path(directory), file) for file in files])
         truths.append(
             judge(
                 samples,
@@ -296,6 +294,5 @@ def typical(truths: Sequence[CaptionTruth]) -> tuple[str, ...]:
 
 
 def load_images(paths: Sequence[Path]) -> np.ndarray:
-    """Colour PNGs of one size, ``(n, 3, h, w)`` float32 in [-1, 1]."""
-    pixels = np.stack([np.asarray(Image.open(path).convert("RGB"), np.float32) for path in paths])
-    return (pixels / 127.5 - 1).transpose(0, 3, 1, 2)
+    """Images of one size, in colour, ``(n, 3, h, w)`` float32 in [-1, 1]."""
+    return np.stack([read_image(path) for path in paths])

@@ -3,21 +3,33 @@
 A run is ``settings.json`` and one JSON line per finished unit of work, each fsynced.  Running the
 same command again goes on where the file ends; a half-written last line is dropped.  Several
 processes may claim one directory at the same time; each appends to a file of its own.
+
+A run directory may have come from somebody else.  So nothing is written through a link that stands
+in it: a file written whole takes the link's place, appending and folders refuse it.  The directory
+itself may be a link: its name was given by the user.
 """
 
+import contextlib
 import csv
+import fcntl
+import io
 import json
 import logging
 import os
+import re
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_NAME = "settings.json"
 _PART = ".part"  # ends the names of files being written; a kill leaves one behind
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.part$")
+# What a spreadsheet takes for the begin of a formula; the last four are the full-width = + - @.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+_CELL = 2**24  # characters that a cell of a table may have; csv's own limit is 128 KiB
 
 
 def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> Path:
@@ -39,6 +51,7 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
     path = folder / SETTINGS_NAME
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file; a run needs a directory")
+    _refuse_link(path)
     # Another process of this run may claim it meanwhile: settings are looked for again after the
     # other files, which are then its own.
     if folder.exists() and not path.exists() and _strangers(folder) and not path.exists():
@@ -55,7 +68,7 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
     except OSError as error:
         raise PermissionError(f"cannot write to {folder}: {error}") from error
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
@@ -72,6 +85,7 @@ def claim(directory: str | Path, settings: Mapping[str, Any], *, what: str) -> P
             f"{folder} holds a run with other settings ({told}). "
             f"Repeat those settings to resume it, or choose another directory"
         )
+    _sweep(folder)
     logger.info("%s: %s", folder, f"a new {what} run" if is_new else f"the {what} run goes on")
     return folder
 
@@ -97,42 +111,121 @@ def _strangers(folder: Path) -> bool:
     return any(not (n.startswith(SETTINGS_NAME) and n.endswith(_PART)) for n in names)
 
 
+def within(folder: Path, name: str | Path) -> Path:
+    """The path of a file of a run; names are read from files, and none may lead out of the run.
+
+    Raises:
+        ValueError: it does, by ``..``, as an absolute path or through a link.
+    """
+    path = folder / name
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise ValueError(f"{path} leads out of the run directory {folder}; remove it")
+    return path
+
+
+def make_folder(path: Path) -> None:
+    """A folder inside a run's directory.
+
+    Raises:
+        OSError: it cannot be made, or a link is in its place.
+    """
+    _refuse_link(path)
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
+def _refuse_link(path: Path) -> None:
+    if path.is_symlink():
+        raise FileExistsError(
+            f"{path} is a link, and a run writes through none: remove it, or choose another "
+            "directory"
+        )
+
+
 def _create(path: Path, text: str) -> None:
     """Write a whole file unless there is one: of several processes one succeeds."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PART}")
-    _write(temporary, text)
-    try:
-        os.link(temporary, path)  # fails if the name is taken, which a renaming does not
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
+    with _written(path, text.encode()) as temporary:
+        try:
+            os.link(temporary, path)  # fails if the name is taken, which a renaming does not
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            temporary.replace(path)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: to a random temporary name, fsynced, then renamed.
+
+    A link at ``path`` is replaced, and what it points to left alone.
+
+    Raises:
+        OSError: it cannot be written, the disk is full for instance; nothing is left of it.
+    """
+    with _written(path, data) as temporary:
         temporary.replace(path)
-        return
-    temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: to a temporary name, fsynced, then renamed."""
-    temporary = path.with_name(path.name + _PART)
-    _write(temporary, text)
-    temporary.replace(path)
+    r"""Write a whole file or nothing, as :func:`write_bytes`, in UTF-8.
+
+    File names may hold bytes that are not, which Python keeps as lone surrogates: they are written
+    as ``\udcff``.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+@contextlib.contextmanager
+def _written(path: Path, data: bytes) -> Iterator[Path]:
+    """The data under a temporary name beside ``path``, which is gone at the end."""
+    temporary, file = _temporary(path)
+    with file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file, locked as long as it is open: it is no leftover."""
+    while True:
+        # cut, so that the whole fits the 255 bytes of a name
+        name = f"{path.name[:50]}.{secrets.token_hex(8)}{_PART}"
+        temporary = path.with_name(name)
+        file = temporary.open("xb")  # exclusive: follows no link
+        with contextlib.suppress(OSError):  # a file system without locks: leftovers stay there
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():  # or it was swept away before it was locked
+            return temporary, file
+        file.close()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written; what a living one writes is locked."""
+    for path in folder.rglob(f"*{_PART}"):
+        if _TEMPORARY.search(path.name) and path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+
+
+def _not_through_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def append_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Append records as JSON lines and fsync; when it returns they are on disk.
 
     Raises:
-        OSError: they cannot be written, the disk is full for instance; it names the file.
+        OSError: they cannot be written: the disk is full, or ``path`` is a link; it names the file.
     """
+    _refuse_link(path)
     try:
-        with path.open("a") as file:
+        with open(path, "a", encoding="utf-8", opener=_not_through_links) as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
             file.flush()
             os.fsync(file.fileno())
@@ -155,13 +248,16 @@ def read_lines(
 
     Raises:
         ValueError: a complete line that is not a JSON object in UTF-8, or lacks one of ``fields``.
+        FileExistsError: a link is in its place, and it is to be appended to.
     """
+    if repair:
+        _refuse_link(path)
     if not path.exists():
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if repair and len(whole) < len(data):
-        with path.open("r+b") as file:
+        with open(path, "r+b", opener=_not_through_links) as file:
             file.truncate(len(whole))
     records = []
     for number, line in enumerate(whole.splitlines(), 1):
@@ -184,8 +280,41 @@ def read_lines(
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table of rows that all have the columns of the first."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    """A table of rows that all have the columns of the first.
+
+    Spreadsheets compute a text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break;
+    a prompt may be a formula that sends the table away.  Such a text gets an apostrophe before it,
+    and so does one that has apostrophes before such a sign, so that :func:`read_csv` gives every
+    text back.  Numbers stay numbers.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows({name: _inert(value) for name, value in row.items()} for row in rows)
+    write_text(path, text.getvalue())
+
+
+def _inert(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table of :func:`write_csv`, with the texts that were given to it.
+
+    Raises:
+        ValueError: it cannot be read as a table.
+    """
+    before = csv.field_size_limit(_CELL)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}") from error
+    finally:
+        csv.field_size_limit(before)
+    return [{name: _as_given(value) for name, value in row.items()} for row in rows]
+
+
+def _as_given(value: Any) -> Any:
+    is_inert = isinstance(value, str) and value.startswith("'") and _FORMULA.match(value)
+    return value[1:] if is_inert else value

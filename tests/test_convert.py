@@ -230,12 +230,15 @@ def test_what_is_in_the_way_stays(source, tmp_path):
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     (tmp_path / "out.part").mkdir()
     (tmp_path / "out.part" / "thesis.tex").write_text("mine")
+    (tmp_path / "other.part").mkdir()  # the mark of ours, which leads to another's file
+    (tmp_path / "other.part" / ".sharpjax-convert").symlink_to(tmp_path / "planted")
     before = sorted(tmp_path.rglob("*"))
     for name, message in (
         ("file", "file is a file or a link"),
         ("link", "link is a file or a link"),
         ("full", "full is not empty"),
         ("out", r"out\.part is in the way, and no interrupted convert left it"),
+        ("other", r"other\.part is in the way, and no interrupted convert left it"),
     ):
         with pytest.raises(FileExistsError, match=message):
             convert(vae, tmp_path / name)

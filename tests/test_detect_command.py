@@ -2,17 +2,21 @@
 
 import csv
 import json
+import os
 import random
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sharpjax import cli
-from sharpjax.detection.images import find_images, read_image
+from sharpjax.detection.images import detect_images, find_images
 from sharpjax.detection.settings import ImageSettings
+from sharpjax.models.load import load
+from sharpjax.pictures import read_image
 
 
 def sharpjax(*arguments, cwd):
@@ -166,6 +170,42 @@ def test_pictures_are_cut_to_the_middle_square(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     np.testing.assert_array_equal(read_image(tmp_path / "wide.png", (3, 16, 16)), 1.0)
     assert read_image(tmp_path / "wide.png", (1, 16, 16)).shape == (1, 16, 16)
+
+
+def test_what_is_left_out_of_a_directory_is_told(tmp_path):
+    for name in ("a.tiff", "b.gif", "c.AVIF", "d.webp", "e.BMP", "f.tif", "g.PNG"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "labels.csv").write_text("prompt,label\na.tiff,clean\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = [case.condition for case in find_images(tmp_path)]
+    assert found == ["a.tiff", "b.gif", "c.AVIF", "d.webp", "e.BMP", "f.tif", "g.PNG"]
+    for name in ("photo.heic", "a.txt", "b.txt", "README", ".hidden"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "more.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.warns(UserWarning, match="left out") as told:
+        assert [case.condition for case in find_images(tmp_path)] == found
+    assert "1 without an ending, 2 .txt, 1 directories, 1 .heic, 1 .png" in str(told[0].message)
+
+
+def test_an_image_is_judged_as_it_is_shown(small, tmp_path):
+    """A photo that EXIF turns, and the same that was turned: one number; 16 bits as 8."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(pixels).save(folder / "a.png", exif=exif)
+    Image.fromarray(np.rot90(pixels, -1)).save(folder / "b.png")
+    Image.fromarray(np.rot90(pixels, -1).astype(np.uint16) * 257).save(folder / "c.png")
+    (folder / "d.png").write_bytes(b"none")
+    records = detect_images(
+        load(small[1]), folder, find_images(folder), tmp_path / "run",
+        ImageSettings(num_directions=4), fingerprint="x",
+    )  # fmt: skip
+    assert records[0]["network"] == records[1]["network"] == records[2]["network"]
+    assert records[3]["failed"] == "cannot be read as an image: cannot identify image file"
 
 
 def test_images_that_are_not_there(tmp_path):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm, rankdata, t
+from scipy.stats import norm, rankdata
+from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sharpjax import Gaussian, GaussianMixture, PixelDiffusion, Schedule, ScorePair, detection
@@ -343,7 +344,7 @@ def test_interval_of_an_auc_solves_its_equation():
         def variance(x):
             return x * (1 - x) * (1 + 5 * (1 - x) / (2 - x) + 5 * x / (1 + x)) / 36
 
-        ratio = (t.ppf(0.975, freedom) / norm.ppf(0.975)) ** 2 * sum(parts) / variance(auc)
+        ratio = (student.ppf(0.975, freedom) / norm.ppf(0.975)) ** 2 * sum(parts) / variance(auc)
         assert (ratio > 1) == is_larger
         scale = norm.ppf(0.975) ** 2 * max(1.0, ratio)
         found = evaluate(scores, memorized, num_bootstrap=1).auc

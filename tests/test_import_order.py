@@ -15,7 +15,7 @@ ROOT = Path(sharpjax.__file__).parent
 # and everything on a lower line, and nothing on its own line or above.
 LAYERS = (
     ("_linalg", "_types", "progress", "prompts", "reprs", "rundir", "similarity", "zoo"),
-    ("levels", "provenance"),
+    ("levels", "pictures", "provenance"),
     ("schedules", "densities"),
     ("score",),
     ("conditional",),

@@ -1,13 +1,23 @@
 """Judges, on real pictograms and on networks that PyTorch has written."""
 
+import shutil
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter1d
 
 from sharpjax import zoo
 from sharpjax.datasets.openmoji import planted_pictograms
-from sharpjax.judging import EmbeddingJudge, PictogramJudge, load_sscd, read_references
+from sharpjax.judging import (
+    EmbeddingJudge,
+    PictogramJudge,
+    load_clip,
+    load_sscd,
+    read_references,
+)
 from sharpjax.models.checkpoints import from_pretrained
 from sharpjax.similarity import outline_correlation, structural_similarity
 
@@ -81,8 +91,6 @@ def test_structural_similarity_against_its_definition():
 @pytest.fixture(scope="module")
 def sscd_file(tmp_path_factory):
     """A network for 288 x 288 images: nine means of each channel."""
-    import torch
-
     path = tmp_path_factory.mktemp("sscd") / "sscd.torchscript.pt"
     network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(3), torch.nn.Flatten())
     torch.jit.script(network).save(str(path))
@@ -128,6 +136,61 @@ def test_the_embedding_is_of_the_normalised_image(sscd_file):
     np.testing.assert_allclose(embedded[0].reshape(3, 9).mean(axis=1), expected, rtol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def clip_directory(stable_diffusion_directory, tmp_path_factory):
+    """A small CLIP with random weights and its processor, as transformers writes them."""
+    from transformers import (
+        CLIPConfig,
+        CLIPImageProcessor,
+        CLIPModel,
+        CLIPProcessor,
+        CLIPTokenizer,
+    )
+
+    tokenizer = CLIPTokenizer.from_pretrained(stable_diffusion_directory, subfolder="tokenizer")
+    part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2}  # fmt: skip
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=part | {"vocab_size": len(tokenizer), "max_position_embeddings": 77},
+            vision_config=part | {"image_size": 16, "patch_size": 8},
+            projection_dim=8,
+        )
+    )
+    folder = tmp_path_factory.mktemp("clip")
+    model.save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    processor = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=size)
+    CLIPProcessor(processor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_clip_reads_safetensors_and_no_pickle(clip_directory, tmp_path):
+    scores = load_clip(clip_directory)(pictures(2), ["a cat", "a dog"])
+    assert scores.shape == (2,)
+    assert np.all(np.abs(scores) <= 1)
+    folder = shutil.copytree(clip_directory, tmp_path / "pickled")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"no CLIP model with safetensors at .*pickled \(a pickle"):
+        load_clip(folder)
+
+
+def test_training_images_are_turned_and_scaled(tmp_path):
+    """As detection reads them: a photo on its side, a scan of 16 bits."""
+    exif = Image.Exif()
+    exif[274] = 6
+    photo = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(np.full((8, 8), 127 * 257, np.uint16)).save(tmp_path / "b.png")
+    (tmp_path / "r.csv").write_text("prompt,file\na,a.png\nb,b.png\n")
+    (first, second), _ = read_references(tmp_path / "r.csv")
+    expected = np.rot90(photo, -1).transpose(2, 0, 1) / 127.5 - 1
+    np.testing.assert_allclose(first, expected, atol=1e-6)
+    np.testing.assert_allclose(second, np.full((3, 8, 8), 127 / 127.5 - 1), atol=1e-6)
+
+
 def test_files_that_are_not_there(sscd_file, tmp_path):
     with pytest.raises(FileNotFoundError, match="no SSCD file"):
         load_sscd(tmp_path / "none.pt")
@@ -139,7 +202,7 @@ def test_files_that_are_not_there(sscd_file, tmp_path):
     for text, message in (
         ("prompt\na\n", "must have columns 'prompt' and 'file'"),
         ("prompt,file\n", "at least one row"),
-        ("prompt,file\na,text.pt\n", "is not an image"),
+        ("prompt,file\na,text.pt\n", "text.pt cannot be read as an image"),
     ):
         (tmp_path / "r.csv").write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -309,6 +309,58 @@ class TestMitigation:
         (tmp_path / "run" / "prompts.json").write_text(json.dumps(rows))
         assert write_page([tmp_path / "run"]).read_text().count("<img") == 6
 
+    def test_links_lead_to_no_file_outside(self, tmp_path, mitigation_run):
+        mitigation_run(tmp_path / "run")
+        Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+        image = tmp_path / "run" / "images" / "none-0-0.png"
+        image.unlink()
+        image.symlink_to(tmp_path / "secret.png")
+        assert write_page([tmp_path / "run"]).read_text().count("<img") == 7
+
+
+@pytest.mark.parametrize("name", ["samples.png", "grid.png"])
+def test_a_grid_outside_the_run_is_not_shown(name, run, tmp_path):
+    """As the images of mitigation, these are of the run or are not there."""
+    Image.new("RGB", (8, 8)).save(run / name)
+    assert "<img" in write_page([run]).read_text()
+    (run / name).rename(tmp_path / name)
+    (run / name).symlink_to(tmp_path / name)
+    assert "<img" not in write_page([run]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("results.csv", "results.csv leads out"), ("summary.json", "summary.json leads out")],
+)
+def test_tables_outside_the_run_are_not_read(name, message, run, tmp_path):
+    (run / name).rename(tmp_path / name)
+    (run / name).symlink_to(tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        write_page([run])
+
+
+def test_a_column_of_the_table_leads_to_no_spectra_outside(run):
+    """``spectra/COLUMN`` is read, and the column's name may be anybody's."""
+    table = (run / "results.csv").read_text()
+    about = json.loads((run / "about.json").read_text())
+    name = about["decide_by"]
+    (run / "results.csv").write_text(table.replace(f"network {name}", "network ../../.."))
+    (run / "about.json").write_text(json.dumps(about | {"decide_by": "../../.."}))
+    with pytest.raises(ValueError, match="leads out of the run directory"):
+        write_page([run])
+
+
+def test_formulas_are_shown_as_the_prompts_that_they_are(tmp_path, text_of, detection_run):
+    prompts = ["=1+1", "'-2", *map(str, range(6))]
+    detection_run(tmp_path / "run", prompts=prompts)
+    path = write_page([tmp_path / "run"])
+    assert "\n'=1+1" in (tmp_path / "run" / "results.csv").read_text()
+    text = text_of(path)
+    assert "=1+1" in text
+    assert "'=1+1" not in text
+    assert "'-2" in text
+    assert "''-2" not in text
+
 
 def test_large_images_are_made_small(tmp_path):
     from sharpjax.page.drawing import picture

@@ -9,12 +9,14 @@ import pytest
 from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
-from sharpjax.datasets.openmoji import planted_pictograms
+from sharpjax.datasets.openmoji import PlantedPictograms, planted_pictograms
 from sharpjax.detection.truth import read_truths, write_truths
+from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.replication import (
     NUM_NEGATIVES,
     CaptionTruth,
     Control,
+    control,
     judge,
     load_images,
     measured_concepts,
@@ -103,6 +105,33 @@ def test_verdict(copies, verdict):
     half = 2.364624 * own.std(ddof=1) / np.sqrt(8)
     assert truth.similarity_high - truth.similarity == pytest.approx(half, rel=1e-5)
     assert np.isnan(truth.concept_rate)
+
+
+def test_the_threshold_is_of_images_seen_through_the_autoencoder(stable_diffusion_directory):
+    """Samples are decoded latents: renderings are compared as the decoder would show them."""
+    model = LatentDiffusion.from_pretrained(stable_diffusion_directory)
+    few = PICTOGRAMS.of("control")[:8]
+    pictograms = PlantedPictograms(
+        tuple(PICTOGRAMS.concepts[i] for i in few), PICTOGRAMS.pictures[few],
+        jax.tree.map(lambda field: field[few], PICTOGRAMS.fixed),
+    )  # fmt: skip
+    found = control(model, pictograms, repeats=2)
+    index, key = np.arange(8), jax.random.key(2022)
+    fixed = pictograms.fixed_images(index)
+    fresh = [pictograms.fresh_images(jax.random.fold_in(key, r), index) for r in range(2)]
+
+    def similarity(images, *, seen):
+        images = model.decode(model.encode_image(images)) if seen else images
+        pairs = zip(images, fixed, strict=True)
+        return [outline_correlation(a[None], b[None])[0, 0] for a, b in pairs]
+
+    others, raw = (np.concatenate([similarity(x, seen=s) for x in fresh]) for s in (True, False))
+    np.testing.assert_allclose(found.others, others, atol=1e-5)
+    np.testing.assert_allclose(found.copies, similarity(fixed, seen=True), atol=1e-5)
+    assert found.threshold == pytest.approx(np.quantile(others, 0.99), abs=1e-5)
+    # without the autoencoder it would be another
+    assert abs(found.threshold - np.quantile(raw, 0.99)) > 0.05
+    assert found.copies.max() < 0.99
 
 
 def test_who_is_measured():

@@ -63,6 +63,7 @@ from sharpjax.models.pixel_diffusion import PixelDiffusion
 from sharpjax.prompts import distinct
 from sharpjax.provenance import Clock
 from sharpjax.report import detection as report
+from sharpjax.rundir import within
 from sharpjax.spectrum import SPECTRA_NAME, SpectrumSettings
 
 
@@ -246,7 +247,7 @@ def detect(
     written += [grid] if grid else []
     if spectra and judged.records:
         column = chosen or judged.names()[0]
-        inside = folder / SPECTRA_NAME / column
+        inside = within(folder, Path(SPECTRA_NAME, column))
         of_spectra = SpectrumSettings(num_steps=steps, num_stages=min(3, steps), seed=seed)
         write_spectra(network, directory, judged.extremes(column), inside, of_spectra, who=who)
         written.append(folder / SPECTRA_NAME)

@@ -143,15 +143,16 @@ def mitigate_prompts(
         Path | None,
         typer.Option(
             help="SSCD's TorchScript file; a copy has a cosine above "
-            f"{judging.SSCD_THRESHOLD}. A program: use one that you trust. Needs PyTorch.",
+            f"{judging.SSCD_THRESHOLD}. A program, which is run: use one that you trust. Needs "
+            "PyTorch.",
             rich_help_panel=_JUDGE,
         ),
     ] = None,
     clip: Annotated[
         str | None,
         typer.Option(
-            help="Directory or hub id of a CLIPModel: fidelity is its cosine of image and prompt. "
-            "Needs PyTorch.",
+            help="Directory or hub id of a CLIPModel in safetensors: fidelity is its cosine of "
+            "image and prompt. Needs PyTorch.",
             rich_help_panel=_JUDGE,
         ),
     ] = None,

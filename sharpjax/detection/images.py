@@ -5,6 +5,7 @@ About a memorized image the density at a small noise level is a narrow peak: the
 (Brokman et al., SSVM 2025, arXiv:2505.08246).  Only the unconditional score is asked.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from sharpjax._types import Array, ArrayLike
 from sharpjax.conditional import ConditionalModel, unconditional_pair
@@ -25,17 +25,17 @@ from sharpjax.detection.cases import Case
 from sharpjax.detection.run import RESULTS_NAME, SECONDS_NAME
 from sharpjax.detection.settings import PARTS, ImageSettings
 from sharpjax.detection.statistics import p_laplacian
+from sharpjax.pictures import ENDINGS, read_picture, to_array
 from sharpjax.progress import progress
 from sharpjax.prompts import LABELS_NAME, read_labelled
 from sharpjax.rundir import append_lines, claim, read_lines
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def find_images(directory: str | Path) -> list[Case]:
     """Images of a directory, by name, with what its ``labels.csv`` says of them, if it is there.
 
-    The file has columns ``prompt`` (the image's name), ``label`` and ``source``.
+    The file has columns ``prompt`` (the image's name), ``label`` and ``source``.  What else is in
+    the directory is left out, with a warning that counts it by its endings.
 
     Raises:
         FileNotFoundError: no such directory, no images in it, or labels of an image that is not
@@ -45,9 +45,16 @@ def find_images(directory: str | Path) -> list[Case]:
     folder = Path(directory)
     if not folder.is_dir():
         raise FileNotFoundError(f"no directory of images {folder}")
-    files = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in ENDINGS)
+    entries = sorted(p for p in folder.iterdir() if p.name != LABELS_NAME and p.name[0] != ".")
+    files = [p.name for p in entries if p.suffix.lower() in ENDINGS and p.is_file()]
     if not files:
         raise FileNotFoundError(f"no images ({', '.join(ENDINGS)}) in {folder}")
+    kept = set(files)
+    if others := collections.Counter(_kind(p) for p in entries if p.name not in kept):
+        told = ", ".join(f"{count} {kind}" for kind, count in others.items())
+        warnings.warn(
+            f"{folder}: left out {told}; images that are read: {', '.join(ENDINGS)}", stacklevel=2
+        )
     labels = folder / LABELS_NAME
     known = {line.prompt: line for line in read_labelled(labels)} if labels.is_file() else {}
     if absent := [name for name in known if name not in files]:
@@ -58,26 +65,11 @@ def find_images(directory: str | Path) -> list[Case]:
     ]
 
 
-def read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """An image as the model's, ``shape`` from -1 to 1: its middle square, resized.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    channels, height, width = shape
-    try:
-        with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot be read as an image ({error})") from error
-    scale = min(image.width / width, image.height / height)
-    crop_w, crop_h = scale * width, scale * height
-    left, top = (image.width - crop_w) / 2, (image.height - crop_h) / 2
-    if image.size != (width, height):
-        box = (left, top, left + crop_w, top + crop_h)
-        image = image.resize((width, height), Image.Resampling.LANCZOS, box=box)
-    pixels = np.asarray(image, np.float32).reshape(height, width, channels)
-    return pixels.transpose(2, 0, 1) / 127.5 - 1
+def _kind(path: Path) -> str:
+    """Of what is no image, in words."""
+    if path.is_dir():
+        return "directories"
+    return path.suffix or "without an ending"
 
 
 def detect_images(
@@ -127,7 +119,7 @@ def detect_images(
     path = folder / RESULTS_NAME
     done = {record["index"]: record for record in read_lines(path, {"index", "condition"})}
     key, seconds = jax.random.key(settings.seed), []
-    resized = 0
+    resized, mode = 0, "L" if model.image_shape[0] == 1 else "RGB"
     with progress("detecting", total=len(names), done=len(done)) as bar:
         for index, name in enumerate(names):
             if index in done:
@@ -135,13 +127,12 @@ def detect_images(
             record: dict[str, Any] = {"index": index, "condition": name}
             start = time.perf_counter()
             try:
-                pixels = read_image(Path(images) / name, model.image_shape)
+                picture = read_picture(Path(images) / name, mode)
             except ValueError as error:
-                record["failed"] = str(error)
+                record["failed"] = str(error).removeprefix(f"{Path(images) / name} ")
             else:
-                with Image.open(Path(images) / name) as file:
-                    resized += file.size != model.image_shape[:0:-1]
-                z = jnp.asarray(model.encode_image(pixels[None]))[0]
+                resized += picture.size != model.image_shape[:0:-1]
+                z = jnp.asarray(model.encode_image(to_array(picture, model.image_shape)[None]))[0]
                 record |= _measured(model, z, key, settings)
             seconds.append(time.perf_counter() - start)
             append_lines(path, [record])

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from sharpjax._types import Array
 from sharpjax.densities import Empirical
 from sharpjax.reprs import one_line
+from sharpjax.rundir import write_bytes
 from sharpjax.score import ScorePair
 
 TRAINING_SET_NAME = "training_set.safetensors"
@@ -74,7 +75,8 @@ class TrainingSet:
         """Write ``training_set.safetensors``; pixels are exact if the images came from uint8."""
         path = Path(directory) / TRAINING_SET_NAME
         pixels = np.round((np.asarray(self.images) + 1) * 127.5).astype(np.uint8)
-        save_file({"images": pixels, "conditions": np.asarray(self.conditions, np.int32)}, path)
+        conditions = np.asarray(self.conditions, np.int32)
+        write_bytes(path, save({"images": pixels, "conditions": conditions}))
         return path
 
     @property

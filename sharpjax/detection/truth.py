@@ -13,7 +13,6 @@ there the threshold is the stricter.
 Conditions in between are kept apart: detection is not judged on them.
 """
 
-import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +25,9 @@ from PIL import Image
 from sharpjax.conditional import ConditionalModel
 from sharpjax.detection.evaluation import wilson
 from sharpjax.detection.oracle import TrainingSet
+from sharpjax.pictures import read_picture, write_png
 from sharpjax.progress import progress
-from sharpjax.rundir import append_lines, claim, read_lines
+from sharpjax.rundir import append_lines, claim, make_folder, read_csv, read_lines, write_csv
 from sharpjax.similarity import pixel_correlation
 
 TRUTH_NAME = "ground_truth.csv"
@@ -165,7 +165,7 @@ def measure_truth(
         },
         what="ground-truth",
     )
-    (folder / "samples").mkdir(exist_ok=True)
+    make_folder(folder / "samples")
     path = folder / "results.jsonl"
     limit = thresholds(training_set, names)
     fields = {field.name for field in dataclasses.fields(Truth)}
@@ -193,12 +193,12 @@ def measure_truth(
 def save_strip(path: Path, samples: np.ndarray) -> None:
     """Grey samples ``(n, 1, h, w)`` in ``[-1, 1]`` side by side in one PNG."""
     pixels = np.round((np.clip(samples[:, 0], -1, 1) + 1) * 127.5).astype(np.uint8)
-    Image.fromarray(np.concatenate(list(pixels), axis=1)).save(path, optimize=True)
+    write_png(path, Image.fromarray(np.concatenate(list(pixels), axis=1)))
 
 
 def load_strip(path: Path) -> np.ndarray:
     """The samples of :func:`save_strip`, square, ``(n, 1, h, h)`` in ``[-1, 1]``."""
-    pixels = np.asarray(Image.open(path), np.float64) / 127.5 - 1
+    pixels = np.asarray(read_picture(path, "L"), np.float64) / 127.5 - 1
     height = pixels.shape[0]
     return pixels.reshape(height, -1, height).transpose(1, 0, 2)[:, None]
 
@@ -207,12 +207,11 @@ def write_truths(directory: str | Path, truths: Sequence[Any]) -> Path:
     """Write ``ground_truth.csv``: the fields of the records, their copy rates and verdicts."""
     path = Path(directory) / TRUTH_NAME
     columns = [field.name for field in dataclasses.fields(truths[0])] + ["copy_rate", "verdict"]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for truth in truths:
-            row = [getattr(truth, column) for column in columns]
-            writer.writerow([round(v, 6) if isinstance(v, float) else v for v in row])
+    rows = [{column: getattr(truth, column) for column in columns} for truth in truths]
+    write_csv(
+        path,
+        [{k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows],
+    )
     return path
 
 
@@ -226,10 +225,9 @@ def read_truths(directory: str | Path, kind: type[Any] = Truth) -> list[Any]:
     path = Path(directory) / TRUTH_NAME
     if not path.is_file():
         raise FileNotFoundError(f"no {TRUTH_NAME} in {directory}")
+    rows = read_csv(path)
     fields = dataclasses.fields(kind)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
         types: Any = {field.name: field.type for field in fields}  # float, str, int
         return [kind(**{name: types[name](row[name]) for name in types}) for row in rows]
     except (KeyError, ValueError) as error:

@@ -24,14 +24,14 @@ from sharpjax._types import Array, ArrayLike
 from sharpjax.conditional import ConditionalModel
 from sharpjax.curvature.loops import over_points
 from sharpjax.detection.statistics import score_difference
-from sharpjax.generation import make_folder, to_picture, write_png
+from sharpjax.generation import to_picture, write_png
 from sharpjax.mitigation.calibration import Levels, calibrate
 from sharpjax.mitigation.descent import MAX_STEPS
 from sharpjax.mitigation.methods import METHODS, NONE, losses_of, treat
 from sharpjax.mitigation.perturbation import Vocabulary
 from sharpjax.mitigation.problem import Problem, Treatment
 from sharpjax.progress import progress
-from sharpjax.rundir import append_lines, claim, read_lines, write_text
+from sharpjax.rundir import append_lines, claim, make_folder, read_lines, within, write_text
 
 RESULTS_NAME, LEVELS_NAME, IMAGES_NAME = "results.jsonl", "levels.json", "images"
 _FIELDS = ("method", "strength", "index", "prompt", "images")
@@ -333,7 +333,7 @@ def _levels(
     if not names:
         return Levels({})
     path, digest = (
-        folder / LEVELS_NAME,
+        within(folder, LEVELS_NAME),
         hashlib.sha256(json.dumps(list(clean)).encode()).hexdigest(),
     )
     if path.is_file():

@@ -200,6 +200,7 @@ def _check_target(target: Path) -> None:
     if (
         staging.is_symlink()
         or (staging.exists() and not staging.is_dir())
+        or (staging / _MARK).is_symlink()
         or (_left(staging) and not (staging / _MARK).is_file())
     ):
         raise FileExistsError(

@@ -1,6 +1,7 @@
 """What the page shows of a detection run: verdicts, how well they do, what they cost."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from sharpjax.page.blocks import Block, Cell, Column, Figures, Section, Table, T
 from sharpjax.page.drawing import figure
 from sharpjax.page.runs import Run, number, read_run
 from sharpjax.report.numbers import interval, with_error
-from sharpjax.rundir import SETTINGS_NAME
+from sharpjax.rundir import SETTINGS_NAME, within
 from sharpjax.spectrum import SPECTRA_NAME
 
 _PANELS = 16  # of a kind of plot
@@ -46,7 +47,7 @@ def spectra(run: Run) -> list[Section]:
     """Of the sharpest and the flattest condition, if the run has computed them."""
     rows = run.table("results.csv")
     column = _deciding(run, _names(rows[0])) if rows else ""
-    inside = run.folder / SPECTRA_NAME / column
+    inside = within(run.folder, Path(SPECTRA_NAME, column))
     if not column or not (inside / SETTINGS_NAME).is_file():
         return []
     computed = read_run(inside)

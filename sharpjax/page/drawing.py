@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from sharpjax.page.blocks import Figure, Picture
+from sharpjax.pictures import read_picture
 
 # The colours of sharpjax.plots by what they mean: the page has a light and a dark one of each.
 _COLOURS = {
@@ -69,15 +70,14 @@ def picture(path: Path, label: str, *, copied: bool = False, wide: bool = False)
     """
     try:
         source = _data_uri(path, _WIDEST if wide else _THUMBNAIL)
-    except (OSError, SyntaxError, Image.DecompressionBombError):
+    except ValueError:
         return None
     return Picture(source, label, copied, wide)
 
 
 @functools.lru_cache(maxsize=512)  # images without mitigation stand beside every method
 def _data_uri(path: Path, most: int) -> str:
-    with Image.open(path) as file:
-        image = file.convert("RGB")
+    image = read_picture(path)
     small = max(image.size) <= _LOSSLESS
     if max(image.size) > most:
         image.thumbnail((most, most), Image.Resampling.LANCZOS)

@@ -21,8 +21,8 @@ from sharpjax.page.blocks import (
     Table,
     Text,
 )
-from sharpjax.page.drawing import figure, picture
-from sharpjax.page.runs import Run, number
+from sharpjax.page.drawing import figure
+from sharpjax.page.runs import Run, number, shown_image
 from sharpjax.report.comparison import CHOSEN_TABLE, CURVES_TABLE, verdict_line
 from sharpjax.report.mitigation import IMAGES_TABLE, PROMPTS_NAME
 from sharpjax.report.numbers import p_value
@@ -73,11 +73,8 @@ def _pictures(
         for title, files in sides.items():
             shown: list[Picture] = []
             for j, file in enumerate(files[:_IMAGES]):
-                path = (run.folder / file).resolve()
-                if not path.is_relative_to(run.folder.resolve()):
-                    continue  # names come from a file: none may lead out of the run
                 label = f"{prompt}, {title}, image {j + 1}"
-                one = picture(path, label, copied=file in copied)
+                one = shown_image(run, file, label, copied=file in copied)
                 if one is not None:
                     shown.append(one)
             if shown:

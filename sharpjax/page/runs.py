@@ -1,14 +1,15 @@
 """Run directories as the page reads them: finished or not, of older versions too."""
 
-import csv
 import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sharpjax.page.blocks import Picture
+from sharpjax.page.drawing import picture
 from sharpjax.provenance import read_about
-from sharpjax.rundir import SETTINGS_NAME, read_lines
+from sharpjax.rundir import SETTINGS_NAME, read_csv, read_lines, within
 
 KINDS = {  # of settings.json, and the commands that make them
     "detect": "sharpjax detect or calibrate",
@@ -18,7 +19,6 @@ KINDS = {  # of settings.json, and the commands that make them
     "ground-truth": "sharpjax ground-truth",
     "sample": "sharpjax sample or ground-truth",
 }
-_CELL = 2**24  # characters that a cell of a table may have; csv's own limit is 128 KiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Run:
         found = [
             record
             for path in sorted(self.folder.glob("results*.jsonl"))
-            for record in read_lines(path, repair=False)
+            for record in read_lines(within(self.folder, path.name), repair=False)
         ]
         return sorted(found, key=lambda record: record.get("index", 0))
 
@@ -55,36 +55,46 @@ class Run:
         """The rows of a CSV file of the run; none if it is not there.
 
         Raises:
-            ValueError: it cannot be read as one.
+            ValueError: it cannot be read as one, or leads out of the run.
         """
-        path = self.folder / name
+        path = within(self.folder, name)
         if not path.is_file():
             return []
-        before = csv.field_size_limit(_CELL)
         try:
-            with path.open(newline="") as file:
-                return list(csv.DictReader(file))
-        except (csv.Error, UnicodeDecodeError) as error:
+            return read_csv(path)
+        except ValueError as error:
             raise ValueError(
-                f"{path} cannot be read as a table: {error}. The command that made the run writes "
-                "it anew, and computes nothing again"
+                f"{error}. The command that made the run writes it anew, and computes nothing again"
             ) from error
-        finally:
-            csv.field_size_limit(before)
 
     def document(self, name: str) -> Any:
         """What a JSON file of the run holds; None if it is not there.
 
         Raises:
-            ValueError: it is not valid JSON.
+            ValueError: it is not valid JSON, or leads out of the run.
         """
-        path = self.folder / name
+        path = within(self.folder, name)
         if not path.is_file():
             return None
         try:
-            return json.loads(path.read_text())
+            return json.loads(path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def shown_image(run: Run, name: str, label: str, **looks: bool) -> Picture | None:
+    """An image of the run as the page shows it; None if it cannot be read, or leads out of it.
+
+    Args:
+        run: that it belongs to.
+        name: of the file, which may have been read from another file.
+        label: what is shown.
+        looks: as of :func:`sharpjax.page.drawing.picture`.
+    """
+    try:
+        return picture(within(run.folder, name), label, **looks)
+    except ValueError:
+        return None
 
 
 def read_run(folder: str | Path) -> Run:
@@ -100,7 +110,7 @@ def read_run(folder: str | Path) -> Run:
         raise FileNotFoundError(
             f"{folder} {what}; give the run directory that a command of sharpjax printed"
         )
-    path = folder / SETTINGS_NAME
+    path = within(folder, SETTINGS_NAME)
     if not path.is_file():
         inside = [p.name for p in folder.iterdir() if (p / SETTINGS_NAME).is_file()]
         hint = (
@@ -110,7 +120,7 @@ def read_run(folder: str | Path) -> Run:
         )
         raise ValueError(f"{folder} holds no run ({SETTINGS_NAME} is missing){hint}")
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(
             f"{path} is not valid JSON: {error}; without it the run cannot be read or resumed"

@@ -3,8 +3,7 @@
 from sharpjax.detection.truth import TRUTH_NAME
 from sharpjax.generation import GRID_NAME
 from sharpjax.page.blocks import Block, Cell, Column, Pictures, Section, Table, Text
-from sharpjax.page.drawing import picture
-from sharpjax.page.runs import Run, number
+from sharpjax.page.runs import Run, number, shown_image
 
 _GRIDS = {
     "samples.png": "Samples beside the nearest training image; copies have a red frame.",
@@ -31,8 +30,7 @@ def grid(run: Run) -> list[Section]:
 def _grids(run: Run) -> list[Block]:
     found: list[Block] = []
     for name, caption in _GRIDS.items():
-        path = run.folder / name
-        if path.is_file() and (one := picture(path, caption, wide=True)) is not None:
+        if (one := shown_image(run, name, caption, wide=True)) is not None:
             found.append(Pictures([("", [("", [one])])], caption))
             break
     return found

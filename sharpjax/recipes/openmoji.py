@@ -1,6 +1,5 @@
 """How the pictograms' text-to-image model is made: tokenizer, networks, schedule and settings."""
 
-import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from sharpjax.models.clip_text import CLIPTextModel
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.models.tokenizer import Tokenizer
 from sharpjax.models.unet_2d_condition import UNet2DConditionModel
+from sharpjax.rundir import write_bytes
 from sharpjax.schedules import Schedule
 from sharpjax.training import (
     CaptionDenoising,
@@ -105,7 +105,7 @@ def openmoji_at(directory: str | Path, vae: AutoencoderKL, step: int) -> LatentD
 def save_openmoji(model: LatentDiffusion, directory: str | Path) -> Path:
     """A Stable Diffusion directory in half precision, the captions beside the parts."""
     folder = model.save_pretrained(directory, dtype=jnp.float16)
-    shutil.copy(SPLIT_PATH, folder / CAPTIONS_NAME)
+    write_bytes(folder / CAPTIONS_NAME, SPLIT_PATH.read_bytes())
     return folder
 
 

@@ -10,6 +10,7 @@ from sharpjax import plots
 from sharpjax.datasets.openmoji import PlantedPictograms
 from sharpjax.detection.evaluation import wilson
 from sharpjax.replication import CaptionTruth, Control, load_images
+from sharpjax.rundir import within
 from sharpjax.similarity import outline_correlation
 
 
@@ -81,7 +82,7 @@ def write_grid(
         for truth in members[:rows_each]:
             index = place[truth.caption]
             fixed = pictograms.fixed_images(np.array([pictograms.captions.index(truth.caption)]))
-            files = [folder / "images" / f"{index:05d}-{j}.png" for j in range(count)]
+            files = [within(folder, f"images/{index:05d}-{j}.png") for j in range(count)]
             samples = load_images([file for file in files if file.is_file()])
             copies = outline_correlation(samples, fixed)[:, 0] > threshold
             label = f"{truth.caption}\n{name}: {truth.copy_rate:.0%} copies"

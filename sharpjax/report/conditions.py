@@ -8,6 +8,7 @@ from rich.table import Table
 from sharpjax import plots
 from sharpjax.detection.oracle import TrainingSet
 from sharpjax.detection.truth import Truth, load_strip
+from sharpjax.rundir import within
 from sharpjax.similarity import pixel_correlation
 
 
@@ -39,7 +40,7 @@ def write_sample_grid(
     rows = []
     for index in shown:
         truth, references = truths[index], training_set.of(index)
-        samples = load_strip(folder / "samples" / f"{index:03d}.png")[:count]
+        samples = load_strip(within(folder, f"samples/{index:03d}.png"))[:count]
         between = pixel_correlation(samples, references)
         rows.append(
             (

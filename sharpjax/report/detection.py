@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from sharpjax.detection.evaluation import FEWEST, Evaluation, roc, roc_band
 from sharpjax.detection.run import SECONDS_NAME
 from sharpjax.detection.summary import Judged, Summary, direction, write_table
 from sharpjax.report.numbers import interval
-from sharpjax.rundir import read_lines, write_csv, write_text
+from sharpjax.rundir import read_lines, write_bytes, write_csv, write_text
 
 _FIGURES = ("auc", "tpr", "average_precision")
 
@@ -392,7 +391,8 @@ def copy_shipped_grid(model_directory: Path, folder: Path) -> Path | None:
     source = model_directory / "samples.png"
     if not source.is_file():
         return None
-    return Path(shutil.copy(source, folder / "samples.png"))
+    write_bytes(folder / "samples.png", source.read_bytes())
+    return folder / "samples.png"
 
 
 def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:

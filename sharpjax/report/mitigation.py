@@ -14,6 +14,7 @@ from sharpjax.judging import Judge
 from sharpjax.mitigation.methods import NONE
 from sharpjax.mitigation.plausibility import ODD
 from sharpjax.replication import load_images
+from sharpjax.rundir import within
 
 IMAGES_TABLE = "images.csv"
 PROMPTS_NAME = "prompts.json"
@@ -48,7 +49,7 @@ def judged_rows(
 
 
 def _images(folder: Path, record: Mapping[str, Any]) -> np.ndarray:
-    return load_images([folder / name for name in record["images"]])
+    return load_images([within(folder, name) for name in record["images"]])
 
 
 def side_by_side(

@@ -28,7 +28,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sharpjax.progress import progress
-from sharpjax.rundir import append_lines, claim, read_lines, write_text
+from sharpjax.rundir import append_lines, claim, read_lines, within, write_text
 from sharpjax.training.convolutions import with_fast_kernel_gradients
 
 _Module = TypeVar("_Module", bound=nnx.Module)
@@ -249,7 +249,7 @@ def averaged(model: _Module, directory: str | Path, step: int) -> _Module:
 @contextlib.contextmanager
 def _checkpoints(folder: Path, *, keep_every: int | None = None) -> Iterator[ocp.CheckpointManager]:
     options = ocp.CheckpointManagerOptions(max_to_keep=2, keep_period=keep_every)
-    manager = ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options)
+    manager = ocp.CheckpointManager(within(folder.absolute(), "checkpoints"), options=options)
     try:
         yield manager
     finally:
