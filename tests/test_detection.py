@@ -1,6 +1,7 @@
 """Statistics against closed forms, figures against naive twins, and the oracle."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -11,7 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sharpjax import Gaussian, GaussianMixture, PixelDiffusion, ScorePair, detection
 from sharpjax.detection.cases import Case
-from sharpjax.detection.columns import _first_step, _unconditional
+from sharpjax.detection.columns import Columns, _first_step, _unconditional
 from sharpjax.detection.evaluation import (
     compare,
     evaluate,
@@ -382,6 +383,56 @@ def test_run_equals_the_statistics_one_by_one(tiny_model, tiny_training_set, tmp
     x = jax.random.normal(jax.random.fold_in(key, 1), (1, 8, 8))
     dimension = records[4]["oracle"]["effective_dimension@981"][1]
     np.testing.assert_allclose(dimension, own.effective_dimension(x), rtol=1e-3)
+
+
+def walk(score, x, schedule, timesteps):
+    """DDIM from the first to the last timestep, as it is written down: clean image and noise."""
+    for t, after in itertools.pairwise(timesteps):
+        alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+        s = np.asarray(score(jnp.asarray(x, jnp.float32), t), np.float64)
+        clean, noise = (x + sigma**2 * s) / alpha, -sigma * s
+        x = float(schedule.alpha(after)) * clean + float(schedule.sigma(after)) * noise
+    return x
+
+
+def test_traces_are_taken_along_the_path_of_the_condition(tiny_model):
+    """Not the unconditional path, nor a guided one; each level goes on from the one before."""
+    stops = {981: [981], 800: [981, 890, 800], 600: [800, 700, 600]}
+    settings = DetectSettings(
+        statistics=("trace_difference", "effective_dimension"), trace_timesteps=tuple(stops),
+        trace_noises=2, num_noises=3, num_probes=2, path_steps=2,
+    )  # fmt: skip
+    columns = Columns(tiny_model, settings)
+    labels, noises = tiny_model.encode(["0 x1", "1 x12"]), columns.noises(np.arange(2))
+    found, states = columns(labels, np.arange(2))
+    assert states.shape == (2, 2, 3, 1, 8, 8)
+
+    @jax.jit
+    def both_scores(label, x, t):
+        return tiny_model.scores(label, t).both(x)
+
+    @jax.jit
+    def statistics(label, x, t, key):
+        pair = tiny_model.scores(label, t)
+        return {
+            n: STATISTICS[n].function(pair, x, key=key, num_probes=2) for n in settings.statistics
+        }
+
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    for (i, label), j in itertools.product(enumerate(labels), range(2)):
+        ours = theirs = np.asarray(noises[j], np.float64)
+        for k, (t, timesteps) in enumerate(stops.items()):
+            scores = functools.partial(both_scores, label)
+            ours = walk(lambda *at, s=scores: s(*at)[1], ours, tiny_model.schedule, timesteps)
+            theirs = walk(lambda *at, s=scores: s(*at)[0], theirs, tiny_model.schedule, timesteps)
+            close = 1e-4 * np.abs(ours).max()  # float32 scores
+            np.testing.assert_allclose(states[i, j, k], ours, atol=close)
+            assert k == 0 or np.abs(ours - theirs).max() > 30 * close
+            probes = jax.random.fold_in(jax.random.fold_in(key, j), t)
+            expected = statistics(label, jnp.asarray(ours, jnp.float32), t, probes)
+            for name, value in expected.items():
+                value_there = found[f"{name}@{t}"][i, j]
+                np.testing.assert_allclose(value_there, value, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 def test_a_finished_run_is_not_computed_again(tiny_model, tiny_training_set, tmp_path):
