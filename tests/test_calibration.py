@@ -41,6 +41,7 @@ def test_margin_is_positive_where_memorized():
         assert found.margin(direction * 10.0) > 0 > found.margin(0.0)
         beyond = [found.margin(v) > 0 for v in direction * values]
         assert np.mean(beyond) == pytest.approx(0.05)
+        assert found.margin(found.value + 3 * direction) == pytest.approx(3)
 
 
 def test_too_few_prompts_leave_the_end_open():

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sharpjax import Gaussian, GaussianMixture, PixelDiffusion, ScorePair, detection
@@ -20,8 +22,9 @@ from sharpjax.detection.evaluation import (
     spearman,
     wilson,
 )
-from sharpjax.detection.run import detect
-from sharpjax.detection.settings import DetectSettings
+from sharpjax.detection.images import detect_images, find_images
+from sharpjax.detection.run import SECONDS_NAME, detect
+from sharpjax.detection.settings import DetectSettings, ImageSettings
 from sharpjax.detection.statistics import STATISTICS
 from sharpjax.detection.summary import Judged, mean_and_half_width, summarize
 from sharpjax.detection.truth import (
@@ -32,6 +35,7 @@ from sharpjax.detection.truth import (
     read_truths,
     save_strip,
     thresholds,
+    verdict,
     write_truths,
 )
 from sharpjax.similarity import pixel_correlation
@@ -163,6 +167,11 @@ def test_figures_against_naive_twins():
     assert figures.auc.value == pytest.approx(np.mean(pairs), abs=1e-12)
     fpr, tpr = roc(scores, memorized)
     assert figures.tpr.value == pytest.approx(tpr[fpr <= 0.01].max())
+    # a point for every threshold, also within a straight piece of the curve
+    steps = [(0, 0)] + [
+        (np.mean(negative >= t), np.mean(positive >= t)) for t in np.unique(scores)[::-1]
+    ]
+    np.testing.assert_allclose(np.stack([fpr, tpr], axis=1), steps)
     assert figures.auc.low < figures.auc.value < figures.auc.high
     assert (figures.num_positive, figures.num_negative) == (40, 90)
     assert evaluate(scores, memorized, num_bootstrap=300) == figures
@@ -315,6 +324,8 @@ def test_truth_files_round_trip(tmp_path):
         Truth("0 x12", 12, 0.9, 32, 2, 0.01, 0.2, 0.5),
     ]
     assert [t.verdict for t in truths] == ["memorized", "between", "clean"]
+    rates = {0.5: "memorized", 0.4999: "between", 0.1001: "between", 0.1: "clean"}
+    assert {rate: verdict(rate) for rate in rates} == rates
     path = write_truths(tmp_path, truths)
     assert read_truths(tmp_path) == truths
     path.write_text(path.read_text().replace("0.97", "much"))
@@ -435,10 +446,40 @@ def test_traces_are_taken_along_the_path_of_the_condition(tiny_model):
                 np.testing.assert_allclose(value_there, value, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
+def test_images_have_the_p_laplacian_about_each(tiny_model, tmp_path):
+    """Four values of the flux, of a quarter of the directions each; and the exact one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    for name, levels in (("a.png", pixels), ("b.png", 255 - pixels)):
+        Image.fromarray(levels).save(tmp_path / name)
+    settings = ImageSettings(num_directions=8, exact=True, timestep=20, seed=3)
+    records = detect_images(
+        tiny_model, tmp_path, find_images(tmp_path), tmp_path / "run", settings, fingerprint="abc"
+    )
+    assert [r["condition"] for r in records] == ["a.png", "b.png"]
+    pair = tiny_model.scores("0 x1", 20)  # of which the unconditional score is asked
+    p_laplacian = STATISTICS["p_laplacian"].function
+    flux = jax.jit(lambda z, key: p_laplacian(pair, z, key=key, num_directions=2))
+    exact = jax.jit(lambda z: p_laplacian(pair, z, key=None, method="exact"))
+    for record, levels in zip(records, (pixels, 255 - pixels), strict=True):
+        z = jnp.asarray(levels[None] / 127.5 - 1, jnp.float32)
+        keys = [jax.random.fold_in(jax.random.key(3), i) for i in range(4)]
+        found = record["network"]
+        assert list(found) == ["p_laplacian@20", "p_laplacian@20, exact"]
+        np.testing.assert_allclose(
+            found["p_laplacian@20"], [flux(z, key) for key in keys], rtol=1e-3, atol=1e-3
+        )
+        np.testing.assert_allclose(found["p_laplacian@20, exact"], [exact(z)], rtol=1e-3)
+
+
 def test_a_finished_run_is_not_computed_again(tiny_model, tiny_training_set, tmp_path):
     first = run(tiny_model, tiny_training_set, tmp_path / "a")
     path = tmp_path / "a" / "results.jsonl"
     stamp = path.stat().st_mtime_ns
+    (line,) = map(json.loads, (tmp_path / "a" / SECONDS_NAME).read_text().splitlines())
+    assert line["batch_size"] == 4
+    assert {part: len(taken) for part, taken in line["seconds"].items()} == {
+        "first": 2, "traces": 2,
+    }  # fmt: skip
     assert run(tiny_model, tiny_training_set, tmp_path / "a") == first
     assert path.stat().st_mtime_ns == stamp
     # a torn last line is dropped and its condition computed again

@@ -251,6 +251,9 @@ def test_stochastic_inertia_covers_the_exact_counts():
     assert (widened[:3] > 0.88).all(), widened
     assert (plain[1] > 0.88).all(), plain
     assert plain[2, 0] < 0.5, plain
+    # What is within the tolerance is misplaced where either of the others is.
+    outer = found.quadrature_error[:, ::2].sum(axis=1)
+    np.testing.assert_allclose(found.quadrature_error[:, 1], outer, rtol=1e-10, atol=1e-12)
     # The bound is worth something: of 32, where there is a gap. And it is not where there is none.
     error = np.mean(found.quadrature_error.reshape(-1, 4, 3), axis=0)
     assert error[1, 0] < 2.0 < error[0, 0], error
