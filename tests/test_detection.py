@@ -27,6 +27,7 @@ from sharpjax.detection.run import SECONDS_NAME, detect
 from sharpjax.detection.settings import DetectSettings, ImageSettings
 from sharpjax.detection.statistics import STATISTICS
 from sharpjax.detection.summary import Judged, mean_and_half_width, summarize
+from sharpjax.detection.trajectory import follow
 from sharpjax.detection.truth import (
     Truth,
     copy_threshold,
@@ -444,6 +445,42 @@ def test_traces_are_taken_along_the_path_of_the_condition(tiny_model):
             for name, value in expected.items():
                 value_there = found[f"{name}@{t}"][i, j]
                 np.testing.assert_allclose(value_there, value, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_columns_are_the_statistics_of_each_condition_and_noise(tiny_model):
+    settings = DetectSettings(
+        statistics=(
+            "guidance_alignment", "path_score_difference", "last_step_difference",
+            "step_displacement", "tiled_l2",
+        ),
+        num_noises=2, num_steps=4, guidance=3.0,
+    )  # fmt: skip
+    columns = Columns(tiny_model, settings)
+    labels, noises = tiny_model.encode(["0 x1", "1 x12"]), columns.noises(np.arange(2))
+    found, states = columns(labels, np.arange(2))
+    assert states is None
+    first, later, _ = settings.timesteps(tiny_model.schedule)
+
+    @jax.jit
+    def alone(label, x):
+        path = follow(tiny_model, label, x, num_steps=4, guidance=3.0)
+        pairs = tiny_model.scores(label, first), tiny_model.scores(label, later)
+        values = {
+            f"guidance_alignment@{later}": STATISTICS["guidance_alignment"].function(*pairs, x),
+            "path_score_difference": STATISTICS["path_score_difference"].function(path),
+            "last_step_difference": STATISTICS["last_step_difference"].function(path),
+            "step_displacement": path.displacements,
+        }
+        return values, path.states[-1]
+
+    images = np.empty((2, 2, *tiny_model.shape))
+    for i, j in itertools.product(range(2), range(2)):
+        values, images[i, j] = alone(labels[i], noises[j])
+        assert found.keys() == values.keys() | {"tiled_l2"}
+        for name, value in values.items():
+            np.testing.assert_allclose(found[name][i, j], value, rtol=2e-3, err_msg=name)
+    tiled = [STATISTICS["tiled_l2"].function(jnp.clip(of_one, -1, 1)) for of_one in images]
+    np.testing.assert_allclose(found["tiled_l2"][:, 0], tiled, rtol=2e-3)
 
 
 def test_images_have_the_p_laplacian_about_each(tiny_model, tmp_path):

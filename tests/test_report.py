@@ -12,10 +12,13 @@ from sharpjax.detection.cases import Case
 from sharpjax.detection.evaluation import Comparison, Evaluation, Interval
 from sharpjax.detection.run import SECONDS_NAME
 from sharpjax.detection.summary import Judged, Summary
+from sharpjax.detection.truth import Truth
 from sharpjax.mitigation import comparison as mitigation
 from sharpjax.report import comparison, detection
+from sharpjax.report.conditions import truth_table
 from sharpjax.report.mitigation import prompt_remarks, prompt_rows, prompt_table
 from sharpjax.report.numbers import interval, with_error
+from sharpjax.report.spectrum import spectrum_table
 
 NAME, OTHER = "score_difference@981", "effective_dimension@800"
 
@@ -248,6 +251,36 @@ def image_rows(copied, fidelity, *, strengths=(0.5, 1.0)):
                         }
                     )  # fmt: skip
     return rows
+
+
+class TestTruth:
+    def test_copies_of_conditions(self):
+        rows = [Truth("0 x1", 1, 0.9, 32, 30, 0.8, 0.99, 0.97),
+                Truth("0 x3", 3, 0.85, 32, 8, 0.13, 0.42, 0.5)]  # fmt: skip
+        assert cells(truth_table(rows)) == {
+            "condition": ["0 x1", "0 x3"], "images": ["1", "3"],
+            "copies": ["30 of 32", "8 of 32"], "rate": ["0.94 [0.80, 0.99]", "0.25 [0.13, 0.42]"],
+            "similarity": ["0.970", "0.500"], "threshold": ["0.900", "0.850"],
+            "verdict": ["memorized", "between"],
+        }  # fmt: skip
+
+
+def test_spectra_one_below_the_other():
+    one = {
+        "condition": "cat", "noise": 0, "t": 981, "source": "network", "negative": 60,
+        "near_zero": 3, "positive": 1, "smallest": -1.00004, "largest": 0.12345,
+        "effective_dimension": 4.26,
+    }  # fmt: skip
+    rows = [one, one | {"source": "oracle", "effective_dimension": ""}, one | {"noise": 1},
+            one | {"noise": 1, "t": 1}]  # fmt: skip
+    table = spectrum_table(rows, tolerance=0.01)
+    assert cells(table) == {
+        "condition": ["cat", "", "cat #1", "cat #1"], "t": ["981", "", "981", "1"],
+        "score": ["network", "exact", "network", "network"], "< 0": ["60"] * 4,
+        "≈ 0": ["3"] * 4, "> 0": ["1"] * 4, "smallest": ["-1.0000"] * 4,
+        "largest": ["0.1235"] * 4, "tr K": ["4.3", "", "4.3", "4.3"],
+    }  # fmt: skip
+    assert [row.end_section for row in table.rows] == [False, True, True, False]
 
 
 class TestComparison:
