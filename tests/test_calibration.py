@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sharpjax.detection.calibration import threshold
+from sharpjax.detection.calibration import Threshold, threshold
 
 
 @pytest.mark.parametrize("direction", [1, -1])
@@ -54,6 +54,13 @@ def test_too_few_prompts_leave_the_end_open():
     mirrored = threshold(-np.arange(100.0), direction=-1, quantile=0.99)
     assert mirrored.low == -np.inf
     assert mirrored.high == -found.low
+
+
+def test_unsure_within_the_interval_its_ends_too():
+    limit = Threshold(4.0, 3.0, 6.0, 1, 0.95, 80)
+    said = {2.9: "clean", 3.0: "clean (unsure)", 4.0: "clean (unsure)",
+            4.1: "memorized (unsure)", 6.0: "memorized (unsure)", 6.1: "memorized"}  # fmt: skip
+    assert {value: limit.verdict(value) for value in said} == said
 
 
 @pytest.mark.parametrize(

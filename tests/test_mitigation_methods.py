@@ -10,6 +10,7 @@ from sharpjax.mitigation import METHODS, Levels, MitigationSettings, Problem, ca
 from sharpjax.mitigation.baselines import GAMMA, RHO, _chunks
 from sharpjax.mitigation.methods import losses_of
 from sharpjax.mitigation.perturbation import add_random
+from sharpjax.mitigation.run import _of_sampling
 from sharpjax.models.latent_diffusion import LatentDiffusion
 
 LEVELS = Levels(
@@ -28,6 +29,13 @@ def problem(model):
     return Problem(
         model, "cat dog", noise, jax.random.key(2), 3.0, 10, LEVELS, model.tokenizer, 3
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_problem(tiny_model):
+    """Of a network that compiles in seconds."""
+    noise = jax.random.normal(jax.random.key(1), (2, *tiny_model.shape))
+    return Problem(tiny_model, "1 x3", noise, jax.random.key(2), 3.0, 10, LEVELS, None, 3)
 
 
 def test_none_changes_nothing(problem, model):
@@ -100,10 +108,9 @@ def test_guidance(problem):
         treat("delayed_guidance", problem, 1.0)
 
 
-@pytest.mark.slow
-def test_noise_batch_is_two_steps_against_the_growth(problem):
-    found = treat("noise_batch", problem, 0.2)
-    pair, x = problem.pair, problem.noise[0]
+def test_noise_batch_is_two_steps_against_the_growth(small_problem):
+    found = treat("noise_batch", small_problem, 0.2)
+    pair, x = small_problem.pair, small_problem.noise[0]
     noise_difference = jax.jit(lambda pair, x: -pair.sigma * pair.difference(x))
     for _ in range(2):
         here = noise_difference(pair, x)
@@ -111,7 +118,9 @@ def test_noise_batch_is_two_steps_against_the_growth(problem):
         there = noise_difference(pair, x + rho * here / jnp.linalg.norm(here))
         x = x - GAMMA * (there - here)
     np.testing.assert_allclose(found.noise[0], x, rtol=1e-3, atol=1e-5)
+    assert np.abs(x - small_problem.noise[0]).max() > 1e-3
     assert found.evaluations.tolist() == [8, 8]
+    np.testing.assert_array_equal(found.guidance, [0, 0] + 8 * [3.0])
 
 
 @pytest.mark.slow
@@ -142,13 +151,6 @@ def test_descents_go_down(problem, name):
     assert changed == (name != "prompt_embedding")
 
 
-@pytest.fixture(scope="module")
-def small_problem(tiny_model):
-    """Of a network that compiles in seconds."""
-    noise = jax.random.normal(jax.random.key(1), (2, *tiny_model.shape))
-    return Problem(tiny_model, "1 x3", noise, jax.random.key(2), 3.0, 10, LEVELS, None, 3)
-
-
 def test_best_of_says_what_it_chose_by(small_problem):
     found = treat("best_of", small_problem, 3)
     statistic = jax.jit(hessian_score_difference)
@@ -159,6 +161,18 @@ def test_best_of_says_what_it_chose_by(small_problem):
         np.testing.assert_array_equal(found.noise[i], candidates[int(np.argmin(values))])
         assert found.details[i]["before"] == pytest.approx(values[0], rel=1e-3)
         assert found.details[i]["after"] == pytest.approx(min(values), rel=1e-3)
+
+
+def test_where_and_what_it_costs(small_problem):
+    """At the first timestep; a step of sampling asks both scores, or one where the other has 0."""
+    steps = small_problem.model.schedule.timesteps(10)
+    assert small_problem.t == steps[0] > steps[1]
+    np.testing.assert_allclose(
+        small_problem.pair.sigma, small_problem.model.schedule.sigma(steps[0]), rtol=1e-6
+    )
+    settings = MitigationSettings(num_steps=10)
+    for guidance, passes in ((3.0, 20), (1.0, 10), (0.0, 10), (np.r_[[0.0] * 3, [3.0] * 7], 17)):
+        assert _of_sampling(guidance, settings) == passes
 
 
 @pytest.mark.parametrize(("number", "batches"), [(8, 1), (10, 2), (1, 1)])

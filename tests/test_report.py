@@ -1,5 +1,6 @@
 """The tables that people read: every cell against numbers worked out here."""
 
+import csv
 import dataclasses
 import json
 import math
@@ -173,6 +174,22 @@ class TestDetection:
         assert other.title == f"4 of 7 called memorized: {OTHER} < -2"
         assert "shown" not in other.caption
         assert cells(other)["margin"][-2:] == ["-1", "-2"]
+
+    def test_twenty_conditions_and_five_failures_are_shown(self):
+        some = judged()
+        many = Judged(some.cases * 3, some.records * 3, some.failed * 6)
+        calibration = Calibration("abc", {}, None, None, {NAME: LIMIT})
+        for table in (
+            detection.verdict_table(many, calibration, NAME), detection.values_table(many),
+        ):  # fmt: skip
+            assert len(table.rows) == 20
+        (line,) = detection.failures(many)
+        assert line.startswith("[bold red]Failed: 6[/bold red] (")
+        assert line.count("not finite") == 5
+        assert ", and 1 more)" in line
+        assert (
+            "more" not in detection.failures(dataclasses.replace(many, failed=some.failed * 5))[0]
+        )
 
     def test_thresholds(self):
         table = detection.threshold_table(Calibration("abc", {}, None, None, {NAME: LIMIT}))
@@ -377,6 +394,33 @@ class TestComparison:
             "x4": ["1.00 | 0.00", "0.00 | 0.74", "0.50 | 0.36"],
         }
         assert table.caption.endswith("1 prompts at x1, 2 prompts at x4")
+
+    def test_files(self, rows, tmp_path):
+        found = self.compare(rows)
+        written = comparison.write_comparison(tmp_path, found)
+        assert [p.name for p in written] == ["curves.csv", "chosen.csv", "tradeoff.png"]
+        assert all(path.is_file() for path in written)
+        with (tmp_path / "curves.csv").open(newline="") as file:
+            lines = list(csv.DictReader(file))
+        points = [(n, p) for n, curve in found.curves.items() for p in curve.points]
+        for line, (name, point) in zip(lines, points, strict=True):
+            assert line["method"] == name
+            volume = found.curves[name].hypervolume
+            for column, value in {
+                "strength": point.outcomes.strength, "copies": point.copy_rate.value,
+                "copies_low": point.copy_rate.low, "copies_high": point.copy_rate.high,
+                "other": 0.5, "fidelity": point.fidelity.value, "success": point.success.value,
+                "hypervolume_low": volume.low, "hypervolume_high": volume.high,
+                "evaluations": 100.5, "seconds": 2.5,
+            }.items():  # fmt: skip
+                assert float(line[column]) == pytest.approx(value, rel=1e-5), column
+        with (tmp_path / "chosen.csv").open(newline="") as file:
+            sail, perturb = csv.DictReader(file)
+        assert (sail["method"], sail["difference"], sail["p_value"]) == ("sail", "", "")
+        assert float(sail["reduction"]) == pytest.approx(5 / 6, rel=1e-5)
+        against = found.chosen["perturb"].against
+        assert float(perturb["difference"]) == pytest.approx(against.difference.value, rel=1e-5)
+        assert float(perturb["p_value"]) == pytest.approx(against.p_value, rel=1e-5)
 
     def test_the_verdict_in_words(self, rows):
         chosen = comparison.chosen_rows(self.compare(rows))
