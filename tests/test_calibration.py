@@ -1,10 +1,13 @@
 """Thresholds from clean prompts: the quantile, and how often its interval holds the true one."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from sharpjax.detection.calibration import Threshold, threshold
+from sharpjax.detection.calibration import Threshold, _threshold, threshold
 
 
 @pytest.mark.parametrize("direction", [1, -1])
@@ -76,3 +79,14 @@ def test_unsure_within_the_interval_its_ends_too():
 def test_refused(values, options, message):
     with pytest.raises(ValueError, match=message):
         threshold(np.array(values), direction=1, **options)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_threshold_is_read_as_it_was_written(direction):
+    """An open end is null in the file."""
+    limit = Threshold(4.0, -math.inf, math.inf, direction, 0.95, 80)
+    entry = dataclasses.asdict(limit) | {"low": None, "high": None}
+    assert _threshold(entry) == limit
+    for bad in ({"direction": 2 * direction}, {"direction": 0}, {"value": math.inf}):
+        with pytest.raises(ValueError, match="a threshold of"):
+            _threshold(entry | bad)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -665,3 +666,14 @@ def test_conditions_at_one_noise_share_the_unconditional_linearization(tiny_mode
     assert operations(first_step, labels, noises[:2]) / (2 * n * one) == pytest.approx(
         4 + 2 / n, rel=0.1
     )
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+def test_two_sizes_or_values_can_be_ranked(values):
+    sizes = np.array([1, 3, 1])
+    expected = scipy.stats.pearsonr(*map(scipy.stats.rankdata, (values, sizes))).statistic
+    assert spearman(np.array(values), sizes)[0] == pytest.approx(expected, abs=1e-12)
+    assert spearman(sizes, np.array(values))[0] == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(spearman(np.array(values), np.ones(3))[0])
+    assert np.isnan(spearman(np.ones(3), sizes)[0])
+    assert np.isnan(spearman(np.array(values[:2]), sizes[:2])[0])

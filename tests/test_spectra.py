@@ -362,3 +362,14 @@ def minus(x):
 def test_bad_calls(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.ones(40))
+
+
+@pytest.mark.parametrize(("size", "rows"), [(64, 10), (4, 5)])
+def test_a_density_takes_the_bases_of_the_probes_at_once(size, rows):
+    """Of two probes two, though eight would fit into a batch; min(products, d) + 1 rows each."""
+    score, x = Partial(jnp.multiply, jnp.ones(size, np.float32)), jnp.zeros(size, np.float32)
+    options = {"num_probes": 2, "num_matvecs": 9, "batch_size": 8, "key": KEY, "tolerance": 0.1}
+    budget = 2 * rows * x.nbytes
+    inertia(score, x, method="slq", memory_budget=budget, **options)
+    with pytest.raises(ValueError, match=f"take {budget}; give at least that"):
+        inertia(score, x, method="slq", memory_budget=budget - 1, **options)
