@@ -101,8 +101,11 @@ def test_users_of_a_module(mutations):
     assert files("sharpjax/detection/statistics.py", "tiled_l2")[0] == "test_statistics.py"
     # through ``sharpjax.curvature``, which exports it
     assert "test_at_points.py" in files("sharpjax/curvature/traces.py", "trace")
-    # nothing imports it but sharpjax.report.detection, which the tests of the page do by a fixture
-    assert "test_page.py" in files("sharpjax/report/numbers.py", "interval")
+    # by a fixture of conftest.py, after those that import it themselves
+    found = files("sharpjax/report/detection.py", "write_detection")
+    assert 0 < found.index("test_page.py")
+    # which no test imports, but sharpjax.cli does so through its commands
+    assert "test_cli.py" in files("sharpjax/report/conversion.py", "table")
     few, many = (
         files("sharpjax/mitigation/tradeoff.py", "paired", everything=e) for e in (False, True)
     )
