@@ -103,7 +103,7 @@ def test_users_of_a_module(mutations):
     assert "test_at_points.py" in files("sharpjax/curvature/traces.py", "trace")
     # by a fixture of conftest.py, after those that import it themselves
     found = files("sharpjax/report/detection.py", "write_detection")
-    assert 0 < found.index("test_page.py")
+    assert found.index("test_page.py") > 0
     # which no test imports, but sharpjax.cli does so through its commands
     assert "test_cli.py" in files("sharpjax/report/conversion.py", "table")
     few, many = (
