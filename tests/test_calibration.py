@@ -1,10 +1,13 @@
 """Thresholds from clean prompts: the quantile, and how often its interval holds the true one."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from sharpjax.detection.calibration import threshold
+from sharpjax.detection.calibration import Threshold, _threshold, threshold
 
 
 @pytest.mark.parametrize("direction", [1, -1])
@@ -41,6 +44,7 @@ def test_margin_is_positive_where_memorized():
         assert found.margin(direction * 10.0) > 0 > found.margin(0.0)
         beyond = [found.margin(v) > 0 for v in direction * values]
         assert np.mean(beyond) == pytest.approx(0.05)
+        assert found.margin(found.value + 3 * direction) == pytest.approx(3)
 
 
 def test_too_few_prompts_leave_the_end_open():
@@ -53,6 +57,13 @@ def test_too_few_prompts_leave_the_end_open():
     mirrored = threshold(-np.arange(100.0), direction=-1, quantile=0.99)
     assert mirrored.low == -np.inf
     assert mirrored.high == -found.low
+
+
+def test_unsure_within_the_interval_its_ends_too():
+    limit = Threshold(4.0, 3.0, 6.0, 1, 0.95, 80)
+    said = {2.9: "clean", 3.0: "clean (unsure)", 4.0: "clean (unsure)",
+            4.1: "memorized (unsure)", 6.0: "memorized (unsure)", 6.1: "memorized"}  # fmt: skip
+    assert {value: limit.verdict(value) for value in said} == said
 
 
 @pytest.mark.parametrize(
@@ -78,3 +89,14 @@ def test_nothing_is_said_of_a_value_that_is_none(value):
                 threshold(np.arange(100.0), direction=-1).margin):  # fmt: skip
         with pytest.raises(ValueError, match=f"must be finite to be judged, got {value}"):
             say(value)
+
+
+@pytest.mark.parametrize("direction", [1, -1])
+def test_a_threshold_is_read_as_it_was_written(direction):
+    """An open end is null in the file."""
+    limit = Threshold(4.0, -math.inf, math.inf, direction, 0.95, 80)
+    entry = dataclasses.asdict(limit) | {"low": None, "high": None}
+    assert _threshold(entry) == limit
+    for bad in ({"direction": 2 * direction}, {"direction": 0}, {"value": math.inf}):
+        with pytest.raises(ValueError, match="a threshold of"):
+            _threshold(entry | bad)

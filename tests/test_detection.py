@@ -1,7 +1,9 @@
 """Statistics against closed forms, figures against naive twins, and the oracle."""
 
 import dataclasses
+import functools
 import itertools
+import json
 import math
 
 import diffusers
@@ -9,14 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import torch
+from PIL import Image
 from scipy.stats import norm, rankdata
 from scipy.stats import t as student
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sharpjax import Gaussian, GaussianMixture, PixelDiffusion, Schedule, ScorePair, detection
 from sharpjax.detection.cases import Case
-from sharpjax.detection.columns import _first_step, _unconditional
+from sharpjax.detection.columns import Columns, _first_step, _unconditional
 from sharpjax.detection.evaluation import (
     compare,
     evaluate,
@@ -25,10 +29,12 @@ from sharpjax.detection.evaluation import (
     spearman,
     wilson,
 )
-from sharpjax.detection.run import detect
-from sharpjax.detection.settings import DetectSettings
+from sharpjax.detection.images import detect_images, find_images
+from sharpjax.detection.run import SECONDS_NAME, detect
+from sharpjax.detection.settings import DetectSettings, ImageSettings
 from sharpjax.detection.statistics import STATISTICS
 from sharpjax.detection.summary import Judged, mean_and_half_width, summarize
+from sharpjax.detection.trajectory import follow
 from sharpjax.detection.truth import (
     Truth,
     copy_threshold,
@@ -170,6 +176,11 @@ def test_figures_against_naive_twins():
     assert figures.auc.value == pytest.approx(np.mean(pairs), abs=1e-12)
     fpr, tpr = roc(scores, memorized)
     assert figures.tpr.value == pytest.approx(tpr[fpr <= 0.01].max())
+    # a point for every threshold, also within a straight piece of the curve
+    steps = [(0, 0)] + [
+        (np.mean(negative >= t), np.mean(positive >= t)) for t in np.unique(scores)[::-1]
+    ]
+    np.testing.assert_allclose(np.stack([fpr, tpr], axis=1), steps)
     assert figures.auc.low < figures.auc.value < figures.auc.high
     assert (figures.num_positive, figures.num_negative) == (40, 90)
     assert evaluate(scores, memorized, num_bootstrap=300) == figures
@@ -470,6 +481,8 @@ def test_truth_files_round_trip(tmp_path):
         Truth("0 x12", 12, 0.9, 32, 2, 0.01, 0.2, 0.5),
     ]
     assert [t.verdict for t in truths] == ["memorized", "between", "clean"]
+    rates = {0.5: "memorized", 0.4999: "between", 0.1001: "between", 0.1: "clean"}
+    assert {rate: verdict(rate) for rate in rates} == rates
     path = write_truths(tmp_path, truths)
     assert read_truths(tmp_path) == truths
     path.write_text(path.read_text().replace("0.97", "much"))
@@ -540,10 +553,126 @@ def test_run_equals_the_statistics_one_by_one(tiny_model, tiny_training_set, tmp
     np.testing.assert_allclose(dimension, own.effective_dimension(x), rtol=1e-3)
 
 
+def walk(score, x, schedule, timesteps):
+    """DDIM from the first to the last timestep, as it is written down: clean image and noise."""
+    for t, after in itertools.pairwise(timesteps):
+        alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+        s = np.asarray(score(jnp.asarray(x, jnp.float32), t), np.float64)
+        clean, noise = (x + sigma**2 * s) / alpha, -sigma * s
+        x = float(schedule.alpha(after)) * clean + float(schedule.sigma(after)) * noise
+    return x
+
+
+def test_traces_are_taken_along_the_path_of_the_condition(tiny_model):
+    """Not the unconditional path, nor a guided one; each level goes on from the one before."""
+    stops = {981: [981], 800: [981, 890, 800], 600: [800, 700, 600]}
+    settings = DetectSettings(
+        statistics=("trace_difference", "effective_dimension"), trace_timesteps=tuple(stops),
+        trace_noises=2, num_noises=3, num_probes=2, path_steps=2,
+    )  # fmt: skip
+    columns = Columns(tiny_model, settings)
+    labels, noises = tiny_model.encode(["0 x1", "1 x12"]), columns.noises(np.arange(2))
+    found, states = columns(labels, np.arange(2))
+    assert states.shape == (2, 2, 3, 1, 8, 8)
+
+    @jax.jit
+    def both_scores(label, x, t):
+        return tiny_model.scores(label, t).both(x)
+
+    @jax.jit
+    def statistics(label, x, t, key):
+        pair = tiny_model.scores(label, t)
+        return {
+            n: STATISTICS[n].function(pair, x, key=key, num_probes=2) for n in settings.statistics
+        }
+
+    key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+    for (i, label), j in itertools.product(enumerate(labels), range(2)):
+        ours = theirs = np.asarray(noises[j], np.float64)
+        for k, (t, timesteps) in enumerate(stops.items()):
+            scores = functools.partial(both_scores, label)
+            ours = walk(lambda *at, s=scores: s(*at)[1], ours, tiny_model.schedule, timesteps)
+            theirs = walk(lambda *at, s=scores: s(*at)[0], theirs, tiny_model.schedule, timesteps)
+            close = 1e-4 * np.abs(ours).max()  # float32 scores
+            np.testing.assert_allclose(states[i, j, k], ours, atol=close)
+            assert k == 0 or np.abs(ours - theirs).max() > 30 * close
+            probes = jax.random.fold_in(jax.random.fold_in(key, j), t)
+            expected = statistics(label, jnp.asarray(ours, jnp.float32), t, probes)
+            for name, value in expected.items():
+                value_there = found[f"{name}@{t}"][i, j]
+                np.testing.assert_allclose(value_there, value, rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_columns_are_the_statistics_of_each_condition_and_noise(tiny_model):
+    settings = DetectSettings(
+        statistics=(
+            "guidance_alignment", "path_score_difference", "last_step_difference",
+            "step_displacement", "tiled_l2",
+        ),
+        num_noises=2, num_steps=4, guidance=3.0,
+    )  # fmt: skip
+    columns = Columns(tiny_model, settings)
+    labels, noises = tiny_model.encode(["0 x1", "1 x12"]), columns.noises(np.arange(2))
+    found, states = columns(labels, np.arange(2))
+    assert states is None
+    first, later, _ = settings.timesteps(tiny_model.schedule)
+
+    @jax.jit
+    def alone(label, x):
+        path = follow(tiny_model, label, x, num_steps=4, guidance=3.0)
+        pairs = tiny_model.scores(label, first), tiny_model.scores(label, later)
+        values = {
+            f"guidance_alignment@{later}": STATISTICS["guidance_alignment"].function(*pairs, x),
+            "path_score_difference": STATISTICS["path_score_difference"].function(path),
+            "last_step_difference": STATISTICS["last_step_difference"].function(path),
+            "step_displacement": path.displacements,
+        }
+        return values, path.states[-1]
+
+    images = np.empty((2, 2, *tiny_model.shape))
+    for i, j in itertools.product(range(2), range(2)):
+        values, images[i, j] = alone(labels[i], noises[j])
+        assert found.keys() == values.keys() | {"tiled_l2"}
+        for name, value in values.items():
+            np.testing.assert_allclose(found[name][i, j], value, rtol=2e-3, err_msg=name)
+    tiled = [STATISTICS["tiled_l2"].function(jnp.clip(of_one, -1, 1)) for of_one in images]
+    np.testing.assert_allclose(found["tiled_l2"][:, 0], tiled, rtol=2e-3)
+
+
+def test_images_have_the_p_laplacian_about_each(tiny_model, tmp_path):
+    """Four values of the flux, of a quarter of the directions each; and the exact one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    for name, levels in (("a.png", pixels), ("b.png", 255 - pixels)):
+        Image.fromarray(levels).save(tmp_path / name)
+    settings = ImageSettings(num_directions=8, exact=True, timestep=20, seed=3)
+    records = detect_images(
+        tiny_model, tmp_path, find_images(tmp_path), tmp_path / "run", settings, fingerprint="abc"
+    )
+    assert [r["condition"] for r in records] == ["a.png", "b.png"]
+    pair = tiny_model.scores("0 x1", 20)  # of which the unconditional score is asked
+    p_laplacian = STATISTICS["p_laplacian"].function
+    flux = jax.jit(lambda z, key: p_laplacian(pair, z, key=key, num_directions=2))
+    exact = jax.jit(lambda z: p_laplacian(pair, z, key=None, method="exact"))
+    for record, levels in zip(records, (pixels, 255 - pixels), strict=True):
+        z = jnp.asarray(levels[None] / 127.5 - 1, jnp.float32)
+        keys = [jax.random.fold_in(jax.random.key(3), i) for i in range(4)]
+        found = record["network"]
+        assert list(found) == ["p_laplacian@20", "p_laplacian@20, exact"]
+        np.testing.assert_allclose(
+            found["p_laplacian@20"], [flux(z, key) for key in keys], rtol=1e-3, atol=1e-3
+        )
+        np.testing.assert_allclose(found["p_laplacian@20, exact"], [exact(z)], rtol=1e-3)
+
+
 def test_a_finished_run_is_not_computed_again(tiny_model, tiny_training_set, tmp_path):
     first = run(tiny_model, tiny_training_set, tmp_path / "a")
     path = tmp_path / "a" / "results.jsonl"
     stamp = path.stat().st_mtime_ns
+    (line,) = map(json.loads, (tmp_path / "a" / SECONDS_NAME).read_text().splitlines())
+    assert line["batch_size"] == 4
+    assert {part: len(taken) for part, taken in line["seconds"].items()} == {
+        "first": 2, "traces": 2,
+    }  # fmt: skip
     assert run(tiny_model, tiny_training_set, tmp_path / "a") == first
     assert path.stat().st_mtime_ns == stamp
     # a torn last line is dropped and its condition computed again
@@ -792,3 +921,14 @@ def test_conditions_at_one_noise_share_the_unconditional_linearization(tiny_mode
     assert operations(first_step, labels, noises[:2]) / (2 * n * one) == pytest.approx(
         4 + 2 / n, rel=0.1
     )
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+def test_two_sizes_or_values_can_be_ranked(values):
+    sizes = np.array([1, 3, 1])
+    expected = scipy.stats.pearsonr(*map(scipy.stats.rankdata, (values, sizes))).statistic
+    assert spearman(np.array(values), sizes)[0] == pytest.approx(expected, abs=1e-12)
+    assert spearman(sizes, np.array(values))[0] == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(spearman(np.array(values), np.ones(3))[0])
+    assert np.isnan(spearman(np.ones(3), sizes)[0])
+    assert np.isnan(spearman(np.array(values[:2]), sizes[:2])[0])

@@ -299,6 +299,9 @@ def test_a_memory_budget_is_checked():
         lanczos(score, x, num_matvecs=9, key=KEY, vectors=True, memory_budget=10 * vector)
     with pytest.raises(ValueError, match="10 vectors"):
         arnoldi(score, x, num_matvecs=9, key=KEY, memory_budget=10)
+    arnoldi(score, x, num_matvecs=9, key=KEY, memory_budget=10 * vector)
+    few = Partial(jnp.multiply, jnp.ones(4)), jnp.zeros(4)
+    arnoldi(*few, num_matvecs=9, key=KEY, memory_budget=5 * few[1].nbytes)
 
 
 @pytest.mark.slow

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 
 from sharpjax.detection.statistics import hessian_score_difference
-from sharpjax.mitigation import METHODS, Levels, Problem, calibrate, treat
-from sharpjax.mitigation.baselines import GAMMA, RHO
+from sharpjax.mitigation import METHODS, Levels, MitigationSettings, Problem, calibrate, treat
+from sharpjax.mitigation.baselines import GAMMA, RHO, _chunks
+from sharpjax.mitigation.methods import losses_of
 from sharpjax.mitigation.perturbation import add_random
+from sharpjax.mitigation.run import _of_sampling
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.schedules import Schedule
 from sharpjax.score import ScorePair
 
-LEVELS = Levels({name: np.array([1e-9, 1e-9]) for name in ("score_difference", "official")})
+LEVELS = Levels(
+    {name: np.array([1e-9, 1e-9]) for name in ("score_difference", "official", "exact")}
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +33,13 @@ def problem(model):
     return Problem(
         model, "cat dog", noise, jax.random.key(2), 3.0, 10, LEVELS, model.tokenizer, 3
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small_problem(tiny_model):
+    """Of a network that compiles in seconds."""
+    noise = jax.random.normal(jax.random.key(1), (2, *tiny_model.shape))
+    return Problem(tiny_model, "1 x3", noise, jax.random.key(2), 3.0, 10, LEVELS, None, 3)
 
 
 def test_none_changes_nothing(problem, model):
@@ -129,10 +140,9 @@ def test_scores_may_be_plain_functions(name):
     assert np.mean(length(found.noise)) < 0.97 * np.mean(length(noise))
 
 
-@pytest.mark.slow
-def test_noise_batch_is_two_steps_against_the_growth(problem):
-    found = treat("noise_batch", problem, 0.2)
-    pair, x = problem.pair, problem.noise[0]
+def test_noise_batch_is_two_steps_against_the_growth(small_problem):
+    found = treat("noise_batch", small_problem, 0.2)
+    pair, x = small_problem.pair, small_problem.noise[0]
     noise_difference = jax.jit(lambda pair, x: -pair.sigma * pair.difference(x))
     for _ in range(2):
         here = noise_difference(pair, x)
@@ -140,7 +150,9 @@ def test_noise_batch_is_two_steps_against_the_growth(problem):
         there = noise_difference(pair, x + rho * here / jnp.linalg.norm(here))
         x = x - GAMMA * (there - here)
     np.testing.assert_allclose(found.noise[0], x, rtol=1e-3, atol=1e-5)
+    assert np.abs(x - small_problem.noise[0]).max() > 1e-3
     assert found.evaluations.tolist() == [8, 8]
+    np.testing.assert_array_equal(found.guidance, [0, 0] + 8 * [3.0])
 
 
 @pytest.mark.slow
@@ -169,6 +181,69 @@ def test_descents_go_down(problem, name):
     assert (found.evaluations > 0).all()
     changed = not np.allclose(found.noise, problem.noise)
     assert changed == (name != "prompt_embedding")
+
+
+def test_best_of_says_what_it_chose_by(small_problem):
+    found = treat("best_of", small_problem, 3)
+    statistic = jax.jit(hessian_score_difference)
+    for i, x in enumerate(small_problem.noise):
+        fresh = jax.random.normal(jax.random.fold_in(small_problem.key, i), (2, *x.shape))
+        candidates = jnp.concatenate([x[None], fresh])
+        values = [float(statistic(small_problem.pair, y)) for y in candidates]
+        np.testing.assert_array_equal(found.noise[i], candidates[int(np.argmin(values))])
+        assert found.details[i]["before"] == pytest.approx(values[0], rel=1e-3)
+        assert found.details[i]["after"] == pytest.approx(min(values), rel=1e-3)
+
+
+def test_where_and_what_it_costs(small_problem):
+    """At the first timestep; a step of sampling asks both scores, or one where the other has 0."""
+    steps = small_problem.model.schedule.timesteps(10)
+    assert small_problem.t == steps[0] > steps[1]
+    np.testing.assert_allclose(
+        small_problem.pair.sigma, small_problem.model.schedule.sigma(steps[0]), rtol=1e-6
+    )
+    settings = MitigationSettings(num_steps=10)
+    for guidance, passes in ((3.0, 20), (1.0, 10), (0.0, 10), (np.r_[[0.0] * 3, [3.0] * 7], 17)):
+        assert _of_sampling(guidance, settings) == passes
+
+
+@pytest.mark.parametrize(("number", "batches"), [(8, 1), (10, 2), (1, 1)])
+def test_batches_are_of_one_size(number, batches):
+    points = jnp.arange(2.0 * number).reshape(number, 2)
+    found = _chunks(points)
+    assert [part.shape for part in found] == [(8, 2)] * batches
+    whole = np.concatenate(found)
+    np.testing.assert_array_equal(whole[:number], points)
+    np.testing.assert_array_equal(whole[number:], points[-1:].repeat(len(whole) - number, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [("sail_official", False), pytest.param("sail_on_sphere", True, marks=pytest.mark.slow)],
+)
+def test_only_one_of_the_descents_keeps_the_length(small_problem, name, kept):
+    """The others are plain Adam, as in the public code."""
+    before, after = (
+        np.linalg.norm(noise.reshape(2, -1), axis=1)
+        for noise in (small_problem.noise, treat(name, small_problem, 1.0).noise)
+    )
+    change = np.abs(after / before - 1)
+    assert (change < 1e-5).all() if kept else (change > 1e-3).all()
+
+
+def test_the_losses_that_methods_need_values_of():
+    assert losses_of(["none", "sail", "best_of", "sail_on_sphere", "noise_gradient"]) == (
+        "exact", "score_difference",
+    )  # fmt: skip
+
+
+def test_settings():
+    assert MitigationSettings(max_steps=0, num_images=1, num_steps=1).max_steps == 0
+    for name, least in (("max_steps", 0), ("num_images", 1), ("num_steps", 1)):
+        with pytest.raises(ValueError, match=f"{name} must be at least {least}, got {least - 1}"):
+            MitigationSettings(**{name: least - 1})
+    with pytest.raises(ValueError, match="guidance must be a finite number, got inf"):
+        MitigationSettings(guidance=float("inf"))
 
 
 def test_unknown_names_and_strengths(problem):

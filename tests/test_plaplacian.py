@@ -134,6 +134,14 @@ def test_one_laplacian_of_an_isotropic_gaussian_in_float32(dim):
     assert estimate.num_matvecs == dim
 
 
+@pytest.mark.parametrize(("products", "each"), [(None, 6), (1, 2), (3, 4)])
+def test_products_in_the_ball_are_counted(products, each):
+    """d at a point; or one along the score and the probes."""
+    options = FLUX | {"method": "ball", "num_matvecs": products}
+    estimate = p_laplacian(Partial(isotropic, 3.0), point(6, np.float32), **options)
+    assert estimate.num_matvecs == 16 * each
+
+
 def test_steep_curvature_along_the_score_does_not_drown_the_one_laplacian():
     """H = -1e6 u u^T - I: tr H - u^T H u loses what tr PHP keeps. Across u there is -(d-1)/|s|."""
     u = point(16, np.float32)

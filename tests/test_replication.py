@@ -1,12 +1,11 @@
 """Copies of captions: the measure on images whose answer is known, the verdict, the table."""
 
 import dataclasses
-import io
 
 import jax
 import numpy as np
 import pytest
-from rich.console import Console
+import scipy.stats
 from scipy.ndimage import gaussian_filter
 
 from sharpjax.datasets.openmoji import PlantedPictograms, planted_pictograms
@@ -181,17 +180,25 @@ def test_written_and_read(tmp_path):
 
 
 def test_table_counts_verdicts_by_level():
-    rows = truths()
-    console = Console(file=io.StringIO(), width=160)
-    console.print(captions.level_table(rows))
-    text = console.file.getvalue()
-    for name, members in captions.by_level(rows):
-        verified = sum(t.copy_rate >= 0.5 for t in members)
-        line = next(x for x in text.splitlines() if x.strip(" │|").startswith(name + " "))
-        cells = [cell.strip() for cell in line.strip(" │").split("│")]
-        assert cells[1] == str(len(members))
-        assert cells[2].startswith(f"{verified} (")
-        assert sum(int(cells[k].split()[0]) for k in (2, 3, 4)) == len(members)
+    groups = {}
+    for t in truths():
+        groups.setdefault(f"{t.group} x{t.level}" if t.level > 0 else t.group, []).append(t)
+    assert {"held-out", "memorized x1"} <= groups.keys()  # some of a level, some of none
+    table = captions.level_table(truths())
+    rows = {row[0]: row[1:] for row in zip(*(c.cells for c in table.columns), strict=True)}
+    assert rows.keys() == groups.keys()
+    for name, members in groups.items():
+        verified = sum(t.num_copies >= 4 for t in members)  # of 8
+        clean = sum(t.num_copies == 0 for t in members)
+        n = len(members)
+        low, high = scipy.stats.binomtest(verified, n).proportion_ci(method="wilson")
+        mean = lambda field, members=members: np.mean([getattr(t, field) for t in members])
+        assert rows[name] == (
+            str(n), f"{verified} ({verified / n:.2f} [{low:.2f}, {high:.2f}])",
+            str(n - verified - clean), str(clean), f"{mean('num_copies') / 8:.3f}",
+            f"{mean('similarity'):.3f} | {mean('other_similarity'):.3f}",
+            f"{mean('concept_rate'):.3f}",
+        )  # fmt: skip
 
 
 def test_control_line_says_what_the_threshold_does():

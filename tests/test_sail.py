@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import itertools
 import warnings
 import weakref
 
@@ -418,6 +419,18 @@ class TestPlausibility:
         found = plausibility(make(x))
         assert abs(getattr(found, name)) > 4
         assert not found.is_gaussian
+
+    def test_neighbours_against_a_naive_twin(self):
+        """In rows, and in columns if there are any; each pair once."""
+        x = np.random.default_rng(2).standard_normal((2, 3, 4))
+        for noise in (x, x.ravel()):
+            scaled = (noise - noise.mean()) / noise.std()
+            products = [a * b for row in scaled.reshape(-1, noise.shape[-1])
+                        for a, b in itertools.pairwise(row)]  # fmt: skip
+            for image in scaled if noise.ndim > 1 else ():
+                products += [a * b for column in image.T for a, b in itertools.pairwise(column)]
+            expected = sum(products) / np.sqrt(len(products))
+            assert plausibility(noise).autocorrelation_z == pytest.approx(expected)
 
     def test_what_it_does_not_take(self):
         with pytest.raises(ValueError, match="at least 2 entries"):

@@ -251,6 +251,9 @@ def test_stochastic_inertia_covers_the_exact_counts():
     assert (widened[:3] > 0.88).all(), widened
     assert (plain[1] > 0.88).all(), plain
     assert plain[2, 0] < 0.5, plain
+    # What is within the tolerance is misplaced where either of the others is.
+    outer = found.quadrature_error[:, ::2].sum(axis=1)
+    np.testing.assert_allclose(found.quadrature_error[:, 1], outer, rtol=1e-10, atol=1e-12)
     # The bound is worth something: of 32, where there is a gap. And it is not where there is none.
     error = np.mean(found.quadrature_error.reshape(-1, 4, 3), axis=0)
     assert error[1, 0] < 2.0 < error[0, 0], error
@@ -362,3 +365,14 @@ def minus(x):
 def test_bad_calls(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.ones(40))
+
+
+@pytest.mark.parametrize(("size", "rows"), [(64, 10), (4, 5)])
+def test_a_density_takes_the_bases_of_the_probes_at_once(size, rows):
+    """Of two probes two, though eight would fit into a batch; min(products, d) + 1 rows each."""
+    score, x = Partial(jnp.multiply, jnp.ones(size, np.float32)), jnp.zeros(size, np.float32)
+    options = {"num_probes": 2, "num_matvecs": 9, "batch_size": 8, "key": KEY, "tolerance": 0.1}
+    budget = 2 * rows * x.nbytes
+    inertia(score, x, method="slq", memory_budget=budget, **options)
+    with pytest.raises(ValueError, match=f"take {budget}; give at least that"):
+        inertia(score, x, method="slq", memory_budget=budget - 1, **options)

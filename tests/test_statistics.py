@@ -208,8 +208,11 @@ def test_registry_says_what_each_is_computed_from():
         "tiled_l2": "images",
         "p_laplacian": "latent",
     }
+    small = {name for name, entry in STATISTICS.items() if entry.direction == -1}
+    assert small == {"trace_difference", "effective_dimension", "tiled_l2", "p_laplacian"}
     for name, entry in STATISTICS.items():
         assert entry.direction in (-1, 1)
+        assert ("Smaller" in entry.function.__doc__) == (name in small)
         text = entry.function.__doc__
         assert "memorized" in text, name
         assert entry.cost, name

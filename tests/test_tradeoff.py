@@ -7,6 +7,7 @@ import pytest
 
 from sharpjax.mitigation.tradeoff import (
     Outcomes,
+    _interval,
     choose,
     curves,
     hypervolume,
@@ -165,3 +166,9 @@ def test_paired_test_keeps_its_level():
     ]
     # binomial(60, 0.1): 6 expected, more than 15 once in 10,000
     assert sum(below) <= 15
+
+
+def test_intervals_are_of_the_middle_95_percent():
+    """Of resamples 0 to 1000 they are all between 25 and 975."""
+    found = _interval(0.5, np.random.default_rng(0).permutation(np.arange(1001.0)))
+    assert (found.value, found.low, found.high) == (0.5, 25.0, 975.0)
