@@ -1,4 +1,5 @@
 import atexit
+import contextlib
 import csv
 import dataclasses
 import gc
@@ -93,6 +94,21 @@ def pooled_digits():
     pixels, digits = mnist_data()
     images = (pixels.reshape(-1, 1, 28, 28) / 127.5 - 1).astype(np.float32)
     return images[:, :, 2:26, 2:26].reshape(-1, 1, 8, 3, 8, 3).mean((3, 5)), digits
+
+
+@pytest.fixture(scope="session")
+def compilations():
+    """A context that counts the programs that XLA compiles, or takes from the persistent cache."""
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+
+    @contextlib.contextmanager
+    def count():
+        before, found = len(events), []
+        yield found
+        found.append(events[before:].count("/jax/core/compile/backend_compile_duration"))
+
+    return count
 
 
 @pytest.fixture(scope="session")

@@ -50,34 +50,35 @@ def compiled(
     """
     if function is None:
         return functools.partial(compiled, static_argnames=static_argnames)
-    positions = {name: i for i, name in enumerate(inspect.signature(function).parameters)}
-    static = {name: positions[name] for name in static_argnames}
+    names = tuple(inspect.signature(function).parameters)
     kept: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 
-    def program(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        fixed = {name: args[i] for name, i in static.items() if i < len(args)}
-        fixed |= {name: kwargs[name] for name in static if name in kwargs}
-        dynamic = [a for i, a in enumerate(args) if i not in static.values()]
-        named = {name: value for name, value in kwargs.items() if name not in static}
-        key = (jax.tree.structure((dynamic, named)), tuple(sorted(fixed.items())))
+    def program(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        static = {name: given.pop(name) for name in static_argnames if name in given}
+        key = (jax.tree.structure(given), tuple(static.items()))
         if key not in kept:
-            # A new function object: JAX shares the programs of two jits of the same one.
-            own = functools.wraps(function)(lambda *a, **k: function(*a, **k))
-            kept[key] = jax.jit(own, static_argnames=static_argnames)
+            # What is static is held by this function object alone, which goes with the program.
+            kept[key] = jax.jit(functools.wraps(function)(lambda **k: function(**k, **static)))
         kept.move_to_end(key)
         if len(kept) > _KEPT:
             kept.popitem(last=False)
-        return kept[key]
+        return kept[key], given
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        return program(args, kwargs)(*args, **kwargs)
+        run, given = program(args, kwargs)
+        return run(**given)
 
-    call.lower = lambda *args, **kwargs: program(args, kwargs).lower(*args, **kwargs)  # type: ignore[attr-defined]
+    def lower(*args: Any, **kwargs: Any) -> Any:
+        run, given = program(args, kwargs)
+        return run.lower(**given)
+
+    call.lower = lower  # type: ignore[attr-defined]
     return call
 
 
-def as_pytree(score: Score, x: Array) -> Score:
+def as_pytree(score: Any, x: Array) -> Any:
     """The score as a pytree callable, which crosses `jit` as an argument.
 
     One that is a pytree already (`jax.tree_util.Partial`, a module) is returned as it is. A plain
@@ -89,7 +90,7 @@ def as_pytree(score: Score, x: Array) -> Score:
     # A function object of its own, as JAX keeps the traces of one that it has met.
     traced, shape = jax.make_jaxpr(lambda x: score(x), return_shape=True)(x)
     program = _Program(traced.jaxpr, jax.tree.structure(shape), score)
-    return cast(Score, jax.tree_util.Partial(program, traced.consts, program.numbers()))
+    return jax.tree_util.Partial(program, traced.consts, program.numbers())
 
 
 class _Program:

@@ -2,14 +2,12 @@
 
 The descent that every method of mitigation shares, whatever it moves (the initial noise, the
 encoded prompt) and whatever it lowers (the sharpness, the score difference).  One compilation
-serves all prompts: what differs between them is an argument.  Of losses and optimizers the last
-few keep their program, and a function that is made anew for each call (a lambda) takes its program
-with it: memory does not grow with the number of calls.
+serves all prompts: what differs between them is an argument.  Programs of old losses and
+optimizers are given up (:mod:`sharpjax.curvature.programs`): memory does not grow with the calls.
 """
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -18,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
 from sharpjax._types import Array, ArrayLike
 from sharpjax.curvature.loops import over_points
+from sharpjax.curvature.programs import as_pytree, compiled
 from sharpjax.reprs import one_line
+from sharpjax.score import ScorePair
 
 STEP_SIZE = 0.05  # of Adam, per entry
 MAX_STEPS = 50
-_PROGRAMS = 8  # all methods together have six pairs of loss and optimizer
 OUTCOMES = ("met", "budget", "not finite")
 _MET, _BUDGET, _NOT_FINITE, _RUNNING = range(4)
 
@@ -74,8 +72,7 @@ def descend(
     Args:
         loss: gives what is minimised, and the measure that the threshold is for (the same without
             penalties). At module level or kept by the caller: a fresh one is compiled anew.
-        fixed: what it depends on; a pytree of arrays, and of functions such as a pair's scores. One
-            that is neither a ``Partial`` nor at module level is compiled at each call.
+        fixed: what it depends on; a pytree of arrays and pairs, whose scores may be any functions.
         start: ``(n, *shape)``.
         threshold: a point whose measure is at most this stays where it is.
         max_steps: of the optimizer; 0 only evaluates.
@@ -100,50 +97,34 @@ def descend(
         )
     if max_steps < 0:
         raise ValueError(f"max_steps must be at least 0, got {max_steps}")
-    leaves, tree = jax.tree.flatten(fixed)
-    functions = [leaf for leaf in leaves if callable(leaf)]
-    make: Any = _program
-    if all(map(_at_module_level, functions)):
-        # in a Partial a function crosses jit
-        leaves = [Partial(leaf) if callable(leaf) else leaf for leaf in leaves]
-        fixed = jax.tree.unflatten(tree, leaves)
-    else:
-        # a program of this call, with the functions in it and not among its arguments: what names
-        # them is dropped with it
-        fixed = [leaf for leaf in leaves if not callable(leaf)]
-        given, make = loss, _program.__wrapped__
-
-        def loss(fixed: Any, x: Array, start: Array) -> tuple[Array, Array]:
-            arrays = iter(fixed)
-            whole = [leaf if callable(leaf) else next(arrays) for leaf in leaves]
-            return given(jax.tree.unflatten(tree, whole), x, start)
-
-    program = make(loss, adam() if optimizer is None else optimizer, mesh)
-    point, before, after, steps, outcome = program(
-        fixed, start, jnp.asarray(threshold, start.dtype), jnp.asarray(max_steps)
+    fixed = jax.tree.map(
+        lambda node: _as_argument(node, start[0]), fixed, is_leaf=lambda n: isinstance(n, ScorePair)
     )
+    ended = _descend(
+        fixed, start, jnp.asarray(threshold, start.dtype), jnp.asarray(max_steps),
+        loss=loss, optimizer=adam() if optimizer is None else optimizer, mesh=mesh,
+    )  # fmt: skip
+    point, before, after, steps, outcome = ended
     return Descent(
         point, np.asarray(before), np.asarray(after), np.asarray(steps),
         np.array(OUTCOMES)[np.asarray(outcome)],
     )  # fmt: skip
 
 
-def _at_module_level(function: Callable[..., Any]) -> bool:
-    """Whether a function lives as long as the program, so that what it compiled to can be kept."""
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    return getattr(module, getattr(function, "__qualname__", ""), None) is function
+def _as_argument(node: Any, x: Array) -> Any:
+    """A pair whose scores may be plain functions, as one that crosses ``jit``."""
+    if not isinstance(node, ScorePair):
+        return node
+    stacked = node.stacked
+    return dataclasses.replace(
+        node,
+        unconditional=as_pytree(node.unconditional, x),
+        conditional=as_pytree(node.conditional, x),
+        stacked=None if stacked is None else as_pytree(stacked, jnp.stack([x, x])),
+    )
 
 
-@functools.lru_cache(_PROGRAMS)
-def _program(
-    loss: Callable[[Any, Array, Array], tuple[Array, Array]],
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh | None,
-) -> Callable[..., Any]:
-    """The compiled descent; whatever it compiles is dropped with it."""
-    return jax.jit(functools.partial(_descend, loss=loss, optimizer=optimizer, mesh=mesh))
-
-
+@compiled(static_argnames=("loss", "optimizer", "mesh"))
 def _descend(
     fixed: Any,
     start: Array,

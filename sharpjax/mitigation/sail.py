@@ -93,8 +93,7 @@ def sail(
     r"""Initial noises at which the pair is no sharper than ``threshold``.
 
     Args:
-        pair: of the prompt at the first timestep of sampling with ``alpha > 0``. Scores that are a
-            ``Partial`` or at module level are compiled once, others at each call.
+        pair: of the prompt at the first timestep of sampling with ``alpha > 0``.
         key: draws the candidates, and new ones for retries.
         threshold: of the sharpness, in the units of the form (:mod:`~.sharpness`); a quantile on
             prompts that are not memorized, by :func:`~sharpjax.mitigation.calibrate`.
