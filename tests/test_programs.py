@@ -198,3 +198,67 @@ def test_memory_is_flat(score, calls, compiles):
     megabytes, programs = map(float, child.stdout.split())
     assert megabytes < 100
     assert (programs > 0) == compiles
+
+
+W = jnp.array([[1.0, -0.5, 0.2], [0.3, 2.0, 0.1], [-0.4, 0.6, 1.5]])
+BATTERY = {
+    "scan from a number": lambda x: jax.lax.scan(lambda c, y: (c + y * 0.5, c * y), 0.0, x)[1],
+    "scan over captured arrays": lambda x: jax.lax.scan(
+        lambda c, w: (jnp.tanh(w @ c), 0), x, W[None])[0],
+    "while": lambda x: jax.lax.while_loop(
+        lambda c: c[1] < 3, lambda c: (c[0] * 0.9, c[1] + 1), (x, 0))[0],
+    "while on a number": lambda x: jax.lax.while_loop(
+        lambda c: c[1] < 2.5, lambda c: (jnp.sin(c[0]), c[1] + 1.0), (x, 0.0))[0],
+    "fori": lambda x: jax.lax.fori_loop(0, 3, lambda i, c: c + W[i] * c * 0.1, x),
+    "cond": lambda x: jax.lax.cond(x.sum() > 0.5, lambda y: y * 2.0, lambda y: y - 1.0, x),
+    "cond with numbers": lambda x: x * jax.lax.cond(
+        x[0] > 0.0, lambda a: a * 2.0, lambda a: a, 3.0),
+    "switch": lambda x: jax.lax.switch(1, [lambda y: y, lambda y: y**2, jnp.cos], x),
+    "where": lambda x: jnp.where(x > 0.5, 1.5 * x, 0.0),
+    "clip": lambda x: jnp.clip(x, -0.5, 0.7),
+    "powers": lambda x: x**2 + jnp.abs(x) ** 1.5 + 2.0**x,
+    "logaddexp": lambda x: jnp.logaddexp(x, 0.3),
+    "softplus, gelu, elu": lambda x: jax.nn.softplus(x) + jax.nn.gelu(x) + jax.nn.elu(x, 0.7),
+    "norms": lambda x: x / jnp.linalg.norm(x) * jnp.sqrt(2.0),
+    "solve": lambda x: jnp.linalg.solve(W, x) * 0.5,
+    "gather": lambda x: x[jnp.array([2, 0, 1])] * 3.0,
+    "dynamic slice": lambda x: jnp.concatenate([jax.lax.dynamic_slice(x, (1,), (2,)), x[:1]]),
+    "set": lambda x: x.at[1].set(0.25).at[0].multiply(2.0),
+    "fft": lambda x: jnp.fft.irfft(jnp.fft.rfft(x) * 0.5, 3),
+    "random": lambda x: x * jax.random.normal(jax.random.key(3), (3,)),
+    "inner jit": lambda x: jax.jit(lambda y, a: y * a)(x, 0.7) @ W,
+    "vmap": lambda x: jax.vmap(lambda a, b: jnp.sin(a) * b * 0.3)(x, W[0]),
+    "remat": lambda x: jax.checkpoint(lambda y: jnp.sin(y) * 0.5)(x),
+    "gradient": lambda x: jax.grad(lambda y: jnp.sum(jnp.cos(y) * 0.5) ** 2)(x),
+    "matrix exponential": lambda x: jax.scipy.linalg.expm(0.1 * W) @ x,
+    "itself": lambda x: x,
+    "constant": lambda x: jnp.ones(3),
+    "infinite": lambda x: jnp.minimum(x, jnp.inf) * 1.0,
+    "argsort": lambda x: x[jnp.argsort(x)],
+    "einsum": lambda x: jnp.einsum("ij,j->i", W, x, precision="highest") * 0.5,
+    "two numbers": lambda x: jax.lax.fori_loop(
+        0, 2, lambda i, c: (c[0] * 0.5 + c[1], 0.1), (x, 0.2))[0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BATTERY)
+def test_a_traced_function_is_the_function(name):
+    """Value, tangents and, unless a loop of unknown length forbids them, cotangents."""
+    score, x = BATTERY[name], jnp.array([0.3, 1.2, -0.4])
+    traced, v = as_pytree(score, x), jnp.array([1.0, -2.0, 0.5])
+    expected = jax.jvp(score, (x,), (v,))
+    for found in (
+        jax.jvp(traced, (x,), (v,)),
+        jax.jit(lambda s: jax.jvp(s, (x,), (v,)))(traced),
+    ):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours.dtype == theirs.dtype
+            np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    J = curvature.jacobian(score, x)
+    np.testing.assert_allclose(J.mv(v), expected[1], rtol=1e-6, atol=1e-6)
+    dense = jax.jacfwd(score)(x)
+    if "while" not in name:
+        np.testing.assert_allclose(J.rmv(v), dense.T @ v, rtol=1e-5, atol=1e-6)
+    batch = jnp.stack([x, 2 * x])
+    found = jax.vmap(lambda x: curvature.jacobian(score, x).mv(v))(batch)
+    np.testing.assert_allclose(found[0], expected[1], rtol=1e-6, atol=1e-6)
