@@ -146,9 +146,9 @@ def test_version_and_help():
     [
         (("detect", "--model", "mnits"), "unknown model 'mnits'"),
         (("detect", "--model", "mnist", "--condition", "12 x4"), "unknown condition '12 x4'"),
-        (("detect", "--noises", 0), "num_noises must be at least 1, got 0"),
+        (("detect", "--noises", 0), "num_noises must be an integer >= 1, got 0"),
         (("detect", "--trace-noises", 8), "--trace-noises 8 exceeds --noises 4"),
-        (("detect", "--probes", 0), "num_probes must be at least 1"),
+        (("detect", "--probes", 0), "num_probes must be an integer >= 1"),
         (("detect", "--batch", 0), "batch_size must be at least 1"),
         (("detect", "--devices", 0), "devices must be an integer >= 1, got 0"),
         (("detect", "--devices", 4096), "4096 devices were asked for, this process has"),

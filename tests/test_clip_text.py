@@ -359,7 +359,10 @@ def test_projection_is_not_needed_without_one():
     ("change", "message"),
     [
         ({"model_type": "clip"}, "config.json: model_type must be 'clip_text_model', got 'clip'"),
-        ({"per_layer_config": {}}, "config.json: unknown configuration key 'per_layer_config'"),
+        (
+            {"per_layer_config": {"0": 1}},
+            "config.json: unknown configuration key 'per_layer_config'",
+        ),
         ({"hidden_act": "prelu"}, "config.json: hidden_act: 'prelu' is not supported"),
     ],
 )

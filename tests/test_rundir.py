@@ -179,18 +179,6 @@ def test_leftovers_are_swept_and_what_is_being_written_is_not(run):
     rundir.write_text(run / ("name" * 60), "a name as long as it may be")
 
 
-def test_settings_that_could_never_be_resumed(tmp_path):
-    with pytest.raises(ValueError, match="guidance must be a number, got nan"):
-        rundir.claim(tmp_path / "run", {"run": "x", "guidance": np.nan}, what="x")
-    assert not (tmp_path / "run").exists()
-
-
-def test_results_that_are_not_utf8_are_named(run):
-    (run / "results.jsonl").write_bytes(b'{"a": "\xff"}\n')
-    with pytest.raises(ValueError, match=r"results.jsonl, line 1 is not valid JSON: 'utf-8' codec"):
-        rundir.read_lines(run / "results.jsonl")
-
-
 # --- tables ------------------------------------------------------------------------------------
 
 SIGNS = "=+-@\t\r\n\uff1d\uff0b\uff0d\uff20"

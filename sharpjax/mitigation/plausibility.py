@@ -17,7 +17,6 @@ are skewed, and are transformed):
 import dataclasses
 
 import numpy as np
-from scipy.stats import kurtosistest
 
 from sharpjax._types import ArrayLike
 from sharpjax.reprs import one_line
@@ -62,6 +61,8 @@ def plausibility(noise: ArrayLike) -> Plausibility:
     >>> plausibility(draw).is_gaussian, plausibility(1.5 * draw).is_gaussian
     (True, False)
     """
+    from scipy.stats import kurtosistest  # a second, which most uses do not need
+
     x = np.asarray(noise, np.float64)
     if x.size < 2:
         raise ValueError(f"a noise of at least 2 entries is needed, got {x.size}")
