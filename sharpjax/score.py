@@ -16,6 +16,7 @@ Units: ``x`` 1, ``s`` 1/sigma, its Jacobian 1/sigma^2.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -104,6 +105,32 @@ def denoised(score: Array, x: Array, *, alpha: Array, sigma: Array) -> Array:
     return (x + sigma**2 * score) / alpha
 
 
+def score_at(score: Callable[[Array], Array], x: Array) -> Array:
+    """``score(x)`` in the type of ``x``, and its tangents with it: the one rule for types.
+
+    A score may be float64 at a float32 point, or the other way round; what it holds inside is its
+    own business. A result in half precision is refused: what is computed from it would have errors
+    that no error bar shows.
+
+    Raises:
+        ValueError: another shape than that of ``x``, or not float32 or float64.
+    """
+    s = score(x)
+    if getattr(s, "shape", None) != x.shape:
+        raise ValueError(
+            f"score(x) must have the shape of x, {x.shape}, got {jax.tree.map(jnp.shape, s)}; "
+            "a score takes one point without a batch axis (curvature.at_points takes a batch)."
+        )
+    for name, one in (("x", x), ("score(x)", s)):
+        if one.dtype not in (jnp.float32, jnp.float64):
+            raise ValueError(
+                f"{name} must be float32 or float64, got dtype {one.dtype}: whole numbers have no "
+                "derivative, and less precision has errors that error bars do not show. A network "
+                "may use less inside; let its last operations run in float32."
+            )
+    return jnp.asarray(s, x.dtype)
+
+
 @register_checked
 @dataclasses.dataclass(frozen=True)
 class ScorePair:
@@ -147,8 +174,9 @@ class ScorePair:
     def at(self, points: Array) -> Array:
         """``(s_u(points[0]), s_c(points[1]))``: two points, one batch."""
         if self.stacked is not None:
-            return self.stacked(points)
-        return jnp.stack([self.unconditional(points[0]), self.conditional(points[1])])
+            return score_at(self.stacked, points)
+        unconditional, conditional = self._checked
+        return jnp.stack([unconditional(points[0]), conditional(points[1])])
 
     def both(self, x: Array) -> Array:
         """``(s_u(x), s_c(x))`` of shape ``(2, *x.shape)``, units 1/sigma."""
@@ -168,8 +196,15 @@ class ScorePair:
 
     def linearize(self, x: Array) -> "LinearizedPair":
         """Values and the two tangent maps at ``x``, apart: 2 forward evaluations."""
-        return LinearizedPair(
-            *jax.linearize(self.unconditional, x), *jax.linearize(self.conditional, x)
+        unconditional, conditional = self._checked
+        return LinearizedPair(*jax.linearize(unconditional, x), *jax.linearize(conditional, x))
+
+    @property
+    def _checked(self) -> tuple[Score, Score]:
+        """Both scores in the type of the point."""
+        return (
+            functools.partial(score_at, self.unconditional),
+            functools.partial(score_at, self.conditional),
         )
 
 

@@ -364,6 +364,20 @@ def test_numbers_of_other_make():
             "its power 8 is not a number in float32",
         ),
         (lambda: curvature.extreme_eigenpairs(cube, jnp.ones(3), key=KEY, rtol=0), "rtol must be"),
+        (
+            lambda: curvature.trace(cube, jnp.ones(3), key=KEY, num_matvecs=10**12),
+            "num_matvecs must be an integer from 1 to 2147483647, got 1000000000000",
+        ),
+        *(
+            (
+                lambda f=f, s=s: curvature.trace_of_power(
+                    lambda x: -s * jnp.arange(1.0, 65) * x, jnp.ones(64), power=2, key=KEY, method=f
+                ),
+                "Powers of the Jacobian are of the size of .*drops parts of their trace: give the",
+            )
+            for f in ("exact", "hutchinson")
+            for s in (1e-20, 1e-21)
+        ),
     ],
 )
 def test_what_cannot_be_computed_with(call, message):
@@ -375,7 +389,7 @@ def cube(x):
     return -(x**3)
 
 
-@pytest.mark.parametrize("scale", [1e-38, 1e-44, 1e38])
+@pytest.mark.parametrize("scale", [1e-60, 1e-38, 1e-44, 1e37])
 def test_the_length_of_a_start_does_not_matter(scale):
     found = curvature.lanczos(
         lambda x: -jnp.array([1.0, 2.0]) * x, jnp.ones(2), start=np.array([scale, 2 * scale])
@@ -405,3 +419,12 @@ def test_sketches_of_few_dimensions_are_exact(method, d):
     found = curvature.trace(lambda x: -(x**2), jnp.ones(d), key=KEY, method=method)
     assert (float(found.value), float(found.standard_error)) == (-2.0 * d, 0.0)
     assert found.num_matvecs == d
+
+
+def test_powers_of_a_nilpotent_jacobian_are_zero():
+    shift = jnp.diag(jnp.ones(3), 1)
+    for method in ("exact", "hutchinson"):
+        found = curvature.trace_of_power(
+            lambda x: shift @ x, jnp.ones(4), power=4, key=KEY, method=method
+        )
+        assert float(found.value) == 0.0

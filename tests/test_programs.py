@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from sharpjax import curvature
+from sharpjax import Gaussian, ScorePair, curvature
 from sharpjax.curvature.programs import as_pytree, compiled
 
 KEY = jax.random.key(0)
@@ -119,6 +119,49 @@ def test_a_derivative_that_somebody_wrote_is_kept():
         curvature.trace(lambda x: thrice(x), x, method="exact")
 
 
+def test_a_written_derivative_that_reads_what_changes_is_read_again():
+    """It was answered from the program of the first call: 3, 3, 3 for 3, 6, 9."""
+    held, weights = {"slope": 1.0}, np.ones(3, np.float32)
+
+    @jax.custom_jvp
+    def sine(x):
+        return jnp.sin(x)
+
+    @sine.defjvp
+    def _(primals, tangents):
+        return sine(*primals), held["slope"] * weights * tangents[0]
+
+    def score(x):
+        return sine(x)
+
+    class Method:
+        def score(self, x):
+            return sine(x)
+
+    method, x = Method(), jnp.array([0.5, -1.2, 2.0])
+    for slope in (1.0, 2.0, 3.0, 1.0):
+        held["slope"] = slope
+        for function in (score, method.score):
+            assert float(curvature.trace(function, x, method="exact").value) == 3 * slope
+    weights[:] = 2
+    assert float(curvature.trace(score, x, method="exact").value) == 6.0
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (3, "a function of one point, got int"),
+        (Gaussian([0.0, 0.0], np.eye(2)), "got Gaussian: pass the .score of a density"),
+        (ScorePair(Partial(jnp.sin), Partial(jnp.cos), 0.6, 0.8), r"\.conditional or .uncond"),
+        (lambda x: np.sin(x), "with jax.numpy"),
+    ],
+)
+def test_what_is_no_score(score, message):
+    for call in ESTIMATORS:
+        with pytest.raises(ValueError, match=message):
+            call(score, jnp.ones(2))
+
+
 def test_scores_of_equal_operations_are_equal_structures():
     x = jnp.ones(3)
 
@@ -162,7 +205,7 @@ LOOP = """
 import gc, resource, sys
 import jax, jax.numpy as jnp
 from jax.tree_util import Partial
-from sharpjax import curvature
+from sharpjax import Gaussian, ScorePair, curvature
 
 key, x = jax.random.key(0), jnp.ones(3)
 compiled = []

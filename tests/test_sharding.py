@@ -308,6 +308,8 @@ def test_on_a_mesh_of_explicit_axes(name, options):
     _assert_alike(at_points(estimator, _bent, placed, mesh=mesh, **options), wanted)
     one = estimator(_bent, _FIVE.ravel()[:8], **options)
     _assert_alike(estimator(_bent, jax.device_put(_FIVE.ravel()[:8], split), **options), one)
+    row = jax.device_put(_FIVE.ravel()[:8], split)
+    _assert_alike(jax.jit(lambda x: estimator(_bent, x, **options))(row), one)
     with jax.set_mesh(mesh):
         _assert_alike(at_points(estimator, _bent, _FIVE, mesh=mesh, **options), wanted)
         _assert_alike(at_points(estimator, _bent, placed, **options), wanted)

@@ -8,7 +8,7 @@ normalise it invents eigenvalues. This is no rare accident here: the Hessian of 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -343,7 +343,8 @@ def _start_vector(J: Jacobian, key: Array | None, start: ArrayLike | None) -> Ar
     if key is not None:
         key = prng_key(key, "The start is random")
         return varying_as(jax.random.normal(key, J.point.shape, J.point.dtype), J)
-    start = one_array("start", cast(ArrayLike, start))
+    given: Any = start
+    start = one_array("start", given)
     if start.shape != J.point.shape:
         raise ValueError(
             f"start has shape {start.shape}, but the point has shape {J.point.shape}; "
@@ -353,7 +354,7 @@ def _start_vector(J: Jacobian, key: Array | None, start: ArrayLike | None) -> Ar
     if isinstance(start, jax.core.Tracer):
         return varying_as(start.astype(J.point.dtype), J)
     # Its length does not matter, so neither may that numbers below 1e-38 count as zero.
-    known = np.asarray(start, np.float64)
+    known = np.asarray(given, np.float64)
     largest = np.abs(known).max()
     if largest == 0:
         raise ValueError("start must not be zero; key=jax.random.key(seed) draws one.")

@@ -157,11 +157,15 @@ def without_explicit_axes(tree: _T, *, replicate: bool = False) -> _T:
     """Arrays whose sharding was part of their type: now it is XLA's business, or there is none."""
 
     def moved(leaf: Any) -> Any:
-        if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array):
+        if not isinstance(leaf, jax.Array):
             return leaf
-        placed = leaf.sharding
+        is_traced = isinstance(leaf, jax.core.Tracer)
+        placed = jax.typeof(leaf).sharding if is_traced else leaf.sharding
         if not isinstance(placed, NamedSharding) or AxisType.Explicit not in placed.mesh.axis_types:
             return leaf
+        if is_traced:
+            everywhere = NamedSharding(placed.mesh, PartitionSpec())
+            return jax.sharding.reshard(leaf, everywhere) if replicate else leaf
         if replicate:
             return jax.device_put(leaf, NamedSharding(placed.mesh, PartitionSpec()))
         mesh = cast(Mesh, placed.mesh)  # and no abstract one: the array is there

@@ -20,8 +20,9 @@ from sharpjax.curvature.programs import as_pytree, compiled
 from sharpjax.curvature.validation import check_finite, one_array, positive_integer
 from sharpjax.curvature.validation import point as checked_point
 from sharpjax.reprs import one_line
+from sharpjax.score import score_at
 
-__all__ = ["Jacobian", "asymmetry", "hessian", "jacobian", "score_at"]
+__all__ = ["Jacobian", "asymmetry", "hessian", "jacobian"]
 
 # Tangents at once: on accelerators enough to fill matrix units, at 64 times a forward's memory; on
 # a CPU no more than its caches hold.
@@ -208,31 +209,6 @@ def asymmetry(J: Jacobian | ArrayLike) -> Array:
 @compiled
 def _linearize(score: Score, x: Array) -> tuple[Array, Matvec]:
     return jax.linearize(functools.partial(score_at, score), x)
-
-
-def score_at(score: Score, x: Array) -> Array:
-    """`score(x)` in the type of `x`, and its tangents with it: the one rule for types.
-
-    A score may be float64 at a float32 point, or the other way round; what it holds inside is its
-    own business. A result in half precision is refused: curvature would have errors that no error
-    bar shows.
-
-    Raises:
-        ValueError: another shape than that of `x`, or not float32 or float64.
-    """
-    s = score(x)
-    if getattr(s, "shape", None) != x.shape:
-        raise ValueError(
-            f"score(x) must have the shape of x, {x.shape}, got {jax.tree.map(jnp.shape, s)}; "
-            "a score takes one point without a batch axis (curvature.at_points takes a batch)."
-        )
-    if s.dtype not in (jnp.float32, jnp.float64):
-        raise ValueError(
-            f"score(x) must be float32 or float64, got dtype {s.dtype}: whole numbers have no "
-            "derivative, and less precision has errors that error bars do not show. A network may "
-            f"use less inside; let its last operations run in {x.dtype}."
-        )
-    return jnp.asarray(s, x.dtype)
 
 
 @compiled

@@ -15,7 +15,7 @@ import numpy as np
 from sharpjax._types import Array, ArrayLike, Matvec, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.loops import chunked_map, without_explicit_axes
-from sharpjax.curvature.operators import Jacobian, jacobian, score_at
+from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.programs import as_pytree, compiled
 from sharpjax.curvature.validation import (
     check_finite,
@@ -26,6 +26,7 @@ from sharpjax.curvature.validation import (
 )
 from sharpjax.curvature.validation import point as checked_point
 from sharpjax.densities.base import polar
+from sharpjax.score import score_at
 
 __all__ = ["p_laplacian"]
 

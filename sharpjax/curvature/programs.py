@@ -16,7 +16,7 @@ import collections
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -84,13 +84,34 @@ def as_pytree(score: Any, x: Array) -> Any:
     One that is a pytree already (`jax.tree_util.Partial`, a module) is returned as it is. A plain
     callable is traced at `x`: two that compute alike have the same structure, and differ in their
     leaves.
+
+    Raises:
+        ValueError: no function, or one that NumPy computes.
     """
+    if not callable(score):
+        raise ValueError(
+            f"A score is a function of one point, got {type(score).__name__}: pass the .score of a "
+            "density, the .conditional or .unconditional of a pair."
+        )
     if not jax.tree_util.all_leaves([score]):
         return score
     # A function object of its own, as JAX keeps the traces of one that it has met.
-    traced, shape = jax.make_jaxpr(lambda x: score(x), return_shape=True)(x)
-    program = _Program(traced.jaxpr, jax.tree.structure(shape), score)
+    try:
+        traced, shape = jax.make_jaxpr(lambda x: score(x), return_shape=True)(x)
+    except jax.errors.TracerArrayConversionError as error:
+        raise ValueError(
+            "The score makes NumPy arrays of what JAX traces and differentiates: write its "
+            "operations with jax.numpy."
+        ) from error
+    program = _Program(
+        traced.jaxpr, jax.tree.structure(shape), functools.partial(_derivative, score, x)
+    )
     return jax.tree_util.Partial(program, traced.consts, program.numbers())
+
+
+def _derivative(score: Score, x: Array) -> jex.ClosedJaxpr:
+    """`v -> J v`, traced."""
+    return jax.make_jaxpr(lambda x, v: jax.jvp(score, (x,), (v,)))(x, jnp.zeros_like(x))
 
 
 class _Program:
@@ -99,10 +120,10 @@ class _Program:
     Equal to another with the same operations, and so are the structures that hold them.
     """
 
-    def __init__(self, jaxpr: jex.Jaxpr, structure: Any, score: Score):
+    def __init__(self, jaxpr: jex.Jaxpr, structure: Any, derivative: Callable[[], jex.ClosedJaxpr]):
         self._jaxpr, self._structure = jaxpr, structure
         signature = _Signature()
-        self._key = (signature.of(jaxpr, lifts=True), structure, signature.owner(score))
+        self._key = (signature.of(jaxpr, lifts=True), structure, signature.rules(derivative))
         self._hash = hash(self._key)
 
     def __call__(self, constants: list[Array], numbers: list[Array], x: Array) -> Any:
@@ -188,22 +209,23 @@ class _Identity:
 class _Signature:
     """What is computed, as a value with an equality."""
 
-    # A derivative that somebody wrote (`jax.custom_jvp`) is a function made anew at each trace. It
-    # is the same where the score is: the other operations and the score stand for it.
     _RULES = ("custom_jvp_call", "custom_vjp_call")
 
     def __init__(self) -> None:
         self._has_rules = False
 
-    def owner(self, score: Score) -> Hashable:
-        """The score itself where its operations do not say all of what it does."""
+    def rules(self, derivative: Callable[[], jex.ClosedJaxpr]) -> Hashable:
+        """What derivatives compute that somebody wrote (`jax.custom_jvp`), as in `jax.nn.relu`.
+
+        Such a rule is a function made anew at each trace, and may read what has changed: so it is
+        known by the operations, arrays and numbers that it comes to.
+        """
         if not self._has_rules:
             return None
         try:
-            hash(score)
-        except TypeError:
-            return _Identity(score)
-        return cast(Hashable, score)
+            return self._value(derivative())
+        except TypeError:  # custom_vjp has no tangents, of which JAX will tell
+            return _Identity(derivative)
 
     def of(self, jaxpr: jex.Jaxpr, *, lifts: bool = False) -> Hashable:
         """`lifts`: real numbers among the operands are arguments, so any will do."""
@@ -238,9 +260,13 @@ class _Signature:
             params = {k: v for k, v in params.items() if isinstance(v, told)}
         return tuple((k, self._value(v)) for k, v in sorted(params.items()))
 
+    def _constant(self, value: Any) -> Hashable:
+        """An array by itself, or by its numbers if these may change."""
+        return _Identity(value) if isinstance(value, jax.Array) else self._value(np.asarray(value))
+
     def _value(self, value: Any) -> Hashable:
         if isinstance(value, jex.ClosedJaxpr):
-            return self.of(value.jaxpr), tuple(map(_Identity, value.consts))
+            return self.of(value.jaxpr), tuple(map(self._constant, value.consts))
         if isinstance(value, jex.Jaxpr):
             return self.of(value)
         if isinstance(value, tuple | list):

@@ -18,7 +18,13 @@ from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.hutchpp import hutchpp, xtrace
 from sharpjax.curvature.operators import Jacobian, jacobian
-from sharpjax.curvature.probes import Curvature, check_samples, monte_carlo, probe_options
+from sharpjax.curvature.probes import (
+    Curvature,
+    check_samples,
+    draw,
+    monte_carlo,
+    probe_options,
+)
 from sharpjax.curvature.validation import (
     check_finite,
     noise_level,
@@ -263,7 +269,8 @@ def trace_of_power(
         batch_size: probes at once; 32 by default.
 
     Raises:
-        ValueError: `power` not 2, 3 or 4; and as `trace`.
+        ValueError: `power` not 2, 3 or 4; powers of a Jacobian whose trace the type of x does not
+            hold; and as `trace`.
 
     >>> import jax, jax.numpy as jnp
     >>> trace_of_power(lambda x: -2.0 * x, jnp.zeros(4), power=3, key=jax.random.key(0))
@@ -282,7 +289,27 @@ def trace_of_power(
         left, right = {2: (M, M), 3: (square, M), 4: (square, square)}[k]
         return jnp.sum(left * right.T)
 
-    return _estimate(Curvature((J,), sigma, k), key, exact, _of_jacobian(J, sigma, k), options)
+    A = Curvature((J,), sigma, k)
+    estimate = _estimate(A, key, exact, _of_jacobian(J, sigma, k), options)
+    if sigma is None:
+        _check_powers(J, k, estimate.value)
+    return estimate
+
+
+def _check_powers(J: Jacobian, k: int, value: Array) -> None:
+    """A ValueError where powers of J are so small that parts of the trace count as zero."""
+    numbers = jnp.finfo(value.dtype)
+    least = J.point.size * float(numbers.tiny) / float(numbers.eps)
+    if isinstance(value, jax.core.Tracer) or abs(float(value)) >= least:
+        return
+    # It may be small because J is nilpotent: then J itself is not.
+    size = float(jnp.max(jnp.abs(J.mv(draw("signs", J.point, jax.random.key(0), 0)))))
+    if 0 < J.point.size * size**k < least:
+        raise ValueError(
+            f"Powers of the Jacobian are of the size of {size**k:.1e}, where {value.dtype} drops "
+            "parts of their trace: give the noise level sigma, or compute in float64 "
+            "(jax.enable_x64)."
+        )
 
 
 def _of_jacobian(J: Jacobian, sigma: ArrayLike | None, k: int = 1) -> Callable[[Array], Array]:

@@ -26,14 +26,18 @@ __all__ = [
 ]
 
 
-def positive_integer(name: str, count: int, *, least: int = 1, largest: int | None = None) -> int:
+_LARGEST = 2**31 - 1  # of an index on the devices
+
+
+def positive_integer(name: str, count: int, *, least: int = 1, largest: int = _LARGEST) -> int:
     """`count` as an int, or a ValueError that names it."""
     try:
         valid = not isinstance(count, bool) and operator.index(count) >= least
     except TypeError:
         valid = False
-    if not valid or (largest is not None and count > largest):
-        allowed = f">= {least}" if largest is None else f"from {least} to {largest}"
+    if not valid or count > largest:
+        simple = largest == _LARGEST and not valid
+        allowed = f">= {least}" if simple else f"from {least} to {largest}"
         raise ValueError(f"{name} must be an integer {allowed}, got {count!r}.")
     return operator.index(count)
 

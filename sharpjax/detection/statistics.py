@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax import curvature
+from sharpjax._linalg import safe_norm
 from sharpjax._types import Array
 from sharpjax.detection.trajectory import Trajectory
 from sharpjax.levels import check_signal
@@ -88,8 +89,7 @@ def score_difference(
     """
     check_signal(pair.alpha, "score_difference")
     difference = pair.difference(x) if linearized is None else linearized.difference
-    length: Array = jnp.linalg.norm(difference)
-    return length
+    return safe_norm(difference)
 
 
 @_register(direction=+1, where="first", cost="2F + 2T", source="Jeon et al. 2025")
@@ -107,8 +107,8 @@ def hessian_score_difference(
     """
     check_signal(pair.alpha, "hessian_score_difference")
     here = pair.linearize(x) if linearized is None else linearized
-    norm_squared = jnp.sum(here.difference_tangent(here.difference) ** 2)
-    return norm_squared if squared else jnp.sqrt(norm_squared)
+    length = safe_norm(here.difference_tangent(here.difference))
+    return length**2 if squared else length
 
 
 @_register(direction=+1, where="first", cost="2F + 2T", source="Jeon et al. 2025, first version")
@@ -120,8 +120,7 @@ def hessian_score(pair: ScorePair, x: Array, *, linearized: LinearizedPair | Non
     check_signal(pair.alpha, "hessian_score")
     here = pair.linearize(x) if linearized is None else linearized
     conditional = here.conditional_tangent(here.conditional)
-    length: Array = jnp.linalg.norm(conditional - here.unconditional_tangent(here.unconditional))
-    return length
+    return safe_norm(conditional - here.unconditional_tangent(here.unconditional))
 
 
 @_register(direction=-1, where="level", cost="2F + 2 probes T", source="sharpjax")
@@ -196,10 +195,10 @@ def guidance_alignment(first: ScorePair, later: ScorePair, x: Array) -> Array:
         check_signal(pair.alpha, "guidance_alignment")
     unconditional, conditional = later.both(x)
     difference = conditional - unconditional
-    lengths = jnp.linalg.norm(difference, axis=0) * jnp.linalg.norm(unconditional, axis=0)
+    lengths = safe_norm(difference, axis=0) * safe_norm(unconditional, axis=0)
     # a pixel where either is 0 has no direction: it counts as neither along nor against
     cosine = jnp.sum(difference * unconditional, axis=0) / jnp.where(lengths > 0, lengths, 1)
-    return jnp.stack([cosine.mean(), jnp.linalg.norm(first.difference(x))])
+    return jnp.stack([cosine.mean(), safe_norm(first.difference(x))])
 
 
 def combined_alignment(
@@ -229,7 +228,7 @@ def path_score_difference(path: Trajectory, *, num_steps: int | None = None) -> 
     Wen et al., ICLR 2024.
     """
     difference = path.difference.reshape(len(path.sigmas), -1)
-    return jnp.mean((path.sigmas * jnp.linalg.norm(difference, axis=1))[:num_steps])
+    return jnp.mean((path.sigmas * safe_norm(difference, axis=1))[:num_steps])
 
 
 @_register(direction=+1, where="path", cost="0", source="Kim & Lee 2026")
