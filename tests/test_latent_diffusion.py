@@ -315,6 +315,9 @@ def test_negative_prompt_and_size(stable_diffusion_directory, plain):
             r"one encoded prompt of shape \(tokens, 24",
         ),
         (lambda m: m.scores("a", 1000), r"t must lie in 0\.\.999, got 1000"),
+        (lambda m: m.unconditional(1000), r"t must lie in 0\.\.999, got 1000"),
+        (lambda m: m.unconditional("10"), "t must be an integer, got '10'"),
+        (lambda m: m.unconditional(None), "t must be an integer, got None"),
         (lambda m: m.sample(["a"]), "pass key="),
         (lambda m: m.sample([], jax.random.key(0)), "at least one prompt"),
         (
