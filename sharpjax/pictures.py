@@ -8,6 +8,7 @@ differences.  Grey levels of 16 bits are scaled to 8 (``v / 257``), where Pillow
 """
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -36,17 +37,18 @@ def read_picture(path: str | Path, mode: str = "RGB") -> Image.Image:
         raise ValueError(f"{path} cannot be read as an image: there is no such file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours
             with Image.open(path, formats=_FORMATS) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels")
                 image = _eight_bits(file)
                 return image if image.mode == mode else image.convert(mode)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:  # Pillow's tells a limit of its own
+        size = re.search(r"\d[\d x]* pixels", str(error))
         raise ValueError(
-            f"{path} cannot be read as an image: it is too large ({error}); an image may have "
-            f"{MAX_PIXELS:,} pixels (8192 x 8192): make it smaller"
-        ) from error
+            f"{path} cannot be read as an image: it is too large{f' ({size[0]})' if size else ''}; "
+            f"an image may have {MAX_PIXELS:,} pixels (8192 x 8192): make it smaller"
+        ) from None
     except Exception as error:  # of damaged files Pillow raises almost anything
         reason = str(error).removesuffix(f" {str(path)!r}") or type(error).__name__
         raise ValueError(f"{path} cannot be read as an image: {reason}") from error

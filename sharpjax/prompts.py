@@ -56,9 +56,11 @@ def read_prompts(path: str | Path, *, column: str | None = None) -> list[str]:
             - ``.csv``, ``.tsv``: a table whose first line names the columns; separated by commas,
               semicolons or tabs, as its first lines tell (``sep=`` of Excel too). Empty rows are
               skipped.
-            - ``.jsonl``, ``.json``: an object on each line, or an array of objects or texts.
+            - ``.jsonl``, ``.json``: an object on each line, or an array of objects or texts. A
+              ``null`` prompt is a blank one.
             - anything else: text, a prompt on each line, without the blanks around it; empty lines
-              are skipped.
+              are skipped. A first line that looks like a table or JSON is read so too, with a
+              warning.
         column: of the prompts, in a table or in objects. Default: ``prompt``, ``caption`` or
             ``text``, the first that is there, whatever their case.
 
@@ -66,7 +68,7 @@ def read_prompts(path: str | Path, *, column: str | None = None) -> list[str]:
         FileNotFoundError: no such file.
         ValueError: no prompts in it, no UTF-8, no such column, or a line that gives no prompt.
     """
-    name, rows = _read(Path(path), column)
+    name, rows = _read(Path(path), column, empty_rows=False)
     return [row[name] for _, row in rows]
 
 
@@ -77,7 +79,7 @@ def read_labelled(path: str | Path, *, column: str | None = None) -> list[Labell
     ``VM``, ``TM``, ``MV``, ``RV`` and ``TV`` mean memorized, ``0``, ``false``, ``no`` and ``N``
     clean; nothing, that it is not known.  The column may be called ``memorized`` too, or as in
     published lists ``type`` or ``overfit_type`` if only labels stand there.  Other columns are
-    ignored with a warning.
+    ignored with a warning.  An empty row of a table is a blank prompt.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_prompts`; or another label.
@@ -143,7 +145,7 @@ def _allowed() -> str:
     )
 
 
-def _read(path: Path, column: str | None) -> tuple[str, list[_Row]]:
+def _read(path: Path, column: str | None, *, empty_rows: bool = True) -> tuple[str, list[_Row]]:
     """The name of the column of prompts, and the rows, each with a text there."""
     if not path.is_file():
         raise FileNotFoundError(
@@ -160,6 +162,8 @@ def _read(path: Path, column: str | None) -> tuple[str, list[_Row]]:
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if path.suffix.lower() in _TABLES:
         name, rows = _from_table(lines, path, column)
+        if not empty_rows:  # of one column each is a prompt
+            rows = [(at, r) for at, r in rows if len(r) == 1 or any(v.strip() for v in r.values())]
     elif has_columns(path):
         rows = list(_from_json(lines, path))
         name = _column_of(rows[0][1], column, path) if rows else _PROMPT
@@ -168,12 +172,30 @@ def _read(path: Path, column: str | None) -> tuple[str, list[_Row]]:
             raise ValueError(f"{path} is text, a prompt on each line: leave --column out")
         name = _PROMPT
         rows = [(str(path), {name: line.strip()}) for line in lines if line.strip()]
+        if rows and (what := _looks_like(rows[0][1][name])):
+            warnings.warn(
+                f"{path} is read as text, a prompt on each line, and its first looks like {what}",
+                stacklevel=3,
+            )
     if not rows:
         raise ValueError(f"{path} holds no prompt")
     for where, row in rows:
-        if not isinstance(row.get(name), str):
-            raise ValueError(f"{where}: {name!r} must be a text, got {row.get(name)!r:.80}")
+        if name not in row:
+            raise ValueError(f"{where}: {name!r} is missing; give every prompt under that name")
+        if row[name] is None:
+            row[name] = ""
+        if not isinstance(row[name], str):
+            raise ValueError(f"{where}: {name!r} must be a text, got {row[name]!r:.80}")
     return name, rows
+
+
+def _looks_like(line: str) -> str:
+    """What a file whose name says that it is text looks like by its first line, if not like it."""
+    if line.startswith(("[", '{"')):
+        return "JSON: let its name end in .json"
+    names = [cell.strip(' "').lower() for cell in re.split("[,;\t]", line)]
+    is_table = len(names) > 1 and not {_PROMPT, "caption"}.isdisjoint(names)
+    return "the columns of a table: let its name end in .csv or .tsv" if is_table else ""
 
 
 def _column_of(columns: Sequence[str] | dict[str, Any], wanted: str | None, path: Path) -> str:
@@ -238,10 +260,11 @@ def _parse(
     try:
         for cells in reader:
             where = f"{path}, line {reader.line_num + skip}"
-            if not any(cell.strip() for cell in cells) and len(columns) != 1:
-                continue
+            is_empty = not any(cell.strip() for cell in cells)
             if not columns:
-                columns = [name.strip() for name in cells]
+                columns = [] if is_empty else [name.strip() for name in cells]
+            elif is_empty and len(columns) > 1:
+                rows += [(where, dict.fromkeys(columns, ""))] if cells else []
             elif cells:
                 if any(cell.strip() for cell in cells[len(columns) :]):
                     misfit = misfit or (

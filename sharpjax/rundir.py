@@ -298,7 +298,7 @@ def _inert(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: str | Path) -> list[dict[str, str]]:
     """The rows of a table of :func:`write_csv`, with the texts that were given to it.
 
     Raises:
@@ -306,7 +306,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """
     before = csv.field_size_limit(_CELL)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error

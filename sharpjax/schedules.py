@@ -332,13 +332,18 @@ class Schedule:
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """Signal ``alpha_t`` at integer timestep(s) ``t``; checks ``t`` when it is concrete."""
-        return self.alphas[self._checked(t)]
+        return self.alphas[self.checked_timestep(t)]
 
     def sigma(self, t: ArrayLike) -> jax.Array:
         """Noise ``sigma_t`` at integer timestep(s) ``t``; checks ``t`` when it is concrete."""
-        return self.sigmas[self._checked(t)]
+        return self.sigmas[self.checked_timestep(t)]
 
-    def _checked(self, t: ArrayLike) -> Any:
+    def checked_timestep(self, t: ArrayLike) -> Any:
+        """Integer timestep(s) ``t`` that JAX takes; under a trace they are not checked.
+
+        Raises:
+            ValueError: not integers, or outside the training grid.
+        """
         if isinstance(t, jax.core.Tracer):
             return t
         given = np.asarray(t)
@@ -348,7 +353,7 @@ class Schedule:
             raise ValueError(
                 f"timestep t must lie in 0..{self.num_train_timesteps - 1}, got {given.tolist()}"
             )
-        return t
+        return t if isinstance(t, jax.Array | np.ndarray | np.generic | int) else given
 
     def timesteps(self, num_steps: int) -> np.ndarray:
         """The sampling sub-grid, descending, shape ``(num_steps,)``, as diffusers computes it.

@@ -83,11 +83,11 @@ def test_refused(values, options, message):
         threshold(np.array(values), **{"direction": 1} | options)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "5", np.ones(2)])
 def test_nothing_is_said_of_a_value_that_is_none(value):
     for say in (threshold(np.arange(100.0), direction=1).verdict,
                 threshold(np.arange(100.0), direction=-1).margin):  # fmt: skip
-        with pytest.raises(ValueError, match=f"must be finite to be judged, got {value}"):
+        with pytest.raises(ValueError, match="must be one finite number to be judged, got"):
             say(value)
 
 

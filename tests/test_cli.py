@@ -139,6 +139,7 @@ def test_version_and_help():
     text = sharpjax("detect", "--help", env={**os.environ, "COLUMNS": "200"}).stdout
     for word in ("--model", "--output", "--noises", "--probes", "--all", "resumes"):
         assert word in text
+    assert "which are refused otherwise" in text  # links
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def test_calibrate_then_detect(small, tmp_path):
     assert "1 memorized, 2 clean, 0 between (left out), 1 without a label" in run.stdout
     assert "a class has only 1, and resamples" in run.stdout.replace("\n", " ")
     told = run.stderr.replace("\n", " ")
-    assert "1 prompts are blank; left out" in told
-    assert "1 prompts are already there" in told
+    assert "1 prompt is blank and was left out" in told
+    assert "1 prompt is a repeat and was left out" in told
     assert "called memorized: score_difference@981 >" in run.stdout
     assert "[bold]<b>" in run.stdout
     with (tmp_path / "d/results.csv").open(newline="") as file:
@@ -176,7 +176,7 @@ def test_pictures_are_cut_to_the_middle_square(tmp_path):
 def test_what_is_left_out_of_a_directory_is_told(tmp_path):
     for name in ("a.tiff", "b.gif", "c.AVIF", "d.webp", "e.BMP", "f.tif", "g.PNG"):
         Image.new("RGB", (4, 4)).save(tmp_path / name)
-    (tmp_path / "labels.csv").write_text("prompt,label\na.tiff,clean\n")
+    (tmp_path / "labels.csv").write_text("prompt,label\na.tiff,clean\n,\n")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = [case.condition for case in find_images(tmp_path)]
@@ -185,9 +185,12 @@ def test_what_is_left_out_of_a_directory_is_told(tmp_path):
         (tmp_path / name).write_text("")
     (tmp_path / "more.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("nothing.png")
     with pytest.warns(UserWarning, match="left out") as told:
         assert [case.condition for case in find_images(tmp_path)] == found
-    assert "1 without an ending, 2 .txt, 1 directories, 1 .heic, 1 .png" in str(told[0].message)
+    assert "1 without an ending, 2 .txt, 1 broken link, 1 directory, 1 .heic, 1 pipe;" in str(
+        told[0].message
+    )
 
 
 def test_an_image_is_judged_as_it_is_shown(small, tmp_path):

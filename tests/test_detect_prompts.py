@@ -384,8 +384,8 @@ def test_summary_by_source_and_level(tmp_path):
 
 def test_prompts_that_would_mislead_are_left_out(tmp_path):
     path = tmp_path / "p.csv"
-    path.write_text("prompt,label\ncat,\n,clean\ncat,clean\ndog,memorized\ncat ,\n ,memorized\n")
-    with pytest.warns(UserWarning, match="2 prompts are (blank|already there); left out") as told:
+    path.write_text("prompt,label\ncat,\n,clean\ncat,clean\ndog,memorized\ncat ,\n,\n\n")
+    with pytest.warns(UserWarning, match="2 prompts are (blank|repeats) and were left out") as told:
         cases = from_file(path)
     assert len(told) == 2
     assert cases == [Case("cat", "clean"), Case("dog", "memorized")]

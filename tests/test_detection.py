@@ -196,7 +196,7 @@ def test_tpr_never_lets_more_than_one_percent_pass(num_negative):
         np.mean(positive >= t) for t in thresholds_ if np.sum(negative >= t) <= 0.01 * num_negative
     ]
     scores, memorized = np.concatenate([positive, negative]), np.arange(300 + num_negative) < 300
-    assert evaluate(scores, memorized, num_bootstrap=5).tpr.value == pytest.approx(max(rates))
+    assert evaluate(scores, memorized, num_bootstrap=100).tpr.value == pytest.approx(max(rates))
 
 
 @pytest.mark.parametrize("num_negative", [30, 99, 100, 250])
@@ -211,16 +211,16 @@ def test_nearest_point_may_let_more_pass(num_negative):
     nearest = min(abs(fpr - 0.01) for fpr, _ in points)
     expected = max(tpr for fpr, tpr in points if abs(fpr - 0.01) <= nearest + 1e-12)
     scores, memorized = np.concatenate([positive, negative]), np.arange(80 + num_negative) < 80
-    found = evaluate(scores, memorized, num_bootstrap=5, nearest=True).tpr.value
+    found = evaluate(scores, memorized, num_bootstrap=100, nearest=True).tpr.value
     assert found == pytest.approx(expected)
-    assert found >= evaluate(scores, memorized, num_bootstrap=5).tpr.value
+    assert found >= evaluate(scores, memorized, num_bootstrap=100).tpr.value
 
 
 def test_average_precision_and_auc_are_sklearns():
     rng = np.random.default_rng(3)
     memorized = rng.random(80) < 0.3
     for scores in (rng.normal(memorized, 1.0), rng.integers(0, 4, 80) + memorized):  # with ties
-        figures = evaluate(scores, memorized, num_bootstrap=50)
+        figures = evaluate(scores, memorized, num_bootstrap=100)
         expected = average_precision_score(memorized, scores)
         assert figures.average_precision.value == pytest.approx(expected)
         assert figures.auc.value == pytest.approx(roc_auc_score(memorized, scores))
@@ -314,7 +314,7 @@ def test_intervals_of_an_auc_cover(sizes, auc, spread):
     for _ in range(runs):
         noise = rng.normal(size=memorized.size)
         scores = np.where(memorized, shift + spread * noise, noise)
-        found = evaluate(scores, memorized, num_bootstrap=1).auc
+        found = evaluate(scores, memorized, num_bootstrap=100).auc
         assert 0 <= found.low <= found.value <= found.high <= 1
         hits += found.low <= auc <= found.high
     # 94% and three standard deviations of a binomial below
@@ -358,15 +358,15 @@ def test_interval_of_an_auc_solves_its_equation():
         ratio = (student.ppf(0.975, freedom) / norm.ppf(0.975)) ** 2 * sum(parts) / variance(auc)
         assert (ratio > 1) == is_larger
         scale = norm.ppf(0.975) ** 2 * max(1.0, ratio)
-        found = evaluate(scores, memorized, num_bootstrap=1).auc
+        found = evaluate(scores, memorized, num_bootstrap=100).auc
         assert found.value == pytest.approx(auc)
         for end in (found.low, found.high):
             assert (end - auc) ** 2 == pytest.approx(scale * variance(end), abs=1e-12)
     # 6 + 6 that are perfectly apart: (1 - x)^2 = z^2 V(x)
-    perfect = evaluate(np.arange(12.0), np.arange(12) >= 6, num_bootstrap=1).auc
+    perfect = evaluate(np.arange(12.0), np.arange(12) >= 6, num_bootstrap=100).auc
     assert perfect.high == 1
     assert 0.65 < perfect.low < 0.72
-    turned = evaluate(-np.arange(12.0), np.arange(12) >= 6, num_bootstrap=1).auc
+    turned = evaluate(-np.arange(12.0), np.arange(12) >= 6, num_bootstrap=100).auc
     assert turned.low == pytest.approx(0)
     assert turned.high == pytest.approx(1 - perfect.low)
 
@@ -404,9 +404,9 @@ def test_labels_that_are_none_are_named(labels, message):
 
 def test_numbers_of_resamples_and_levels_are_checked():
     scores, memorized = np.arange(20.0), np.arange(20) >= 10
-    for bad in (0, -1, 2.5):
+    for bad in (0, -1, 2.5, 1, 99):
         for figure in (evaluate, roc_band, lambda a, b, **o: compare(a, -a, b, **o)):
-            with pytest.raises(ValueError, match="num_bootstrap must be an integer >= 1, got"):
+            with pytest.raises(ValueError, match="num_bootstrap must be an integer >= 100, got"):
                 figure(scores, memorized, num_bootstrap=bad)
     for figure in (
         lambda level: roc_band(scores, memorized, level=level),

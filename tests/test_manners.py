@@ -220,7 +220,7 @@ def test_estimates_evaluations_and_records_make_tables(tiny_model, tmp_path):
     single = curvature.trace(lambda x: -x, points[0], key=key, num_matvecs=1)
     assert single.as_dict()["standard_error"] is None
 
-    found = detection.evaluate(np.arange(20.0), np.arange(20) >= 10, num_bootstrap=50)
+    found = detection.evaluate(np.arange(20.0), np.arange(20) >= 10, num_bootstrap=100)
     row = pd.json_normalize(dataclasses.asdict(found))
     assert row.loc[0, "auc.value"] == 1
     assert row.loc[0, "num_negative"] == 10

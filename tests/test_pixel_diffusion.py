@@ -144,6 +144,8 @@ def test_given_noise_is_used_and_guidance_one_is_conditional(model):
         (lambda m: m.scores("one", 1000), r"t must lie in 0\.\.999, got 1000"),
         (lambda m: m.scores("one", -1), r"t must lie in 0\.\.999, got -1"),
         (lambda m: m.scores("one", 1.5), "t must be an integer"),
+        (lambda m: m.unconditional("10"), "t must be an integer, got '10'"),
+        (lambda m: m.unconditional(None), "t must be an integer, got None"),
         (lambda m: m.sample(["one"]), r"pass key="),
         (lambda m: m.sample(["one"], noise=jnp.zeros((1, 1, 8, 8)), eta=0.5), "pass key="),
         (

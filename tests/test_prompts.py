@@ -54,7 +54,8 @@ def test_the_column_of_prompts(tmp_path):
         with pytest.raises(ValueError, match=r"are '?(words|id)', '?(words|id)'. Name .*--column"):
             read_prompts(tmp_path / file)
     (tmp_path / "p.txt").write_text("prompt;label\na;b, c\n")  # text stays text
-    assert read_prompts(tmp_path / "p.txt") == ["prompt;label", "a;b, c"]
+    with pytest.warns(UserWarning, match=r"looks like the columns of a table.*\.csv or \.tsv"):
+        assert read_prompts(tmp_path / "p.txt") == ["prompt;label", "a;b, c"]
     with pytest.raises(ValueError, match="is text, a prompt on each line: leave --column out"):
         read_prompts(tmp_path / "p.txt", column="prompt")
 
@@ -67,6 +68,25 @@ def test_characters_that_are_no_ends_of_lines(tmp_path):
     assert read_prompts(tmp_path / "p.csv") == ["two\nlines\u2028", ""]
     (tmp_path / "p.jsonl").write_text('{"prompt": ""}\n{"prompt": "a\u2028b"}\n')
     assert read_prompts(tmp_path / "p.jsonl") == ["", "a\u2028b"]
+    (tmp_path / "p.json").write_text('[{"prompt": null}, {"prompt": "a"}]')  # blank, as in a table
+    assert read_prompts(tmp_path / "p.json") == ["", "a"]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"prompt": "a"}', "looks like JSON: let its name end in .json"),
+        ('["a",', "looks like JSON"),
+        ("prompt,label", "the columns of a table: let its name end in .csv or .tsv"),
+        (' ;"Caption";URL', "the columns of a table"),
+        ("a {cat}, a prompt", None),
+        ("prompt", None),
+    ],
+)
+def test_text_that_looks_like_something_else(line, told, tmp_path, recwarn):
+    (tmp_path / "p.txt").write_text(f"{line}\na, caption\n")
+    assert read_prompts(tmp_path / "p.txt") == [line.strip(), "a, caption"]
+    assert [told in str(one.message) for one in recwarn] == [True] * (told is not None)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +97,7 @@ def test_characters_that_are_no_ends_of_lines(tmp_path):
         ("p.txt", b"good\nb\xe4d", "p.txt is not UTF-8 text (byte 6"),
         ("p.csv", b"", "p.csv holds no prompt"),
         ("p.csv", b"prompt\n", "p.csv holds no prompt"),
+        ("p.csv", b"prompt,label\n,\n", "p.csv holds no prompt"),
         (
             "p.csv",
             b"id,words\n1,a\n",
@@ -92,7 +113,7 @@ def test_characters_that_are_no_ends_of_lines(tmp_path):
         ),
         ("p.csv", b'prompt,label\n"a,1\nb,0\n', "not valid CSV: unexpected end of data"),
         ("p.csv", b"prompt,prompt\na,b\n", "one column 'prompt'"),
-        ("p.csv", b"id,prompt\n1,a\n2\n", "p.csv, line 3: 'prompt' must be a text, got None"),
+        ("p.csv", b"id,prompt\n1,a\n2\n", "p.csv, line 3: 'prompt' is missing; give every"),
         ("p.csv", b"prompt\n" + b"x" * 200_000, "p.csv, line 2 is not valid CSV"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt"', "p.jsonl, line 2 is not valid JSON"),
         (
@@ -101,7 +122,7 @@ def test_characters_that_are_no_ends_of_lines(tmp_path):
             "p.jsonl has no column prompt, caption or text; its columns are",
         ),
         ("p.jsonl", b'{"prompt": 3}', "line 1: 'prompt' must be a text, got 3"),
-        ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}', "line 2: 'prompt' must be a text, got None"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}', "line 2: 'prompt' is missing; give every"),
         (
             "p.json",
             b"[3]",

@@ -172,7 +172,7 @@ def results():
             "grid=float32[256], density=Estimate(float32[256] ±",
         ),
         "Evaluation": (
-            evaluate(np.arange(20.0), np.arange(20) >= 10, num_bootstrap=20),
+            evaluate(np.arange(20.0), np.arange(20) >= 10, num_bootstrap=100),
             "auc=Interval(value=1, low=0.800214, high=1)",
         ),
         "Calibration": (

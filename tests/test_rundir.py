@@ -206,7 +206,7 @@ def test_numbers_stay_numbers(tmp_path):
     rundir.write_csv(tmp_path / "x.csv", [row])
     cells = next(csv.reader(io.StringIO((tmp_path / "x.csv").read_text().splitlines()[1])))
     assert cells == ["-1.5", "-0.25", "-3", "-4", "-inf", "'-1.5", "True", "", "'tis"]
-    assert rundir.read_csv(tmp_path / "x.csv")[0]["f"] == "-1.5"
+    assert rundir.read_csv(str(tmp_path / "x.csv"))[0]["f"] == "-1.5"
 
 
 def test_names_of_files_that_are_not_utf8(tmp_path):

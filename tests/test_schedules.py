@@ -217,6 +217,12 @@ def test_t_not_an_integer(t):
         Schedule.create().sigma(t)
 
 
+def test_a_timestep_of_pytorch_is_one_that_jax_takes():
+    """``unconditional(t)`` binds it into a pytree that crosses ``jax.jit``."""
+    t = Schedule.create().checked_timestep(torch.tensor(10))
+    assert jax.jit(lambda t: t)(t) == 10
+
+
 @pytest.mark.parametrize("num_steps", [0, -1, 1001])
 def test_num_steps_out_of_range(num_steps):
     with pytest.raises(ValueError, match=rf"num_steps must lie in 1\.\.1000, got {num_steps}"):

@@ -150,8 +150,8 @@ def test_what_is_not_paired_is_refused():
     for shape in ((1, 2), (3, 1), (4, 2)):
         with pytest.raises(ValueError, match=r"the same prompts and seeds, got shapes \(3, 2\)"):
             paired(outcome(shape=(3, 2)), outcome(shape=shape))
-    with pytest.raises(ValueError, match="num_bootstrap must be an integer >= 1, got 0"):
-        paired(outcome(), outcome(seed=1), num_bootstrap=0)
+    with pytest.raises(ValueError, match="num_bootstrap must be an integer >= 100, got 1"):
+        paired(outcome(), outcome(seed=1), num_bootstrap=1)
     ones, zeros = np.ones((2, 3)), np.zeros((2, 3), bool)
     with pytest.raises(ValueError, match="must be of one shape"):
         Outcomes("m", 1, zeros[:1], zeros, ones, 1, 1)
@@ -161,7 +161,7 @@ def test_what_is_not_paired_is_refused():
 
 def test_paired_test_keeps_its_level():
     below = [
-        paired(outcome(seed=2 * i), outcome(seed=2 * i + 1), num_bootstrap=2).p_value < 0.1
+        paired(outcome(seed=2 * i), outcome(seed=2 * i + 1), num_bootstrap=100).p_value < 0.1
         for i in range(60)
     ]
     # binomial(60, 0.1): 6 expected, more than 15 once in 10,000

@@ -29,7 +29,9 @@ PROMPT_FILES = (
 )
 ColumnOption = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Of a table's or JSON's columns, that of the prompts."),
+    typer.Option(
+        metavar="NAME", help="The column of a table, or key of JSON, that holds the prompts."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 PageOption = Annotated[
@@ -52,7 +54,8 @@ FollowLinksOption = Annotated[
     bool,
     typer.Option(
         "--follow-links",
-        help="Follow links that lead out of the model's directory, one that you made.",
+        help="Follow links that lead out of the model's directory, which are refused otherwise: "
+        "for one that you made or trust.",
         rich_help_panel=MODEL_FILES,
     ),
 ]

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from sharpjax.curvature.validation import number
 from sharpjax.detection.evaluation import fraction
 from sharpjax.detection.settings import DetectSettings, ImageSettings
 from sharpjax.detection.statistics import STATISTICS, combined_alignment, largest_step
@@ -66,10 +67,10 @@ class Threshold:
         """How far a value is beyond it: positive says memorized.
 
         Raises:
-            ValueError: the value is NaN or infinite, of which nothing can be said.
+            ValueError: not one finite number: of NaN nothing can be said.
         """
-        if not math.isfinite(value):
-            raise ValueError(f"a value must be finite to be judged, got {value}")
+        if np.shape(value) or not math.isfinite(number(value)):
+            raise ValueError(f"a value must be one finite number to be judged, got {value!r:.80}")
         return self.direction * (value - self.value)
 
     def verdict(self, value: float) -> str:
@@ -78,8 +79,9 @@ class Threshold:
         Raises:
             ValueError: as :meth:`margin`.
         """
+        beyond = self.margin(value)
         unsure = " (unsure)" if self.low <= value <= self.high else ""
-        return ("memorized" if self.margin(value) > 0 else "clean") + unsure
+        return ("memorized" if beyond > 0 else "clean") + unsure
 
 
 def threshold(

@@ -34,8 +34,9 @@ class Case:
 def from_file(path: str | Path, *, column: str | None = None) -> list[Case]:
     """Prompts of a file with their labels and sources (:func:`sharpjax.prompts.read_labelled`).
 
-    Blank prompts and repeats of a prompt are left out (:func:`sharpjax.prompts.distinct`), with a
-    warning that counts them; what one line of a prompt leaves open, another may say.
+    Blank prompts, empty rows and repeats of a prompt are left out
+    (:func:`sharpjax.prompts.distinct`), with a warning that counts them; what one line of a prompt
+    leaves open, another may say.
 
     Raises:
         ValueError: one prompt with two labels, only blank ones, or as
@@ -53,9 +54,10 @@ def from_file(path: str | Path, *, column: str | None = None) -> list[Case]:
             )
     blank = sum(not line.prompt.strip() for line in lines)
     repeated = len(lines) - blank - len(places)
-    for count, what in ((blank, "are blank"), (repeated, "are already there")):
+    for count, one, many in ((blank, "blank", "blank"), (repeated, "a repeat", "repeats")):
         if count:
-            warnings.warn(f"{path}: {count} prompts {what}; left out", stacklevel=2)
+            told = f"prompt is {one} and was" if count == 1 else f"prompts are {many} and were"
+            warnings.warn(f"{path}: {count} {told} left out", stacklevel=2)
     if not places:
         raise ValueError(f"{path} holds only blank prompts, which tell nothing of a model's memory")
     kept = [lines[place] for place in places]

@@ -30,6 +30,7 @@ from sharpjax.curvature.validation import positive_integer
 from sharpjax.reprs import one_line
 
 FEWEST = 5  # of a class: resamples of fewer hardly differ, and an interval from them is too short
+FEWEST_RESAMPLES = 100  # of fewer the tails of an interval hold none or a few
 _TAILS = (0.025, 0.975)
 
 
@@ -92,14 +93,15 @@ def evaluate(
     Args:
         scores: ``(n,)``, larger means memorized.
         memorized: ``(n,)`` booleans, or 1 and 0.
-        num_bootstrap: resamples, drawn within each class so that both are always there.
+        num_bootstrap: resamples, at least 100; drawn within each class, so that both are always
+            there.
         seed: of the resamples.
         nearest: take the point of the ROC curve whose false-positive rate is nearest to 1%, as the
             papers do, above it or not.
 
     Raises:
         ValueError: a class is empty, shapes differ, a score is not finite, ``memorized`` holds
-            something else, or ``num_bootstrap`` is not a positive integer.
+            something else, or ``num_bootstrap`` is no integer of at least 100.
 
     >>> evaluate(np.array([1.0, 2.0, 3.0, 4.0]), np.array([False, False, True, True])).auc.value
     1.0
@@ -167,7 +169,7 @@ def compare(
         ValueError: as :func:`evaluate`.
 
     >>> scores, memorized = np.arange(40.0), np.arange(40) >= 20
-    >>> compare(scores, -scores, memorized, num_bootstrap=50).auc.value
+    >>> compare(scores, -scores, memorized, num_bootstrap=100).auc.value
     1.0
     """
     curves = [_Curve(scores, memorized) for scores in (first, second)]
@@ -353,7 +355,7 @@ def fraction(name: str, value: float) -> float:
 
 def _resamples(memorized: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """How often each condition stands in each resample, ``(count, n)``; both classes keep size."""
-    count = positive_integer("num_bootstrap", count)
+    count = positive_integer("num_bootstrap", count, least=FEWEST_RESAMPLES)
     weights = np.zeros((count, len(memorized)), np.int64)
     for chosen in (memorized, ~memorized):
         places = np.flatnonzero(chosen)
@@ -398,7 +400,7 @@ def roc_band(
     Raises:
         ValueError: as :func:`evaluate`, or a level outside (0, 1).
 
-    >>> fpr, low, high = roc_band(np.arange(40.0), np.arange(40) >= 20, num_bootstrap=50)
+    >>> fpr, low, high = roc_band(np.arange(40.0), np.arange(40) >= 20, num_bootstrap=100)
     >>> float(low.min()), float(high.max())  # perfectly apart: no doubt at any rate
     (1.0, 1.0)
     """

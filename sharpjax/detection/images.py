@@ -27,7 +27,7 @@ from sharpjax.detection.settings import PARTS, ImageSettings
 from sharpjax.detection.statistics import p_laplacian
 from sharpjax.pictures import ENDINGS, read_picture, to_array
 from sharpjax.progress import progress
-from sharpjax.prompts import LABELS_NAME, read_labelled
+from sharpjax.prompts import LABELS_NAME, LabelledPrompt, read_labelled
 from sharpjax.rundir import append_lines, claim, read_lines
 
 
@@ -51,12 +51,15 @@ def find_images(directory: str | Path) -> list[Case]:
         raise FileNotFoundError(f"no images ({', '.join(ENDINGS)}) in {folder}")
     kept = set(files)
     if others := collections.Counter(_kind(p) for p in entries if p.name not in kept):
-        told = ", ".join(f"{count} {kind}" for kind, count in others.items())
+        told = ", ".join(
+            f"{n} {kind if n == 1 else _PLURAL.get(kind, kind)}" for kind, n in others.items()
+        )
         warnings.warn(
             f"{folder}: left out {told}; images that are read: {', '.join(ENDINGS)}", stacklevel=2
         )
     labels = folder / LABELS_NAME
-    known = {line.prompt: line for line in read_labelled(labels)} if labels.is_file() else {}
+    lines = read_labelled(labels) if labels.is_file() else []
+    known = {line.prompt: line for line in lines if line != LabelledPrompt("")}  # an empty row
     if absent := [name for name in known if name not in files]:
         raise FileNotFoundError(f"{labels} names {absent[0]!r}, which is not in {folder}")
     return [
@@ -65,10 +68,17 @@ def find_images(directory: str | Path) -> list[Case]:
     ]
 
 
+_PLURAL = {"directory": "directories", "broken link": "broken links", "pipe": "pipes"}
+
+
 def _kind(path: Path) -> str:
     """Of what is no image, in words."""
     if path.is_dir():
-        return "directories"
+        return "directory"
+    if not path.exists():
+        return "broken link"
+    if path.is_fifo():
+        return "pipe"
     return path.suffix or "without an ending"
 
 

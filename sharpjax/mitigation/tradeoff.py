@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sharpjax.curvature.validation import positive_integer
-from sharpjax.detection.evaluation import Interval
+from sharpjax.detection.evaluation import FEWEST_RESAMPLES, Interval
 from sharpjax.reprs import one_line
 
 KEPT = 0.9  # fraction of the clean prompts' fidelity that mitigation should keep
@@ -121,7 +121,7 @@ def curves(
     """Every method's curve, in the order of the outcomes.
 
     Raises:
-        ValueError: no outcomes, or of different prompts or seeds.
+        ValueError: no outcomes, or of different prompts or seeds; fewer than 100 resamples.
     """
     shapes = {one.copied.shape for one in outcomes} | {one.fidelity.shape for one in outcomes}
     if len(shapes) != 1:
@@ -191,7 +191,7 @@ def paired(ours: Outcomes, theirs: Outcomes, *, num_bootstrap: int = 1000, seed:
     the p-value is never 0.
 
     Raises:
-        ValueError: the outcomes are of different prompts or seeds.
+        ValueError: the outcomes are of different prompts or seeds; fewer than 100 resamples.
     """
     if ours.copied.shape != theirs.copied.shape:
         raise ValueError(
@@ -215,7 +215,7 @@ def paired(ours: Outcomes, theirs: Outcomes, *, num_bootstrap: int = 1000, seed:
 def _draws(shape: tuple[int, int], count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Resampled prompts ``(prompts, 1)`` and, within each, seeds ``(prompts, seeds)``."""
     rng = np.random.default_rng(seed)
-    count = positive_integer("num_bootstrap", count)
+    count = positive_integer("num_bootstrap", count, least=FEWEST_RESAMPLES)
     prompts, seeds = shape
     return [
         (rng.integers(prompts, size=(prompts, 1)), rng.integers(seeds, size=shape))

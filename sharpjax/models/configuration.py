@@ -40,6 +40,11 @@ def checked_settings(
         for key, value in config.items()
         if key not in ignored and (key in allowed or not _is_off(value))
     }
+    if "quantization_config" in settings:
+        raise ValueError(
+            f"{path}: quantized weights are not read (quantization_config is "
+            f"{config['quantization_config']!r:.80}); take the model's full-precision weights"
+        )
     unknown = sorted(settings.keys() - allowed)
     if unknown:
         raise ValueError(

@@ -182,6 +182,9 @@ def no_pipeline(path: Path) -> str:
     """What to say of a directory, or a file in a directory's place, without an index."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     if path.is_dir() and (path / CONFIG_NAME).is_file():
+        flax = [p.name for p in files if p.suffix == _FLAX]
+        if flax and not any(p.suffix == ".safetensors" for p in files):
+            return f"{flax[0]}: {_FROM_FLAX}"
         return "it is a single network, which sharpjax.models.from_pretrained reads"
     if single := [p for p in files if p.is_file() and p.suffix in (*PICKLED, ".safetensors")]:
         return (
@@ -428,8 +431,8 @@ def _others(*folders: Path) -> str:
     )
     names = sorted(p.name for folder in folders for p in folder.iterdir())
     variants = {m[1] or m[2] for m in map(mark.fullmatch, names) if m}
-    hint = f"; there: {', '.join(f'variant={v!r}' for v in sorted(variants, key=str))}"
-    hint = hint if variants else ""
+    choices = (f"variant={v!r} ({f'--variant {v}' if v else 'no --variant'})" for v in variants)
+    hint = f"; name {' or '.join(sorted(choices))}" if variants else ""
     if pickled := [name for name in names if name.endswith(PICKLED)]:
         hint += f" ({pickled[0]} is pickle, which is never read: convert it to safetensors with "
         hint += "PyTorch)"

@@ -269,7 +269,12 @@ class LatentDiffusion:
         return True
 
     def unconditional(self, t: ArrayLike) -> Score:
-        """The score of the empty prompt at timestep ``t``."""
+        """The score of the empty prompt at timestep ``t``.
+
+        Raises:
+            ValueError: ``t`` is no integer, or outside the training grid.
+        """
+        t = self.schedule.checked_timestep(t)
         return Partial(_score, self.unet, self.schedule, t, self.empty)
 
     def scores(self, condition: str | Array, t: ArrayLike) -> ScorePair:
@@ -289,6 +294,7 @@ class LatentDiffusion:
                 f"scores takes one encoded prompt of shape (tokens, {self.empty.shape[-1]}), "
                 f"got {context.shape}"
             )
+        t = self.schedule.checked_timestep(t)
         bound = (self.unet, self.schedule, t)
         stacked = None
         if context.shape == self.empty.shape:

@@ -183,7 +183,12 @@ class PixelDiffusion:
         return not self.has_conditions or classes == len(self.conditions) + 1
 
     def unconditional(self, t: ArrayLike) -> Score:
-        """The score without a condition at timestep ``t``; one that raises if there is none."""
+        """The score without a condition at timestep ``t``; one that raises if there is none.
+
+        Raises:
+            ValueError: ``t`` is no integer, or outside the training grid.
+        """
+        t = self.schedule.checked_timestep(t)
         if not self.has_unconditional:
             return Partial(_no_score)
         return Partial(_score, self.unet, self.schedule, t, self._null)
@@ -206,6 +211,7 @@ class PixelDiffusion:
         if label.ndim:
             raise ValueError(f"scores takes one condition, got labels of shape {label.shape}")
         null: Any = self._null
+        t = self.schedule.checked_timestep(t)
         bound = (self.unet, self.schedule, t)
         return ScorePair(
             unconditional=self.unconditional(t),
