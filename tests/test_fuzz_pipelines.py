@@ -262,7 +262,7 @@ SETTING = f"tokenizer/{SETTINGS}"
 READ_KEYS = (
     "beta_schedule", "num_train_timesteps", "beta_start", "beta_end", "trained_betas",
     "rescale_betas_zero_snr", "prediction_type", "timestep_spacing", "steps_offset",
-    "set_alpha_to_one",
+    "set_alpha_to_one", "clip_sample", "clip_sample_range",
 )  # fmt: skip
 CLASSES = (
     "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "EulerDiscreteScheduler",
