@@ -37,9 +37,9 @@ def checked_level(owner: str, alpha: Any, sigma: Any, *, at: str = "") -> tuple[
             with np.errstate(over="ignore"):
                 host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype))
             good = np.isfinite(host) & ((host > 0) | (host == 0) & (name == "alpha"))
-            if name == "sigma" and jnp.issubdtype(host.dtype, jnp.floating):
-                # scores divide by its square, which must be a number too
-                good &= host >= jnp.finfo(host.dtype).tiny ** 0.5
+            if name == "sigma" and good.all() and jnp.issubdtype(host.dtype, jnp.floating):
+                least = float(jnp.finfo(host.dtype).tiny) ** 0.5
+                good, rule = host >= least, f">= {least:.3g}, as scores divide by its square,"
             if not good.all():
                 place = f" at {at}{np.flatnonzero(~good)[0]}" if at else ""
                 raise ValueError(

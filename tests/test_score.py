@@ -87,6 +87,7 @@ def test_the_score_of_v_at_half_and_half():
 
 BAD_LEVELS = [
     ({"sigma": -1.0}, "sigma must be finite and > 0, got -1"),
+    ({"sigma": 1e-30}, r"sigma must be finite and >= 1\.08e-19, as scores divide by .*got 1e-30"),
     ({"sigma": 0.0}, "sigma must be finite and > 0, got 0"),
     ({"sigma": np.nan}, "sigma must be finite and > 0, got nan"),
     ({"sigma": jnp.inf}, "sigma must be finite and > 0, got inf"),

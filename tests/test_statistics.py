@@ -217,3 +217,50 @@ def test_registry_says_what_each_is_computed_from():
         assert "memorized" in text, name
         assert entry.cost, name
         assert entry.source, name
+
+
+FIRST = [name for name, entry in STATISTICS.items() if entry.where == "first"]
+
+
+@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize("of_scores", [("float64", "float64"), ("float32", "float64")])
+def test_statistics_are_in_the_type_of_the_noise(name, of_scores, x64):
+    """A float64 score at a float32 noise died with an error of JAX's."""
+    statistic, x = STATISTICS[name].function, jnp.arange(1.0, 4, dtype=jnp.float32)
+
+    def pair_in(*kinds):
+        a, b = (jnp.asarray([[2.0, 0.3, 0], [0.3, 1, 0], [0, 0, 1.5]], kind) for kind in kinds)
+        return ScorePair(lambda x: -a @ x, lambda x: -2 * b @ jnp.sin(x), ALPHA, SIGMA)
+
+    found = statistic(pair_in(*of_scores), x)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, statistic(pair_in("float32", "float32"), x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_statistics_of_half_precision_are_refused(name):
+    """It gave .8672 for .8643."""
+    half = ScorePair(
+        lambda x: (1.001 * x).astype(jnp.bfloat16), lambda x: 1.5 * x, alpha=ALPHA, sigma=SIGMA
+    )
+    with pytest.raises(
+        ValueError, match=r"score\(x\) must be float32 or float64, got dtype bfloat"
+    ):
+        STATISTICS[name].function(half, jnp.ones(3))
+    whole = ScorePair(lambda x: -x, lambda x: 2 * x, alpha=ALPHA, sigma=SIGMA)
+    with pytest.raises(ValueError, match=r"x must be float32 or float64, got dtype int32"):
+        STATISTICS[name].function(whole, jnp.ones(3, int))
+    other = ScorePair(lambda x: -x, lambda x: x[:2], alpha=ALPHA, sigma=SIGMA)
+    with pytest.raises(ValueError, match=r"must have the shape of x, \(3,\), got \(2,\)"):
+        STATISTICS[name].function(other, jnp.ones(3))
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-12, 1e12, 1e18])
+def test_statistics_over_the_range_of_float32(scale):
+    """Lengths whose squares are out of range were 0 or infinite."""
+    pair = ScorePair(lambda x: 0 * x, lambda x: scale * x, alpha=ALPHA, sigma=SIGMA)
+    x = jnp.ones(3)
+    np.testing.assert_allclose(statistics.score_difference(pair, x), np.sqrt(3) * scale, rtol=1e-6)
+    np.testing.assert_allclose(
+        statistics.hessian_score_difference(pair, x), np.sqrt(3) * scale**2, rtol=1e-6
+    )
