@@ -290,7 +290,7 @@ def any_value(config, rng):
 def unknown_key(config, rng):
     key = pick(rng, ["gated", "", "rngs", "self", "__class__", "settings", "é", "Act_fn"])
     # null, false and what is empty are off, and change nothing
-    config[key] = pick(rng, [v for v in VALUES if v or v == 0 and v is not False])
+    config[key] = pick(rng, [v for v in VALUES if v or (v == 0 and v is not False)])
 
 
 def unknown_name(config, rng):
