@@ -22,6 +22,7 @@ from sharpjax import Gaussian, GaussianMixture, PixelDiffusion, Schedule, ScoreP
 from sharpjax.detection.cases import Case
 from sharpjax.detection.columns import Columns, _first_step, _unconditional
 from sharpjax.detection.evaluation import (
+    _covariance,
     compare,
     evaluate,
     roc,
@@ -932,3 +933,12 @@ def test_two_sizes_or_values_can_be_ranked(values):
     assert np.isnan(spearman(np.array(values), np.ones(3))[0])
     assert np.isnan(spearman(np.ones(3), sizes)[0])
     assert np.isnan(spearman(np.array(values[:2]), sizes[:2])[0])
+
+
+def test_covariance_of_two_areas_against_a_naive_twin():
+    """DeLong's: over the conditions of a class, of the one statistic's placement and the other's."""
+    rng = np.random.default_rng(0)
+    one, other = ((rng.uniform(size=5), rng.uniform(size=7)) for _ in range(2))
+    for found, a, b in zip(_covariance(one, other), one, other, strict=True):
+        products = [(x - a.mean()) * (y - b.mean()) for x, y in zip(a, b, strict=True)]
+        assert found == pytest.approx(sum(products) / (len(a) - 1) / len(a))

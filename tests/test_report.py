@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sharpjax.detection.calibration import Calibration, Threshold
 from sharpjax.detection.cases import Case
@@ -17,7 +18,7 @@ from sharpjax.detection.truth import Truth
 from sharpjax.mitigation import comparison as mitigation
 from sharpjax.report import comparison, detection
 from sharpjax.report.conditions import truth_table
-from sharpjax.report.mitigation import prompt_remarks, prompt_rows, prompt_table
+from sharpjax.report.mitigation import _images, prompt_remarks, prompt_rows, prompt_table
 from sharpjax.report.numbers import interval, with_error
 from sharpjax.report.spectrum import spectrum_table
 
@@ -504,3 +505,11 @@ class TestPrompts:
         assert len(told) == 4
         told = prompt_remarks(self.RECORDS[:1], self.PROMPTS, [], None)
         assert told == ["0 of 3 prompts are treated (--all-prompts: none was judged)."]
+
+
+def test_images_of_a_record_are_those_on_disk(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+    for i, one in enumerate(pixels):
+        Image.fromarray(one).save(tmp_path / f"{i}.png")
+    found = _images(tmp_path, {"images": ["1.png", "0.png"]})
+    np.testing.assert_allclose(found, pixels[::-1].transpose(0, 3, 1, 2) / 127.5 - 1, atol=1e-6)
