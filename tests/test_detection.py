@@ -936,7 +936,7 @@ def test_two_sizes_or_values_can_be_ranked(values):
 
 
 def test_covariance_of_two_areas_against_a_naive_twin():
-    """DeLong's: over the conditions of a class, of the one statistic's placement and the other's."""
+    """DeLong's: over the conditions of a class, of one statistic's placement and another's."""
     rng = np.random.default_rng(0)
     one, other = ((rng.uniform(size=5), rng.uniform(size=7)) for _ in range(2))
     for found, a, b in zip(_covariance(one, other), one, other, strict=True):
