@@ -12,7 +12,7 @@ from sharpjax.mitigation import METHODS, Levels, MitigationSettings, Problem, ca
 from sharpjax.mitigation.baselines import GAMMA, RHO, _chunks
 from sharpjax.mitigation.methods import losses_of
 from sharpjax.mitigation.perturbation import add_random
-from sharpjax.mitigation.run import _of_sampling
+from sharpjax.mitigation.run import _of_sampling, _score_differences
 from sharpjax.models.latent_diffusion import LatentDiffusion
 from sharpjax.schedules import Schedule
 from sharpjax.score import ScorePair
@@ -273,3 +273,15 @@ def test_calibration_of_a_model(model):
         calibrate(model, names[:1], key)
     with pytest.raises(ValueError, match="unknown form 'sharp'"):
         calibrate(model, names, key, names=("sharp",))
+
+
+def test_lengths_before_and_after_are_of_each_noise_under_its_own_condition(small_problem):
+    other = dataclasses.replace(small_problem, prompt="0 x1", noise=-small_problem.noise)
+    treatments = [treat("none", one, 0.0) for one in (small_problem, other)]
+    settings = MitigationSettings(num_steps=small_problem.num_steps)
+    found = _score_differences(small_problem.model, treatments, settings, None)
+    pairs = [one.pair for one in (small_problem, other)]
+    length = jax.jit(lambda pair, x: jnp.linalg.norm(pair.difference(x)))
+    expected = [length(pair, x) for pair, one in zip(pairs, treatments, strict=True)
+                for x in one.noise]  # fmt: skip
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
