@@ -135,9 +135,11 @@ def as_level(alpha: ArrayLike, sigma: ArrayLike, dtype: Any) -> tuple[Array, Arr
             raise ValueError(
                 f"{name} must be finite and {rule}, got {float(np.asarray(host)):.6g}."
             )
-        if host is not None and host != 0 and not least <= host <= 1 / least:
+        # An alpha whose square is no number is as good as 0: nothing is divided by it.
+        lowest = 0.0 if name == "alpha" else least
+        if host is not None and not lowest <= host <= 1 / least:
             raise ValueError(
-                f"{name}={float(host):.6g} must be from {least:.3g} to {1 / least:.3g}, so that "
+                f"{name}={float(host):.6g} must be from {lowest:.3g} to {1 / least:.3g}, so that "
                 f"its square and the inverse of that are numbers of {advice}"
             )
     return jnp.asarray(alpha, dtype), jnp.asarray(sigma, dtype)
