@@ -16,9 +16,9 @@ Numbers = ArrayLike | Sequence[Any]  # what makes an array; nested lists of numb
 class Score(Protocol):
     """A score ``s = grad log p`` at one point: no batch axis, same shape out as in.
 
-    The noise level and the condition are already bound. A score that carries arrays should be a
-    pytree callable, ``jax.tree_util.Partial(function, *arrays)``, so that it crosses ``jit`` as
-    an argument and is compiled once for all values of its arrays.
+    The noise level and the condition are already bound. Any function will do; one that carries
+    arrays is best a pytree callable, ``jax.tree_util.Partial(function, *arrays)``: it crosses
+    ``jit`` as an argument, and is neither traced nor compiled again for other values of them.
     """
 
     def __call__(self, x: Array, /) -> Array: ...

@@ -37,8 +37,7 @@ def at_points(
 
     Args:
         estimator: any function of this package that takes `(score, x)`.
-        score: maps one point to its score; no batch axis. As a pytree callable (see `Score`) it
-            is compiled once for all of its arrays.
+        score: maps one point to its score; no batch axis.
         points: `(n, *shape)`.
         key: PRNG key, for an estimator that draws. Point i gets `fold_in(key, i)`, so neither the
             number of points nor `points_at_once` changes its draws.
@@ -55,7 +54,7 @@ def at_points(
         The estimator's result with a first axis of n on every array.
 
     Raises:
-        TypeError: `mesh` is none.
+        TypeError: `mesh` is something else than a mesh.
         ValueError: as the estimator; a mesh with other axes; where a result is not finite, the
             first such point's index is named, with what the estimator says of it alone.
 

@@ -209,7 +209,7 @@ class _Identity:
 class _Signature:
     """What is computed, as a value with an equality."""
 
-    _RULES = ("custom_jvp_call", "custom_vjp_call")
+    _RULES = ("custom_jvp_call", "custom_vjp_call")  # whose derivative is a function of Python
 
     def __init__(self) -> None:
         self._has_rules = False
