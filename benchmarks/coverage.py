@@ -25,6 +25,7 @@ import threadpoolctl
 from jax.tree_util import Partial
 from matfree import stochtrace
 
+from sharpjax.curvature.methods import Hutchinson
 from sharpjax.curvature.norms import diagonal, frobenius_norm
 from sharpjax.curvature.traces import trace, trace_of_difference, trace_of_power
 
@@ -98,7 +99,7 @@ def difference(score, x, **more):
 
 ESTIMATORS = {
     "hutchinson, signs": sharpjax(trace, 1),
-    "hutchinson, normal": sharpjax(trace, 1, sampler="normal"),
+    "hutchinson, normal": sharpjax(trace, 1, method=Hutchinson("normal")),
     "hutch++": sharpjax(trace, 3, method="hutch++"),
     "xtrace": sharpjax(trace, 2, method="xtrace"),
     "xtrace, usual error": (matfree_xtrace, np.trace, 2),

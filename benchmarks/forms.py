@@ -4,7 +4,7 @@
 
 The bundled digits' network, one device. sharpjax's forms are a group norm that reduces over pixels
 first, a SiLU that keeps its derivative only, and the convolution of an upsampled image as four
-small ones (`sharpjax/models/layers.py`); the plain ones are flax's and jax's. Forward passes and
+small ones (`sharpjax/networks/layers.py`); the plain ones are flax's and jax's. Forward passes and
 tangents in a loop over batches, as estimators run them; and what `jax.linearize` keeps.
 """
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 import sharpjax as sj
-from sharpjax.models import layers, unet_2d
+from sharpjax.networks import layers, unet_2d
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

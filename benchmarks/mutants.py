@@ -36,7 +36,7 @@ from pathlib import Path
 from mutations import Mutant, draw
 from users import Users
 
-from sharpjax.detection.evaluation import wilson
+from sharpjax.detection import intervals
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = tuple(f"sharpjax/{name}" for name in ("curvature", "detection", "mitigation", "report"))
@@ -48,7 +48,7 @@ class Judge:
     Args:
         root: of the repository.
         work: an empty folder for the copy.
-        out: where what was compiled and ``unmutated.json`` are kept.
+        out: where what was compiled and `unmutated.json` are kept.
         slow: the slow tier too.
         timeout: seconds for a mutant.
         budget: most test files for a mutant; None for all, also those that use it indirectly.
@@ -125,7 +125,7 @@ class Judge:
         return 0, "", ran
 
     def __call__(self, mutant):
-        """The verdict: ``killed``, ``timeout``, ``survived`` or ``not decided``; by what."""
+        """The verdict: `killed`, `timeout`, `survived` or `not decided`; by what."""
         start = time.perf_counter()
         status, by, ran = self.run(mutant)
         verdict = "killed" if status else "survived"
@@ -148,7 +148,7 @@ def count(results):
     killed = len(by_verdict["killed"]) + len(by_verdict["timeout"])
     decided = killed + len(by_verdict["survived"])
     if decided:
-        low, high = wilson(killed, decided)
+        low, high = intervals.share(killed / decided, decided)
         yield (
             f"killed {killed} of {decided}, {killed / decided:.0%} (95% Wilson interval {low:.0%} "
             f"to {high:.0%}); {len(by_verdict['timeout'])} of these by time"

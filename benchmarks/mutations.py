@@ -26,7 +26,7 @@ NUMBERS = {"Any", "Array", "ArrayLike", "float", "int", "np.ndarray"}
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """A change of the bytes ``start`` to ``end`` of a file."""
+    """A change of the bytes `start` to `end` of a file."""
 
     file: str
     function: str
@@ -52,7 +52,7 @@ class Mutant:
 
 
 class Finder(ast.NodeVisitor):
-    """Every mutant of a source, by function; ``found`` maps a qualified name to them."""
+    """Every mutant of a source, by function; `found` maps a qualified name to them."""
 
     def __init__(self, file, source):
         self.file, self.source = file, source.encode()
@@ -208,7 +208,7 @@ def is_change(mutant, source):
 
 
 def draw(root, packages, count, seed):
-    """``count`` mutants without repetition: functions first, then one of the function's changes."""
+    """`count` mutants without repetition: functions first, then one of the function's changes."""
     sources, functions = {}, {}
     for path in sorted(p for package in packages for p in (root / package).rglob("*.py")):
         file = path.relative_to(root).as_posix()

@@ -1,17 +1,20 @@
 """`hessian_score_difference` of prompts of the bundled text-to-image model: sharpjax and PyTorch.
 
-    python benchmarks/prompts.py [--prompts 100] [--noises 4] [--rounds 3] [--json PATH]
+    python benchmarks/prompts.py [--prompts 64] [--noises 4] [--rounds 3] [--no-compile]
+                                 [--json PATH]
 
-The whole of what detection does: every prompt at the same few noises. PyTorch's way is that of the
-paper's public code: for each prompt a forward pass of the paired batch (empty prompt and prompt, at
-all noises), then torch.func.jvp of it in direction (s_D, s_D). Ours is what `sharpjax detect` runs:
-batches of prompts on all cores, the unconditional score linearized once for all. Both from encoded
-prompts, on the same weights. Needs the test extra (PyTorch).
+The whole of what detection does: every prompt at the same few noises, from encoded prompts, on the
+same weights. Ours is what `sharpjax detect` runs: batches of prompts on all cores, the
+unconditional score linearized once for all. PyTorch's ways are the public code's, prompt after
+prompt; the best exact one, tangents of many prompts at once with s_u kept; and finite differences
+along s_D, central and one-sided, which need no derivative, so fused attention, channels-last and
+torch.compile serve them. The sizes of PyTorch's passes are the best of a few, tried first. Beside
+them our own finite differences. Last a table of how far a difference is from the exact value over
+its step. Needs the test extra (PyTorch), and a C++ compiler for torch.compile.
 """
 
 import argparse
 import functools
-import json
 import time
 from pathlib import Path
 
@@ -19,92 +22,189 @@ import timing  # first: it sets the number of CPU devices
 import torch_twin
 
 # isort: split
+import jax
+import jax.numpy as jnp
 import numpy as np
-import torch
 from diffusers import UNet2DConditionModel
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import sharpjax as sj
 from sharpjax import zoo
-from sharpjax.detection.columns import Columns
+from sharpjax.datasets.planted_drawings import read_captions
+from sharpjax.detection.compute import Columns
 from sharpjax.detection.settings import DetectSettings
+from sharpjax.mesh.loops import over_points
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
 )
-parser.add_argument("--prompts", type=int, default=100)
+parser.add_argument("--prompts", type=int, default=64)
 parser.add_argument("--noises", type=int, default=4)
-parser.add_argument("--batch", type=int, default=8)
+parser.add_argument("--batch", type=int, default=8, help="Prompts at a time; ours.")
 parser.add_argument("--rounds", type=int, default=3)
+parser.add_argument("--no-compile", action="store_true", help="Leave torch.compile out.")
 parser.add_argument("--json", metavar="PATH", type=Path)
 options = parser.parse_args()
 
-FOLDER = zoo.find("openmoji")
+OURS, PUBLISHED = "sharpjax", "PyTorch, the public code's way"
+TUNED_ON = 16  # prompts
+SIZES = {"tangents": (16, 32, 64), "differences": (16, 32, 64, 128)}
+# Where rounding and curvature balance in float32, by the last table.
+STEPS = {2: 2e-3, 1: 5e-4}
+TABLE = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+NAMES = {2: "central difference", 1: "one-sided difference"}
 SETTINGS = DetectSettings(statistics=("hessian_score_difference",), num_noises=options.noises)
+MESH = timing.mesh("points")
 
 
-def ours(compute: Columns, contexts) -> np.ndarray:
-    """As `detect` does it: batch after batch, the linearization of the first kept."""
+def in_batches(compute, contexts) -> np.ndarray:
+    """Of all prompts, batch after batch, the last one filled up."""
     found = []
     for start in range(0, len(contexts), options.batch):
         rows = np.arange(start, start + options.batch) % len(contexts)
-        columns, _ = compute(contexts[rows], rows)
-        found.append(np.asarray(next(iter(columns.values()))))
+        found.append(np.asarray(compute(contexts[rows])))
     return np.concatenate(found)[: len(contexts)]
 
 
-def theirs(unet, contexts: torch.Tensor, noises: torch.Tensor, t: int, sigma: float) -> np.ndarray:
-    n, found = len(noises), []
-    for context in contexts[1:]:
-        both = torch.cat([contexts[:1].expand(n, -1, -1), context.expand(n, -1, -1)])
-
-        def score(x, both=both):
-            return -unet(x, t, encoder_hidden_states=both).sample / sigma
-
-        x = torch.cat([noises, noises])
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            s_u, s_c = score(x).chunk(2)
-            difference = torch.cat([s_c - s_u] * 2)
-            _, tangent = torch.func.jvp(score, (x,), (difference,))
-            h_u, h_c = tangent.chunk(2)
-            found.append((h_c - h_u).flatten(1).norm(dim=1).numpy())
-    return np.stack(found)
+def exactly(columns: Columns, contexts):
+    """As `detect` does it: the linearization of the unconditional score is kept."""
+    return next(iter(columns(contexts)[0].values()))
 
 
-model = sj.load("openmoji")
-captions = [line.split(",")[1] for line in (FOLDER / "captions.csv").read_text().splitlines()[1:]]
+@functools.partial(jax.jit, static_argnames="sides")
+def by_difference(model, noises, kept, contexts, t, step, *, sides: int):
+    """The formula of `torch_twin.by_difference`, on all devices."""
+
+    def part(common, contexts):
+        model, noises, kept, t, step = common
+
+        def one(context, x, s_u):
+            pair = model.scores(context, t)
+            direction = pair.conditional(x) - s_u
+            length, moved = jnp.linalg.norm(direction.ravel()), step * jnp.sqrt(x.size)
+            move = direction * moved / length
+            before = pair.difference(x - move) if sides == 2 else direction
+            change = pair.difference(x + move) - before
+            return jnp.linalg.norm(change.ravel()) * length / (sides * moved)
+
+        return jax.vmap(jax.vmap(one, (None, 0, 0)), (0, None, None))(contexts, noises, kept)
+
+    return over_points(part, MESH, (model, noises, kept, t, step), contexts)
+
+
+model = sj.load("drawings")
+folder = zoo.find("drawings")
+captions = [c.caption for c in read_captions(folder / "captions.csv")]
 contexts = model.encode(captions[: options.prompts])
-compute = Columns(model, SETTINGS, mesh=timing.mesh("points"))
-unet = torch_twin.prepared(UNet2DConditionModel.from_pretrained(FOLDER, subfolder="unet").float())
+columns = Columns(model, SETTINGS, mesh=MESH)
+noises = columns.noises
 t = SETTINGS.timesteps(model.schedule)[0]
-their_contexts = torch.tensor(np.concatenate([model.empty[None], contexts]))
-their_noises = torch.tensor(np.asarray(compute.noises(np.arange(1))))
-contenders = {
-    "sharpjax": functools.partial(ours, compute, contexts),
-    "PyTorch": functools.partial(
-        theirs, unet, their_contexts, their_noises, t, float(model.schedule.sigma(t))
+kept = jax.jit(lambda model, x: jax.vmap(model.unconditional(t))(x))(model, noises)
+
+
+def ours_by_difference(step: float, sides: int, contexts=contexts):
+    return in_batches(
+        lambda c: by_difference(model, noises, kept, c, t, step, sides=sides), contexts
+    )
+
+
+def load():
+    return UNet2DConditionModel.from_pretrained(folder, subfolder="unet").float()
+
+
+def score_of(unet):
+    sigma = float(model.schedule.sigma(t))
+    return lambda x, c: -unet(x, t, encoder_hidden_states=c).sample / sigma
+
+
+theirs = tuple(map(torch_twin.tensor, (noises, model.empty, contexts)))
+few = (*theirs[:2], theirs[2][:TUNED_ON])
+differentiable = score_of(torch_twin.prepared(load()))
+eager, compiled = map(score_of, torch_twin.quick(load(), compiled=not options.no_compile))
+
+
+def their_tangents(size: int, data=theirs):
+    return torch_twin.by_tangents_in_batches(differentiable, *data, size=size)
+
+
+def their_difference(score, size: int, sides: int, data=theirs):
+    passes = torch_twin.in_passes(score, size, rest=eager)
+    return torch_twin.by_difference(passes, *data, step=STEPS[sides], sides=sides)
+
+
+facts = timing.header()
+sizes = {
+    "tangents": timing.quickest(
+        {size: functools.partial(their_tangents, size, few) for size in SIZES["tangents"]},
+        what="PyTorch tangents in passes of",
+    ),
+    "differences": timing.quickest(
+        {
+            size: functools.partial(their_difference, eager, size, 2, few)
+            for size in SIZES["differences"]
+        },
+        what="PyTorch differences in passes of",
     ),
 }
-start = time.perf_counter()
-values = {"sharpjax": contenders["sharpjax"]()}
-compiling = time.perf_counter() - start
-seconds: dict[str, list[float]] = {name: [] for name in contenders}
-for _ in range(options.rounds):
-    for name, function in contenders.items():
-        start = time.perf_counter()
-        values[name] = function()
-        seconds[name].append(time.perf_counter() - start)
-largest = np.max(np.abs(values["sharpjax"] / values["PyTorch"] - 1))
-ratios = np.divide(seconds["PyTorch"], seconds["sharpjax"])
-print(f"{options.prompts} prompts x {options.noises} noises, largest difference {largest:.1e}")
-print(f"sharpjax's first run, with compilation: {compiling:.1f} s")
-for name, times in seconds.items():
-    print(f"{name}: {np.median(times) / options.prompts:.4f} s a prompt (median of {len(times)})")
-n = options.noises
-for name, forwards in {"sharpjax": n, "PyTorch": 4 * n}.items():
-    print(f"{name}: {forwards} forward evaluations and {2 * n} tangents a prompt")
-print(f"PyTorch / sharpjax: {np.median(ratios):.2f} [{ratios.min():.2f}, {ratios.max():.2f}]")
-if options.json:
-    options.json.write_text(
-        json.dumps({"seconds": seconds, "ratio": float(np.median(ratios))}, indent=2) + "\n"
-    )
+# name -> what computes it, and the forward passes and tangents of a prompt at a noise, without
+# what is computed once for all prompts
+contenders = {
+    OURS: (lambda: in_batches(functools.partial(exactly, columns), contexts), 1, 2),
+    PUBLISHED: (lambda: torch_twin.published(differentiable, *theirs), 4, 2),
+    "PyTorch, best tangents": (lambda: their_tangents(sizes["tangents"]), 3, 2),
+}
+for sides, name in NAMES.items():
+    run = functools.partial(their_difference, eager, sizes["differences"], sides)
+    contenders[f"PyTorch, {name}"] = (run, 1 + 2 * sides, 0)
+    if not options.no_compile:
+        run = functools.partial(their_difference, compiled, sizes["differences"], sides)
+        contenders[f"PyTorch, {name}, compiled"] = (run, 1 + 2 * sides, 0)
+for sides, name in NAMES.items():
+    run = functools.partial(ours_by_difference, STEPS[sides], sides)
+    contenders[f"{OURS}, {name}"] = (run, 1 + 2 * sides, 0)
+
+values, first = {}, {}
+for name, (run, *_) in contenders.items():
+    start = time.perf_counter()
+    values[name] = np.asarray(run())
+    first[name] = time.perf_counter() - start
+exact = values[OURS]
+races = timing.race(
+    {name: run for name, (run, *_) in contenders.items()}, repeats=options.rounds, warmups=1
+)
+
+print(f"\n{len(contexts)} prompts x {options.noises} noises, {options.rounds} rounds")
+print(f"{'':40} {'s a prompt':>10} {'/ sharpjax (range)':>22} {'first run s':>12} "
+      f"{'passes':>7} {'tangents':>8} {'off by: median':>14} {'largest':>8}")  # fmt: skip
+results = {}
+for name, (_, forwards, tangents) in contenders.items():
+    seconds = np.array(races[name]["seconds"])
+    ratio = seconds / races[OURS]["seconds"]
+    off = np.abs(values[name] / exact - 1)
+    n = options.noises
+    results[name] = {
+        "seconds": seconds.tolist(), "ratio": ratio.tolist(), "first_run": first[name],
+        "forwards": forwards * n, "tangents": tangents * n,
+        "median_error": float(np.median(off)), "largest_error": float(off.max()),
+    }  # fmt: skip
+    versus = f"{np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
+    print(f"{name:40} {np.median(seconds) / len(contexts):10.4f} {versus:>22} {first[name]:12.1f} "
+          f"{forwards * n:7} {tangents * n:8} {np.median(off):14.1e} {off.max():8.1e}")  # fmt: skip
+
+print("\nHow far a difference is from the exact value (PyTorch, float32), by its step")
+print(
+    f"{'step':>8} {'central: median':>16} {'largest':>8} {'one-sided: median':>18} {'largest':>8}"
+)
+agreement = {}
+for step in TABLE:
+    agreement[step] = {}
+    for sides, name in NAMES.items():
+        passes = torch_twin.in_passes(eager, sizes["differences"])
+        found = torch_twin.by_difference(passes, *few, step=step, sides=sides)
+        off = np.abs(np.asarray(found) / exact[: len(few[2])] - 1)
+        agreement[step][name] = {"median": float(np.median(off)), "largest": float(off.max())}
+    central, one = agreement[step].values()
+    print(f"{step:8.0e} {central['median']:16.1e} {central['largest']:8.1e} "
+          f"{one['median']:18.1e} {one['largest']:8.1e}")  # fmt: skip
+timing.write(
+    options.json, {"machine": facts, "passes_of": sizes, "ways": results, "steps": agreement}
+)

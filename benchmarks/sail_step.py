@@ -1,4 +1,4 @@
-"""One step of SAIL in its three forms: what it costs, and whether they descend the same way.
+"""One step of SAIL in its forms: what it costs, and whether they descend the same way.
 
     python benchmarks/sail_step.py [--noises 8] [--rounds 5] [--json PATH]
 
@@ -8,7 +8,6 @@ Then the loss and the gradient's direction of `finite_difference` against `exact
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import timing  # first: it sets the number of CPU devices
@@ -19,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import sharpjax as sj
-from sharpjax import zoo
-from sharpjax.curvature.loops import over_points
-from sharpjax.mitigation.sharpness import exact, finite_difference, norm, official
+from sharpjax.mesh.loops import over_points
+from sharpjax.mitigation.sail_official import official_loss
+from sharpjax.mitigation.sharpness import exact, finite_difference, norm
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -33,11 +32,9 @@ options = parser.parse_args()
 
 DELTAS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
 facts = timing.header()
-folder = zoo.find("openmoji")
-with (folder / "ground_truth.csv").open(newline="", encoding="utf-8") as file:
-    memorized = [row["caption"] for row in csv.DictReader(file) if row["verdict"] == "memorized"]
+memorized = [t.caption for t in sj.bench.drawings().truths if t.verdict == "memorized"]
 caption = memorized[len(memorized) // 2]
-model = sj.load("openmoji")
+model = sj.load("drawings")
 t = int(model.schedule.timesteps(50)[0])
 pair = model.scores(caption, t)
 x = jax.random.normal(jax.random.key(0), (options.noises, *model.shape))
@@ -57,7 +54,7 @@ def step_of(loss):
 contenders = {
     "paired forward": batched(lambda pair, x: pair.difference(x)),
     "score difference": step_of(lambda pair, x: norm(pair.difference(x))),
-    "official": step_of(lambda pair, x: official(pair, x, jnp.ones_like(x) / jnp.sqrt(x.size))),
+    "sail_official": step_of(lambda pair, x: official_loss("epsilon", 0.05)(pair, x, x)[0]),
     "finite_difference": step_of(finite_difference),
     "exact": step_of(exact),
 }

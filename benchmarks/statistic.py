@@ -1,14 +1,15 @@
 """`hessian_score_difference` of a batch of conditions at one shared noise: sharpjax and PyTorch.
 
     python benchmarks/statistic.py [--networks digits wider] [--conditions 16] [--repeats 9]
-                                   [--json PATH]
+                                   [--no-compile] [--json PATH]
 
-PyTorch's way is that of the paper's public code: a forward pass of the paired batch, unconditional
-and conditional stacked, then torch.func.jvp of it in direction (s_D, s_D). Ours: the library's
-function vmapped over the conditions. With the noise shared, the unconditional score is the same
-score at the same point for all of them, and `vmap` linearizes it once; beside it the same noises
-given one by one, where it cannot. The last figure of a line is the time in units of our own forward
-passes of the paired batch, on the same devices, in the same rounds. Needs the test extra (PyTorch).
+Ours: the library's function vmapped over the conditions. With the noise shared, the unconditional
+score is the same score at the same point for all of them, and `vmap` linearizes it once; beside it
+the same noises given one by one, where it cannot. PyTorch's ways share the noise too: the tangents
+of all conditions at once, s_u kept, and differences along s_D in one batch, compiled where it is
+not turned off (`prompts.py` has more ways, and a table of what a difference's step does). The last
+figures of a line are the time in units of our own forward passes of the paired batch, on the same
+devices, in the same rounds, and the largest relative error. Needs the test extra (PyTorch).
 """
 
 import argparse
@@ -25,8 +26,8 @@ import numpy as np
 import torch
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sharpjax.curvature.loops import over_points
 from sharpjax.detection.statistics import hessian_score_difference
+from sharpjax.mesh.loops import over_points
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -37,6 +38,7 @@ parser.add_argument(
 parser.add_argument("--conditions", type=int, default=16)
 parser.add_argument("--t", type=int, default=981)
 parser.add_argument("--repeats", type=int, default=9)
+parser.add_argument("--no-compile", action="store_true", help="Leave torch.compile out.")
 parser.add_argument("--json", metavar="PATH", type=Path)
 options = parser.parse_args()
 
@@ -80,7 +82,12 @@ FUNCTIONS = {
 }
 DEVICES = {"one device": None, "all devices": timing.mesh("points")}
 
-THEIRS = "PyTorch forward, then jvp"
+TANGENTS = "PyTorch tangents"
+# name -> sides and step, as in prompts.py
+DIFFERENCES = {
+    "PyTorch central difference": (2, 2e-3),
+    "PyTorch one-sided difference": (1, 5e-4),
+}
 
 
 def measure(network: str) -> dict:
@@ -106,19 +113,28 @@ def measure(network: str) -> dict:
             return their_score(their_x.expand(2 * n, -1, -1, -1), paired)
 
     contenders["PyTorch paired forward"] = their_forward
-    contenders[THEIRS] = functools.partial(
-        torch_twin.hessian_score_difference, their_score, their_x, their_labels, null
+    empty = torch.tensor(null)
+    arguments = (their_x, empty, their_labels)
+    contenders[TANGENTS] = functools.partial(
+        torch_twin.by_tangents_in_batches, their_score, *arguments, size=2 * n
     )
+    quick = twins.quick(compiled=not options.no_compile).score(options.t)
+    for name, (sides, step) in DIFFERENCES.items():
+        contenders[name] = functools.partial(
+            torch_twin.by_difference, quick, *arguments, step=step, sides=sides
+        )
 
     print(f"\n{network}: {twins.parameters / 1e6:.2f} M parameters, {n} conditions")
-    values = {name: np.asarray(run()) for name, run in contenders.items()}
+    values = {name: np.asarray(run()).squeeze() for name, run in contenders.items()}
     stacked = values["PyTorch paired forward"].reshape(2, n, *x.shape)
-    values["PyTorch paired forward"] = stacked.swapaxes(0, 1)
+    values["PyTorch paired forward"] = stacked.swapaxes(0, 1).squeeze()
     statistics = {name: v for name, v in values.items() if "paired" not in name}
+    exact = {name: v for name, v in statistics.items() if name not in DIFFERENCES}
     difference = max(
         timing.agree({name: v for name, v in values.items() if "paired" in name}),
-        timing.agree(statistics),
+        timing.agree(exact),
     )
+    errors = {name: float(np.abs(v / exact[TANGENTS] - 1).max()) for name, v in statistics.items()}
 
     rows = timing.race(contenders, repeats=options.repeats)
     notes = {}
@@ -127,13 +143,18 @@ def measure(network: str) -> dict:
         base = rows.get(f"paired forward, {where}", rows["PyTorch paired forward"])
         row["in_forwards"] = float(np.median(np.divide(row["seconds"], base["seconds"])))
         notes[name] = f"{row['in_forwards']:.2f} paired forwards"
+        if name in DIFFERENCES:
+            notes[name] += f", off by {errors[name]:.1e} at most"
     timing.show(f"{network}, {n} conditions", rows, notes=notes)
     return {
         "parameters": twins.parameters,
         "largest_difference": difference,
+        "largest_error": errors,
         "rows": rows,
         "pytorch_over_sharpjax": {
-            name: timing.versus(rows, name, THEIRS) for name in statistics if name != THEIRS
+            name: {theirs: timing.versus(rows, name, theirs) for theirs in (TANGENTS, *DIFFERENCES)}
+            for name in statistics
+            if not name.startswith("PyTorch")
         },
     }
 

@@ -5,7 +5,7 @@ import re
 
 
 def uses(tree, imports=None):
-    """Dotted names that some code imports, or reaches from what ``imports`` (or it) imports."""
+    """Dotted names that some code imports, or reaches from what `imports` (or it) imports."""
     names = {}
     for node in ast.walk(imports or tree):
         if isinstance(node, ast.Import):

@@ -7,7 +7,7 @@
 # scores, and what is drawn. Where PyTorch is installed, its own pipeline reads the same
 # directory, and its network is compared with ours number for number.
 #
-# The checkpoint is the bundled model of pictograms; a path or a hub id in its place does the same
+# The checkpoint is the bundled model of drawings; a path or a hub id in its place does the same
 # to yours. `sharpjax convert SOURCE DESTINATION --dtype bfloat16` is the command for it.
 #
 # `python examples/convert_checkpoint.py [--quick] [--output DIR]`
@@ -36,7 +36,7 @@ parser = argparse.ArgumentParser(description="float32 to bfloat16, and what that
 parser.add_argument("--quick", action="store_true", help="one prompt, two steps")
 parser.add_argument("--output", type=Path, default=Path("figures"), help="folder of the figure")
 options, _ = parser.parse_known_args()  # a notebook's kernel has arguments of its own
-PROMPTS = ["crab", "cupcake", "ladder"][: 1 if options.quick else 3]
+PROMPTS = ["crab", "tiger", "hospital"][: 1 if options.quick else 3]
 NUM_STEPS, GUIDANCE = 2 if options.quick else 20, 3.0
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -49,7 +49,7 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 # %%
 place = tempfile.TemporaryDirectory()
 source, destination = Path(place.name) / "float32", Path(place.name) / "bfloat16"
-sj.load("openmoji").save_pretrained(source)
+sj.load("drawings").save_pretrained(source)
 conversion = convert(source, destination, dtype=jnp.bfloat16)
 for part in conversion.parts:
     count = "" if part.num_parameters is None else f"{part.num_parameters:,} in {part.dtype}, "
@@ -75,7 +75,7 @@ damaged = destination / "unet" / "diffusion_pytorch_model.safetensors"
 whole = damaged.read_bytes()
 damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 try:
-    sj.models.from_pretrained(destination, "unet")
+    sj.checkpoints.from_pretrained(destination, "unet")
 except ValueError as error:
     print(f"with one bit of it turned: {error}".replace(f"{destination}/", ""))
 damaged.write_bytes(whole)

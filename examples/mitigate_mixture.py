@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Where SAIL leads, on closed forms: out of a memorized mode, or into it
 #
-# Its loss is the length of ``H_D s_D``, which is small where the landscape is flat, and also
-# wherever the two scores agree, because ``s_D`` is zero there: at a memorized point itself, too.
+# Its loss is the length of `H_D s_D`, which is small where the landscape is flat, and also
+# wherever the two scores agree, because `s_D` is zero there: at a memorized point itself, too.
 # Three conditions under an unconditional density in the plane, all with exact scores:
 #
 # - *rare point*: 2% of what the condition shows is a point (memorized), the rest a broad mode;
@@ -86,7 +86,7 @@ figure, axes = plt.subplots(1, len(CONDITIONS), figsize=(13, 4.2), layout="const
 print(f"samples at the memorized point, of {count} noises (norm: mean length over sqrt(d))")
 for panel, (name, conditional) in zip(axes, CONDITIONS.items(), strict=True):
     pair = pair_at(conditional, T)
-    usual = float(np.median(jax.vmap(lambda x, p=pair: sharpness(p, x, x))(start)))
+    usual = float(np.median(jax.vmap(lambda x, p=pair: sharpness(p, x))(start)))
     before = memorized(sample(conditional, start))
     print(f"{name}: without mitigation {before.mean():.3f}")
     for fraction in fractions:
@@ -101,7 +101,7 @@ for panel, (name, conditional) in zip(axes, CONDITIONS.items(), strict=True):
         )
     grid = jnp.linspace(-4, 4, side)
     points = jnp.stack(jnp.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
-    value = jax.vmap(lambda x, p=pair: sharpness(p, x, x))(points)
+    value = jax.vmap(lambda x, p=pair: sharpness(p, x))(points)
     shown = panel.contourf(
         grid, grid, np.log10(np.asarray(value)).reshape(side, side), levels=20, cmap="Greys"
     )

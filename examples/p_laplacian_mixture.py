@@ -30,8 +30,8 @@ from sharpjax.curvature import (
     sampling_bound,
     score_error_bound,
 )
-from sharpjax.models import ScoreMLP
-from sharpjax.score_matching import fit
+from sharpjax.networks import ScoreMLP
+from sharpjax.training.score_matching import fit
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

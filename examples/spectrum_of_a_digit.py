@@ -3,9 +3,9 @@
 #
 # The bundled model of digits knows "5 x1b" from a single image, which it copies, and "5 x256" from
 # 256, of which it copies none. At a training image of each, noised to t = 701, all 784 eigenvalues
-# of `sigma^2 H` are computed: the network's, and those that a perfect network would have (the score
-# of the noised training set itself). Then what can be had without all tangents: both ends by
-# Lanczos, each with its residual, and the spectral density by stochastic quadrature, with its band.
+# of `sigma^2 H` are computed: the network's, and those of the exact score (that of the noised
+# training set itself). Then what can be had without all tangents: both ends by Lanczos, each with
+# its residual, and the spectral density by stochastic quadrature, with its band.
 #
 # An eigenvalue of -1 is a direction in which the noise leaves nothing open, 0 one in which the
 # density is flat, and a positive one a valley between images. Of a single image all are -1, at
@@ -76,7 +76,7 @@ for name in CONDITIONS:
 # An eigenvalue lies within the residual of each Ritz value, which needs no knowledge of the others.
 
 # %%
-print(f"\nends by Lanczos, {NUM_MATVECS} products: value ± residual, and the exact end")
+print(f"\nends by Lanczos, {NUM_MATVECS} products: value, residual, and the exact end")
 for name, own in found.items():
     ritz = sj.curvature.lanczos(own["score"], own["x"], num_matvecs=NUM_MATVECS, key=key_start)
     last = int(ritz.num_valid) - 1
@@ -86,7 +86,7 @@ for name, own in found.items():
     for end, (value, residual), exact in zip(
         ("smallest", "largest"), own["ends"], own["network"][[0, -1]], strict=True
     ):
-        print(f"  {name:6s} {end:8s} {value:.4f} ± {residual:.0e}, exact {exact:.4f}")
+        print(f"  {name:6s} {end:8s} {value:.4f} to {residual:.0e}, exact {exact:.4f}")
 
 # %% [markdown]
 # ## The spectral density, and its band
@@ -126,7 +126,7 @@ for column, (name, own) in enumerate(found.items()):
     top.plot(rank, own["exact score"], "--", color=EXACT, label="exact score")
     for place, (value, residual) in zip((noise.size, 1), own["ends"], strict=True):
         top.errorbar(place, value, residual, fmt="o", color="k", markersize=4, capsize=3,
-                     label="Lanczos ± residual" if place == 1 else None)  # fmt: skip
+                     label="Lanczos, and its residual" if place == 1 else None)  # fmt: skip
     top.set(xscale="log", title=f"{name}: {CONDITIONS[name]}")
     top.set_xlabel("rank of the eigenvalue, largest first")
     grid, smoothed, low, high = own["density"]

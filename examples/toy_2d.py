@@ -25,8 +25,8 @@ from flax import nnx
 from jax.tree_util import Partial
 
 import sharpjax as sj
-from sharpjax.models import ScoreMLP
-from sharpjax.score_matching import fit
+from sharpjax.networks import ScoreMLP
+from sharpjax.training.score_matching import fit
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

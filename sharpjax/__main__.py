@@ -1,4 +1,4 @@
-"""``python -m sharpjax``: the command line."""
+"""`python -m sharpjax`: the command line."""
 
 from sharpjax.cli import main
 

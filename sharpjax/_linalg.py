@@ -74,8 +74,7 @@ def _one_at_a_time(factorize: Factorize) -> Factorize:
 @_one_at_a_time
 def cholesky(matrix: Array) -> Array:
     """`L` of `matrix = L L^T`."""
-    L: Array = jnp.linalg.cholesky(matrix)
-    return L
+    return jnp.linalg.cholesky(matrix)
 
 
 @_one_at_a_time
@@ -95,15 +94,13 @@ def eigh(matrix: Array) -> tuple[Array, Array]:
 @_one_at_a_time
 def eigvalsh(matrix: Array) -> Array:
     """Eigenvalues of a symmetric matrix, ascending."""
-    values: Array = jnp.linalg.eigvalsh(matrix)
-    return values
+    return jnp.linalg.eigvalsh(matrix)
 
 
 @_one_at_a_time
 def orthonormal_basis(matrix: Array) -> Array:
     """`Q` of `matrix = Q R`."""
-    Q: Array = jnp.linalg.qr(matrix)[0]
-    return Q
+    return jnp.linalg.qr(matrix)[0]
 
 
 @_one_at_a_time

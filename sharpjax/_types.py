@@ -14,11 +14,11 @@ Numbers = ArrayLike | Sequence[Any]  # what makes an array; nested lists of numb
 
 @runtime_checkable
 class Score(Protocol):
-    """A score ``s = grad log p`` at one point: no batch axis, same shape out as in.
+    """A score `s = grad log p` at one point: no batch axis, same shape out as in.
 
     The noise level and the condition are already bound. Any function will do; one that carries
-    arrays is best a pytree callable, ``jax.tree_util.Partial(function, *arrays)``: it crosses
-    ``jit`` as an argument, and is neither traced nor compiled again for other values of them.
+    arrays is best a pytree callable, `jax.tree_util.Partial(function, *arrays)`: it crosses
+    `jit` as an argument, and is neither traced nor compiled again for other values of them.
     """
 
     def __call__(self, x: Array, /) -> Array: ...
@@ -26,6 +26,6 @@ class Score(Protocol):
 
 @runtime_checkable
 class Matvec(Protocol):
-    """A linear map applied to one vector: ``v -> A v``, same shape out as in."""
+    """A linear map applied to one vector: `v -> A v`, same shape out as in."""
 
     def __call__(self, v: Array, /) -> Array: ...

@@ -1,4 +1,7 @@
-"""The ``sharpjax`` command: the only module that joins everything."""
+"""The `sharpjax` command: the only module that joins everything.
+
+JAX is loaded by a command that has looked at its options, not here.
+"""
 
 import gc
 import logging
@@ -11,20 +14,23 @@ import warnings
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import jax
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from sharpjax import __version__
+from sharpjax.commands.audit import audit
 from sharpjax.commands.calibrate import calibrate
 from sharpjax.commands.convert import convert
 from sharpjax.commands.detect import detect
+from sharpjax.commands.dimension import dimension
 from sharpjax.commands.ground_truth import ground_truth
-from sharpjax.commands.mitigate import mitigate_prompts
+from sharpjax.commands.images import images
+from sharpjax.commands.mitigate import mitigate
 from sharpjax.commands.options import console
 from sharpjax.commands.report import report
 from sharpjax.commands.sample import sample
+from sharpjax.commands.screen import screen
 from sharpjax.commands.spectrum import spectrum
 from sharpjax.commands.train import train_app
 from sharpjax.commands.verify import verify
@@ -55,22 +61,15 @@ def _common(
     _enable_compilation_cache()
 
 
-app.command()(detect)
-app.command()(calibrate)
-app.command()(spectrum)
-app.command("ground-truth")(ground_truth)
-app.command("mitigate")(mitigate_prompts)
-app.command()(sample)
-app.command()(convert)
-app.command()(report)
-app.command()(verify)
+for command in (
+    detect, images, calibrate, dimension, audit, spectrum, ground_truth, screen, mitigate, sample,
+    convert, report, verify,
+):  # fmt: skip
+    app.command(command.__name__.replace("_", "-"))(command)
 
 
 def _log(*, verbose: bool) -> None:
-    """Log to standard error: warnings, and if verbose what sharpjax does and what compiling takes.
-
-    Libraries are left at their warnings, which would drown it.
-    """
+    """Log to standard error: of libraries their warnings, which would drown the rest."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     package = logging.getLogger("sharpjax")
     package.setLevel(logging.INFO if verbose else logging.NOTSET)
@@ -83,6 +82,8 @@ def _log(*, verbose: bool) -> None:
                 "compiled %s in %.1f s", about.get("fun_name", "a function"), duration_secs
             )
 
+    import jax
+
     jax.monitoring.register_event_duration_secs_listener(tell)
 
 
@@ -91,17 +92,8 @@ def _enable_compilation_cache() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    jax.config.update("jax_compilation_cache_dir", str(home / "sharpjax" / "jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _collect_garbage_seldom() -> None:
-    """Tracing makes millions of objects that stay; looking for cycles among them is wasted time.
-
-    It is a tenth of a short run. Arrays are freed with their last reference as ever.
-    """
-    gc.freeze()  # what the imports have made
-    gc.set_threshold(200_000, 50, 100)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(home / "sharpjax" / "jax")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
 def _stop(*_: object) -> None:
@@ -117,7 +109,9 @@ def main() -> None:
     """Run the command line; expected failures are one line and exit status 1."""
     # Tokenizers need no PyTorch, so its absence is no news
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    _collect_garbage_seldom()
+    # Tracing makes millions of objects that stay; looking for cycles among them is a tenth of a
+    # short run. Arrays are freed with their last reference as ever.
+    gc.set_threshold(200_000, 50, 100)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, _stop)
     try:
@@ -140,7 +134,7 @@ def _tell(what: str, message: object) -> None:
 
 def _fail() -> NoReturn:
     """Exit with status 1; of several processes at once, where JAX would wait for the others."""
-    if jax.distributed.is_initialized():
+    if (jax := sys.modules.get("jax")) and jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

@@ -6,77 +6,64 @@ from typing import Any, Protocol
 import numpy as np
 
 from sharpjax._types import Array, ArrayLike, Score
-from sharpjax.schedules import Schedule
+from sharpjax.schedules import NoiseSchedule
 from sharpjax.score import ScorePair
 
 
 class ConditionalModel(Protocol):
     """A diffusion model with conditions: digits, prompts, anything that can be encoded.
 
-    A pytree, so that it crosses ``jax.jit`` as an argument.
+    A pytree, so that it crosses `jax.jit` as an argument.
     """
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> NoiseSchedule:
         """The noise schedule and its sampling grid."""
-        ...
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one example, channels first."""
-        ...
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape of one image, channels first."""
-        ...
 
     def encode_image(self, images: ArrayLike) -> Array:
-        """States at the end of sampling of images, -1 to 1; what :meth:`decode` turns back."""
-        ...
+        """States at the end of sampling of images, -1 to 1; what `decode` turns back."""
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise or warn of what :meth:`encode` would, without its work."""
-        ...
+        """Raise or warn of what `encode` would, without its work."""
 
     def decode(self, examples: Array) -> np.ndarray:
-        """Images ``(n, channels, height, width)``, -1 to 1, of states at the end of sampling."""
-        ...
+        """Images `(n, channels, height, width)`, -1 to 1, of states at the end of sampling."""
 
     def encode(self, names: Sequence[str]) -> Array:
         """Encoded conditions, stacked along the first axis."""
-        ...
 
     @property
     def has_conditions(self) -> bool:
-        """Whether :meth:`encode` and :meth:`scores` can be asked."""
-        ...
+        """Whether `encode` and `scores` can be asked."""
 
     @property
     def has_unconditional(self) -> bool:
-        """Whether :meth:`unconditional` can be asked."""
-        ...
+        """Whether `unconditional` can be asked."""
 
     def unconditional(self, t: ArrayLike) -> Score:
-        """The score without a condition at timestep ``t``."""
-        ...
+        """The score without a condition at timestep `t`."""
 
     def scores(self, condition: Any, t: ArrayLike) -> ScorePair:
-        """The pair of scores of one condition, a name or an encoded one, at timestep ``t``."""
-        ...
+        """The pair of scores of one condition, a name or an encoded one, at timestep `t`."""
 
     def predictions(self, condition: Any, t: ArrayLike) -> Callable[[Array], Array]:
-        """What the network predicts without and with an encoded condition, ``x -> (2, *shape)``.
+        """What the network predicts without and with an encoded condition, `x -> (2, *shape)`.
 
-        Of the schedule's ``prediction_type``.  Asked only where a path starts at ``alpha = 0``,
+        Of the schedule's `prediction_type`.  Asked only where a path starts at `alpha = 0`,
         from where scores do not lead on.
         """
-        ...
 
     @property
     def sample(self) -> Callable[..., np.ndarray]:
-        """``(conditions, key, **options)``: one example per condition; a method, as a rule."""
-        ...
+        """`(conditions, key, **options)`: one example per condition; a method, as a rule."""
 
 
 def unconditional_pair(model: ConditionalModel, t: ArrayLike) -> ScorePair:

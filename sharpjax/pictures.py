@@ -1,35 +1,36 @@
 """Image files: one reader for all that is judged, compared or shown, and one writer.
 
-Images are read as ``diffusers.utils.load_image`` reads them, which is how PyTorch pipelines see
+Images are read as `diffusers.utils.load_image` reads them, which is how PyTorch pipelines see
 them: turned as their EXIF data say, the first frame of several, to RGB.  Of transparent images that
 takes the colours under the transparency (often black) and drops the alpha channel.  There are two
-differences.  Grey levels of 16 bits are scaled to 8 (``v / 257``), where Pillow cuts them off at
+differences.  Grey levels of 16 bits are scaled to 8 (`v / 257`), where Pillow cuts them off at
 255.  And pixels of 32 bits, integer or float, are refused: their files do not say what is white.
 """
 
 import io
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from sharpjax.rundir import write_bytes
+from sharpjax.rundir.files import write_bytes
 
-ENDINGS = (
-    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif",
-)  # fmt: skip
+ENDINGS = tuple(
+    f".{end}" for end in ["png", "jpg", "jpeg", "jfif", "webp", "bmp", "tif", "tiff", "gif", "avif"]
+)
 # By content and not by name: of other formats some are programs (PostScript is run).
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 MAX_PIXELS = 2**26  # 8192 x 8192: 256 MiB at four bytes each, decoded
 
 
 def read_picture(path: str | Path, mode: str = "RGB") -> Image.Image:
-    """An image file as ``"RGB"`` or ``"L"`` (grey), 8 bits a channel.
+    """An image file as `"RGB"` or `"L"` (grey), 8 bits a channel.
 
     Raises:
-        ValueError: it cannot be read; it has more than ``MAX_PIXELS`` pixels, which is found before
+        ValueError: it cannot be read; it has more than `MAX_PIXELS` pixels, which is found before
             any is decoded: half a megabyte of PNG may hold gigabytes; or pixels of 32 bits.
     """
     path = Path(path)
@@ -69,10 +70,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def read_image(path: str | Path, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """An image as models take it, ``(channels, height, width)`` float32 from -1 to 1.
+    """An image as models take it, `(channels, height, width)` float32 from -1 to 1.
 
     Args:
-        path: of the file; see :func:`read_picture`.
+        path: of the file; see `read_picture`.
         shape: 1 (grey) or 3 channels, height and width: the image's middle part of that form is
             resized to it.  The image as it is, in colour, if None.
 
@@ -82,8 +83,13 @@ def read_image(path: str | Path, shape: tuple[int, ...] | None = None) -> np.nda
     return to_array(read_picture(path, "L" if shape and shape[0] == 1 else "RGB"), shape)
 
 
+def read_images(paths: Sequence[Path]) -> np.ndarray:
+    """Images of one size, in colour, `(n, 3, h, w)` float32 from -1 to 1."""
+    return np.stack([read_image(path) for path in paths])
+
+
 def to_array(picture: Image.Image, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """What :func:`read_picture` gave as :func:`read_image` gives it."""
+    """What `read_picture` gave as `read_image` gives it."""
     if shape is not None and picture.size != shape[:0:-1]:
         height, width = shape[1:]
         scale = min(picture.width / width, picture.height / height)
@@ -95,7 +101,7 @@ def to_array(picture: Image.Image, shape: tuple[int, ...] | None = None) -> np.n
 
 
 def write_png(path: Path, picture: Image.Image) -> None:
-    """Whole or not at all, as :func:`sharpjax.rundir.write_bytes`."""
+    """Whole or not at all, as `sharpjax.rundir.files.write_bytes`."""
     data = io.BytesIO()
     picture.save(data, "PNG")
     write_bytes(path, data.getvalue())

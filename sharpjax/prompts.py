@@ -1,11 +1,11 @@
-"""Files of prompts: plain text, tables and JSON, with labels where they are known."""
+"""Files of prompts (plain text, tables and JSON), and what is known of each prompt."""
 
 import csv
 import dataclasses
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ _LABEL_NAMES_IF_KNOWN = ("type", "overfit_type")
 _TABLES, _JSON = (".csv", ".tsv"), (".json", ".jsonl")
 _SEPARATORS = (",", ";", "\t")
 LABELS_NAME = "labels.csv"  # what is known of the images of a directory
-VERDICTS = ("memorized", "clean", "between")
+VERDICTS = ("memorized", "clean", "between", "another")
 # Published lists: VM and TM of Wen et al. and NeMo, MV, RV, TV and N of Webster (matching and
 # retrieved verbatim, template verbatim, none).
 _MEANINGS = {
     "memorized": ("memorised", "1", "1.0", "true", "yes", "y", "vm", "tm", "mv", "rv", "tv"),
     "clean": ("0", "0.0", "false", "no", "n"),
     "between": (),
+    "another": (),
 }
+NUM_MEMORIZED, NUM_CLEAN = 60, 20  # of the balanced choice; clean ones of each source
 _LABELS: dict[str, str | None] = {
     name: verdict for verdict, others in _MEANINGS.items() for name in (verdict, *others)
 } | {"": None, "nan": None}
@@ -32,19 +34,27 @@ _Row = tuple[str, dict[str, Any]]  # where it stands, for messages, and its cell
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledPrompt:
-    """A line of a file of prompts.
+class Case:
+    """A condition or prompt to be judged.
 
     Attributes:
-        prompt: the text.
-        label: ``memorized``, ``clean``, ``between`` (neither: judged apart), or None if the file
-            does not say.
-        source: where it comes from; prompts of a source are judged apart.
+        condition: its name or text.
+        verdict: `memorized`, `clean`, `between` or `another` (both kept apart), or None if
+            not known.
+        source: where it comes from; figures are given against the clean ones of each source.
+        level: how often its images were repeated, or how many there are; 0 where not known.
+        copy_rate: fraction of samples that are copies, None where not known.
+        part: what a bench has it for: `tuning` or `test`; empty where not known.
+        others: further columns of its file, carried as they are.
     """
 
-    prompt: str
-    label: str | None = None
+    condition: str
+    verdict: str | None = None
     source: str = ""
+    level: int = 0
+    copy_rate: float | None = None
+    part: str = ""
+    others: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
 
 
 def read_prompts(path: str | Path, *, column: str | None = None) -> list[str]:
@@ -53,16 +63,16 @@ def read_prompts(path: str | Path, *, column: str | None = None) -> list[str]:
     Args:
         path: its ending says what it is.
 
-            - ``.csv``, ``.tsv``: a table whose first line names the columns; separated by commas,
-              semicolons or tabs, as its first lines tell (``sep=`` of Excel too). Empty rows are
+            - `.csv`, `.tsv`: a table whose first line names the columns; separated by commas,
+              semicolons or tabs, as its first lines tell (`sep=` of Excel too). Empty rows are
               skipped.
-            - ``.jsonl``, ``.json``: an object on each line, or an array of objects or texts. A
-              ``null`` prompt is a blank one.
+            - `.jsonl`, `.json`: an object on each line, or an array of objects or texts. A
+              `null` prompt is a blank one.
             - anything else: text, a prompt on each line, without the blanks around it; empty lines
               are skipped. A first line that looks like a table or JSON is read so too, with a
               warning.
-        column: of the prompts, in a table or in objects. Default: ``prompt``, ``caption`` or
-            ``text``, the first that is there, whatever their case.
+        column: of the prompts, in a table or in objects. Default: `prompt`, `caption` or
+            `text`, the first that is there, whatever their case.
 
     Raises:
         FileNotFoundError: no such file.
@@ -72,17 +82,17 @@ def read_prompts(path: str | Path, *, column: str | None = None) -> list[str]:
     return [row[name] for _, row in rows]
 
 
-def read_labelled(path: str | Path, *, column: str | None = None) -> list[LabelledPrompt]:
-    """Prompts with what a table or objects say of them in ``label`` and ``source``.
+def read_labelled(path: str | Path, *, column: str | None = None) -> list[Case]:
+    """Every line, with what a table or objects say of it in `label`, `source` and `level`.
 
-    A label is ``memorized``, ``clean`` or ``between``, in any case; ``1``, ``true``, ``yes``,
-    ``VM``, ``TM``, ``MV``, ``RV`` and ``TV`` mean memorized, ``0``, ``false``, ``no`` and ``N``
-    clean; nothing, that it is not known.  The column may be called ``memorized`` too, or as in
-    published lists ``type`` or ``overfit_type`` if only labels stand there.  Other columns are
+    A label is `memorized`, `clean`, `between` or `another`, in any case; `1`, `true`,
+    `yes`, `VM`, `TM`, `MV`, `RV` and `TV` mean memorized, `0`, `false`, `no` and
+    `N` clean; nothing, that it is not known.  The column may be called `memorized` too, or as
+    in published lists `type` or `overfit_type` if only labels stand there.  Other columns are
     ignored with a warning.  An empty row of a table is a blank prompt.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`read_prompts`; or another label.
+        FileNotFoundError, ValueError: as `read_prompts`; or another label or level.
     """
     path = Path(path)
     name, rows = _read(path, column)
@@ -91,19 +101,67 @@ def read_labelled(path: str | Path, *, column: str | None = None) -> list[Labell
     if label is None:
         maybe = (columns[n] for n in _LABEL_NAMES_IF_KNOWN if n in columns)
         label = next((k for k in maybe if all(_plain(r, k) in _LABELS for _, r in rows)), None)
-    source = columns.get("source")
+    source, level = columns.get("source"), columns.get("level")
+    more = [key for key in columns.values() if key and key not in (label, source, level)]
     prompts = []
     for where, row in rows:
         if (given := _plain(row, label)) not in _LABELS:
             raise ValueError(f"{where}: unknown label {given!r:.40}; choose {_allowed()}")
-        prompts.append(LabelledPrompt(row[name], _LABELS[given], _text(row, source).strip()))
-    if ignored := [key for key in columns.values() if key and key not in (label, source)]:
+        others = {key: _text(row, key) for key in more}
+        known = _text(row, source).strip(), _level(_text(row, level), where)
+        prompts.append(Case(row[name], _LABELS[given], *known, others=others))
+    if more:
         warnings.warn(
-            f"{path}: ignored {', '.join(map(repr, ignored))}; columns that are read: {name}, "
-            "label, source",
+            f"{path}: carried as they are: {', '.join(map(repr, more))}; columns that are read: "
+            f"{name}, label, source, level",
             stacklevel=2,
         )
     return prompts
+
+
+def read_cases(path: str | Path, *, column: str | None = None) -> list[Case]:
+    """The different prompts of a file, with their labels and sources (`read_labelled`).
+
+    Blank prompts, empty rows and repeats of a prompt are left out (`distinct`), with a warning that
+    counts them; what one line of a prompt leaves open, another may say.
+
+    Raises:
+        ValueError: one prompt with two labels, only blank ones, or as `read_labelled`.
+    """
+    lines = read_labelled(path, column=column)
+    places = distinct([line.condition for line in lines])
+    labels: dict[str, str] = {}
+    for line in lines:
+        prompt, label = line.condition.strip(), line.verdict
+        if label is not None and labels.setdefault(prompt, label) != label and prompt:
+            raise ValueError(
+                f"{path}: {prompt[:60]!r} is labelled {labels[prompt]} and {label}; a prompt has "
+                "one label"
+            )
+    blank = sum(not line.condition.strip() for line in lines)
+    repeated = len(lines) - blank - len(places)
+    for count, one, many in ((blank, "blank", "blank"), (repeated, "a repeat", "repeats")):
+        if count:
+            told = f"prompt is {one} and was" if count == 1 else f"prompts are {many} and were"
+            warnings.warn(f"{path}: {count} {told} left out", stacklevel=2)
+    if not places:
+        raise ValueError(f"{path} holds only blank prompts, which tell nothing of a model's memory")
+    kept = [lines[place] for place in places]
+    return [dataclasses.replace(c, verdict=labels.get(c.condition.strip())) for c in kept]
+
+
+def read_files(path: str | Path) -> list[tuple[str, str]]:
+    """Prompts, and the files that a table or objects name beside them in `file`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_prompts`; or a file is not named.
+    """
+    name, rows = _read(Path(path), None, empty_rows=False)
+    column = next(iter(_called("file", rows[0][1], Path(path))), None)
+    for where, row in rows:
+        if not _text(row, column):
+            raise ValueError(f"{where}: 'file' is missing; name an image beside every {name}")
+    return [(row[name], _text(row, column)) for _, row in rows]
 
 
 def distinct(prompts: Sequence[str]) -> list[int]:
@@ -131,6 +189,17 @@ def has_columns(path: str | Path) -> bool:
 def _text(row: dict[str, Any], column: str | None) -> str:
     value = None if column is None else row.get(column)
     return "" if value is None else str(value)
+
+
+def _level(text: str, where: str) -> int:
+    """How often images were repeated; tables write whole numbers with a point at times."""
+    whole = re.fullmatch(r"\+?(\d{1,15})(\.0*)?", text.strip() or "0")
+    if whole is None:
+        raise ValueError(
+            f"{where}: 'level' must be how often the images were repeated, a whole number, got "
+            f"{text!r:.40}; give that, or the column another name"
+        )
+    return int(whole[1])
 
 
 def _plain(row: dict[str, Any], column: str | None) -> str:
@@ -220,10 +289,7 @@ def _called(name: str, columns: Sequence[str] | dict[str, Any], path: Path) -> l
 
 
 def _from_table(lines: list[str], path: Path, column: str | None) -> tuple[str, list[_Row]]:
-    """By the separator under which the column of prompts is there and no row has cells too many.
-
-    A table of one column has none, and its prompts may hold any that is not between columns.
-    """
+    """By the separator under which the column of prompts is there and no row has cells too many."""
     told = re.fullmatch(r'"?sep=(.)"?', lines[0], re.IGNORECASE)  # Excel's
     separators: Sequence[str] = (told[1],) if told else _SEPARATORS
     if path.suffix.lower() == ".tsv" and not told:
@@ -236,7 +302,7 @@ def _from_table(lines: list[str], path: Path, column: str | None) -> tuple[str, 
             if not columns:
                 return _PROMPT, []
             name = _column_of(columns, column, path)
-            for other in (*_LABEL_NAMES, "source"):
+            for other in (*_LABEL_NAMES, "source", "level"):
                 _called(other, columns, path)
         except ValueError as error:
             errors.append((separator in lines[0], error))
@@ -305,3 +371,32 @@ def _loads(text: str, where: str) -> Any:
             f"{where} is not valid JSON: {error}; a file of prompts is an array, or has an object "
             "on each line"
         ) from error
+
+
+def balanced(cases: Sequence[Case]) -> list[Case]:
+    """At most 60 memorized cases, evenly over their levels, and 20 clean ones of each source.
+
+    Clean ones that were planted as memorized, and did not become so, are left out.  The choice is
+    spread over the list and always the same.
+    """
+    memorized = [case for case in cases if case.verdict == "memorized"]
+    levels = sorted({case.level for case in memorized})
+    groups = [[case for case in memorized if case.level == level] for level in levels]
+    chosen: list[Case] = []
+    # the smallest groups first, so that what they lack is shared by the others
+    for left, group in zip(range(len(groups), 0, -1), sorted(groups, key=len), strict=True):
+        chosen += spread(group, (NUM_MEMORIZED - len(chosen)) // left)
+    sources = dict.fromkeys(case.source for case in cases if case.verdict == "clean")
+    for source in sources:
+        if source != "memorized":
+            clean = [c for c in cases if c.verdict == "clean" and c.source == source]
+            chosen += spread(clean, NUM_CLEAN)
+    return [case for case in cases if case in chosen]
+
+
+def spread(cases: Sequence[Case], count: int) -> list[Case]:
+    """At most `count` of them, evenly over the list."""
+    if len(cases) <= count:
+        return list(cases)
+    step = (len(cases) - 1) / max(count - 1, 1)
+    return [cases[round(i * step)] for i in range(count)]

@@ -1,7 +1,6 @@
 import atexit
 import contextlib
 import csv
-import dataclasses
 import gc
 import json
 import os
@@ -10,20 +9,27 @@ import shutil
 import subprocess
 import tempfile
 import time
+from importlib.metadata import version
 
 # Several test processes share the cores: BLAS threads that wait for each other there spin, and
 # small factorizations take many times longer. Before NumPy and SciPy load it.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's spin likewise
 
-# Nearly all the time of these tests is the compilation of small networks. Two things that their
+# Nearly all the time of these tests is the compilation of small networks. Three things that their
 # results do not depend on make it short, here and in the processes that the tests start: most of
-# XLA's and LLVM's optimizations are left out (``optimized`` below puts them back), and a program
+# XLA's and LLVM's optimizations are left out (`optimized` below puts them back), and a program
 # that one process has compiled is read by the others.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sharpjax-compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# A third: XLA's older way of making loops, a program by one thread: half of the time that is left.
+# Only where the flags are known to be there; an unknown one ends the process.
+if version("jaxlib").startswith("0.10."):
+    FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", FLAGS)
 
 import jax
 import jax.numpy as jnp
@@ -41,28 +47,41 @@ TINY_NAMES = ("0 x1", "0 x3", "0 x12", "1 x1", "1 x3", "1 x12")
 
 # Files whose tests take longest: begun first, so that no core is idle at the end.
 LONG = (
-    "test_examples", "test_train_commands", "test_detect_command", "test_zoo_openmoji",
+    "test_examples", "test_train_commands", "test_detect_command", "test_zoo_drawings",
     "test_training", "test_mitigate_command", "test_many_hosts", "test_generation",
     "test_fuzz_pipelines", "test_sharding", "test_devices", "test_detect_prompts", "test_traces",
     "test_identities", "test_latent_diffusion", "test_fuzz_checkpoints", "test_cli", "test_zoo",
-    "test_manners", "test_unet_2d_condition", "test_densities", "test_caption_denoising",
+    "test_manners", "test_unet_2d_condition", "test_densities", "test_drawing_training",
     "test_detection", "test_convert", "test_sail", "test_statistics_pytorch", "test_plaplacian",
     "test_unet_2d", "test_krylov", "test_spectra",
 )  # fmt: skip
 
 
+def pytest_configure(config):
+    """Of a quick file, what is slow is not quick."""
+    if config.option.markexpr == "quick":
+        config.option.markexpr = "quick and not slow and not network"
+
+
+def pytest_itemcollected(item):
+    """Of a parametrized test with `fast_cases(*ids)`, the other cases are slow."""
+    if (mark := item.get_closest_marker("fast_cases")) and item.callspec.id not in mark.args:
+        item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_modifyitems(items):
-    """The long files first; see ``--no-loadscope-reorder`` in pyproject.toml."""
+    """The long files first; see `--no-loadscope-reorder` in pyproject.toml."""
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Compiles a test marked ``optimized``, its fixtures and processes too, as users compile."""
+    """Compiles a test marked `optimized`, its fixtures and processes too, as users compile."""
     if item.get_closest_marker("optimized") is None:
         return (yield)
     saved = os.environ[UNOPTIMIZED], jax.config.read("jax_disable_most_optimizations")
+    flags = os.environ.pop("XLA_FLAGS", None)  # of its processes; this one has read them
     os.environ[UNOPTIMIZED] = "0"
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()  # what an earlier test has compiled would be used as it is
@@ -70,6 +89,7 @@ def pytest_runtest_protocol(item):
         return (yield)
     finally:
         os.environ[UNOPTIMIZED] = saved[0]
+        os.environ |= {} if flags is None else {"XLA_FLAGS": flags}
         jax.config.update("jax_disable_most_optimizations", saved[1])
 
 
@@ -128,9 +148,9 @@ def tiny_training_set():
 
 @pytest.fixture(scope="session")
 def tiny_model():
-    """An untrained network of 8 x 8 pixels with the conditions of ``tiny_training_set``."""
+    """An untrained network of 8 x 8 pixels with the conditions of `tiny_training_set`."""
     from sharpjax import PixelDiffusion, Schedule
-    from sharpjax.models import UNet2DModel
+    from sharpjax.networks import UNet2DModel
 
     unet = UNet2DModel(
         sample_size=8,
@@ -282,7 +302,7 @@ def killed():
             seed: of the instants.
 
         Returns:
-            Number of whole lines at each kill; fewer than ``times`` if it came to its end.
+            Number of whole lines at each kill; fewer than `times` if it came to its end.
         """
         rng, counts = random.Random(seed), []
 
@@ -314,11 +334,12 @@ def killed():
 def detection_run():
     """Writes a detection run: random numbers, put on disk by what writes real ones."""
     from sharpjax.detection.calibration import Calibration, threshold
-    from sharpjax.detection.cases import Case
-    from sharpjax.detection.summary import Judged, summarize
-    from sharpjax.provenance import Clock
-    from sharpjax.report.detection import plain, write_detection
-    from sharpjax.rundir import append_lines, claim
+    from sharpjax.detection.summary import Judged
+    from sharpjax.prompts import Case
+    from sharpjax.report import detect
+    from sharpjax.rundir.about import Clock
+    from sharpjax.rundir.files import append_lines
+    from sharpjax.rundir.run import Run
 
     def write(folder, *, prompts=None, labels=True, calibrated=True, about=True):
         """A run with random numbers, written by what writes real ones."""
@@ -339,30 +360,21 @@ def detection_run():
             }
             for i, prompt in enumerate(prompts)
         ]  # fmt: skip
-        claim(
-            folder,
-            {"run": "detect", "model": "abc", "num_conditions": len(prompts), "num_noises": 4},
-            what="detect",
-        )
+        settings = {"model": "abc", "num_conditions": len(prompts), "num_noises": 4}
+        Run.claim(folder, "detect", settings)
         append_lines(folder / "results.jsonl", records)
         values = np.linspace(-1, 1, 100)
         limits = {name: threshold(values, direction=1) for name in names}
-        calibration = Calibration("abc", {}, None, None, limits) if calibrated else None
-        judged = Judged.of(records, cases, calibration)
-        summaries = summarize(judged)
+        calibration = Calibration("abc", {}, {}, limits) if calibrated else None
         costs = {"score_difference": {"forwards": 4, "tangents": 0, "seconds": float("nan")}}
-        chosen = names[0] if calibrated else None
-        write_detection(folder, judged, summaries, costs, calibration=calibration, decide_by=chosen)
+        found = detect.Detection(
+            Judged.of(records, cases, calibration), calibration, names[0] if calibrated else None,
+            costs=costs, level="repetitions",
+        )  # fmt: skip
+        detect.write(folder, found)
         if about:
-            told = (
-                {name: dataclasses.asdict(one) for name, one in limits.items()}
-                if calibrated
-                else {}
-            )
-            Clock("openmoji").record(
-                folder, decide_by=chosen, remark="", **plain({"thresholds": told, "costs": costs})
-            )
-        return judged
+            Clock("drawings").record(folder, **found.facts)
+        return found
 
     return write
 
@@ -372,18 +384,19 @@ def mitigation_run():
     """Writes a mitigation run whose images are noise."""
     from PIL import Image
 
-    from sharpjax.provenance import Clock
-    from sharpjax.rundir import append_lines, claim
+    from sharpjax.rundir.about import Clock
+    from sharpjax.rundir.files import append_lines
+    from sharpjax.rundir.run import Run
 
     def write(folder, *, finished=True, prompts=("a <b>cat</b>", "dog", "../../secret")):
         """Real PNG files of two sides, the first prompt treated and copied before."""
-        claim(folder, {"run": "mitigate", "model": "abc", "num_images": 2}, what="mitigate")
+        Run.claim(folder, "mitigate", {"model": "abc", "num_images": 2})
         (folder / "images").mkdir()
         rng = np.random.default_rng(0)
         rows, records, judged = [], [], []
         for i, prompt in enumerate(prompts):
             sides = {}
-            for method in ("none", "sail"):
+            for method in ("none", "sail") if i == 0 else ("none",):
                 names = []
                 for j in range(2):
                     name = f"images/{method}-{i}-{j}.png"
@@ -405,7 +418,7 @@ def mitigation_run():
                     "copied_before": float(i == 0), "copied_after": 0.0, "fidelity_before": 1.0,
                     "fidelity_after": 1.0, "score_difference_before": 2.0,
                     "score_difference_after": 1.0, "images_before": sides["none"],
-                    "images_after": sides["sail"] if i == 0 else [], "error": None, "details": [],
+                    "images_after": sides.get("sail", []), "error": None, "details": [],
                 }
             )  # fmt: skip
         append_lines(folder / "results.jsonl", records)
@@ -415,7 +428,7 @@ def mitigation_run():
                 writer = csv.DictWriter(file, fieldnames=list(judged[0]))
                 writer.writeheader()
                 writer.writerows(judged)
-            Clock("openmoji").record(folder, method="sail", strength=0.5)
+            Clock("drawings").record(folder, method="sail", strength=0.5)
         return rows
 
     return write

@@ -9,6 +9,8 @@ from jax.tree_util import Partial
 from sharpjax import curvature
 from sharpjax.densities import GaussianMixture
 
+pytestmark = pytest.mark.quick
+
 POINTS = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
 
 
@@ -30,10 +32,11 @@ def score():
     return GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [spread] * 2).score
 
 
+@pytest.mark.fast_cases("2")
 @pytest.mark.parametrize("points_at_once", [1, 2, 8])
 def test_each_point_gets_its_own_probes_whatever_the_batch(score, points_at_once):
     key = jax.random.key(3)
-    options = {"sampler": "normal", "num_matvecs": 8}
+    options = {"method": curvature.Hutchinson("normal"), "num_matvecs": 8}
     many = curvature.at_points(
         curvature.trace, score, POINTS, key=key, points_at_once=points_at_once, **options
     )
@@ -114,6 +117,7 @@ def test_options_are_checked_as_for_one_point(estimator, options, message):
         curvature.at_points(estimator, Partial(cubic, 1.0), POINTS, **options)
 
 
+@pytest.mark.slow
 def test_options_that_are_lists(score):
     options = {"key": jax.random.key(0), "grid": [-5.0, 0.0, 2.0], "num_matvecs": 2}
     density = curvature.at_points(curvature.spectral_density, score, POINTS, **options)

@@ -1,4 +1,4 @@
-"""``AutoencoderKL`` against the PyTorch module: outputs, tangents, and directories both ways."""
+"""`AutoencoderKL` against the PyTorch module: outputs, tangents, and directories both ways."""
 
 import json
 import shutil
@@ -12,8 +12,8 @@ from diffusers import AutoencoderKL as TorchAutoencoderKL
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from sharpjax.models import from_pretrained, save_pretrained
-from sharpjax.models.autoencoder_kl import AutoencoderKL, DiagonalGaussian
+from sharpjax.checkpoints import from_pretrained, save_pretrained
+from sharpjax.networks.autoencoder_kl import AutoencoderKL, DiagonalGaussian
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 SMALL = {"block_out_channels": (8, 16), "norm_num_groups": 4, "sample_size": 16}
@@ -72,14 +72,9 @@ CONFIGS = {
         "latents_std": (1.0, 2.0, 0.5),
     },
 }
+
+
 # What the others add to these is checked in the slow tier: each is a compilation of its own.
-OFTEN = (
-    "stable_diffusion",
-    "one_level_sixteen_latents_no_quant_convs",
-    "attention_blocks_mish",
-)
-
-
 def torch_model(config, seed=0):
     """Random weights everywhere: PyTorch starts norms at one and biases of norms at zero."""
     torch.manual_seed(seed)
@@ -140,16 +135,15 @@ def read_config(folder):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A directory by PyTorch's ``save_pretrained``, with attention in all places; only read it."""
+    """A directory by PyTorch's `save_pretrained`, with attention in all places; only read it."""
     folder = tmp_path_factory.mktemp("torch") / "vae"
     torch_model(CONFIGS["attention_blocks_mish"]).save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=() if n in OFTEN else pytest.mark.slow) for n in CONFIGS],
-)
+@pytest.mark.quick
+@pytest.mark.fast_cases("one_level_sixteen_latents_no_quant_convs")
+@pytest.mark.parametrize("name", CONFIGS)
 def test_matches_pytorch_and_back(name, tmp_path):
     theirs = torch_model(CONFIGS[name])
     theirs.save_pretrained(tmp_path / "theirs")
@@ -187,6 +181,7 @@ def test_matches_pytorch_and_back(name, tmp_path):
         np.testing.assert_array_equal(again, theirs.decode(torch.tensor(z)).sample)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{}, {"latent_channels": 16, "use_quant_conv": False}])
 def test_full_size_has_pytorchs_parameters(change):
     config = STABLE_DIFFUSION | change
@@ -228,7 +223,7 @@ def test_legacy_attention_names(suffix, written, tmp_path):
 
 
 def test_configuration_of_stable_diffusion_1(tmp_path):
-    """The keys that its ``vae/config.json`` has; those that came later take their defaults."""
+    """The keys that its `vae/config.json` has; those that came later take their defaults."""
     old = {
         "_class_name": "AutoencoderKL",
         "_diffusers_version": "0.2.2",
@@ -264,7 +259,6 @@ def test_posterior_formulas(written):
     assert (posterior.log_variance[:, 1] == -30).all()
     np.testing.assert_array_equal(posterior.log_variance[:, 2:], usual.log_variance[:, 2:])
     np.testing.assert_allclose(posterior.std[:, 0], np.exp(10.0), rtol=1e-6)
-    np.testing.assert_array_equal(posterior.mode, posterior.mean)
 
     noise = jax.random.normal(jax.random.key(3), usual.mean.shape)
     np.testing.assert_allclose(
@@ -286,6 +280,7 @@ def test_kl_divergence_keeps_its_digits_near_the_prior():
 # --- other types, transformations, errors ------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bfloat16(written):
     ours, theirs = from_pretrained(written), TorchAutoencoderKL.from_pretrained(written).bfloat16()
     x, _, z, _ = inputs(ours.config)
@@ -341,24 +336,18 @@ def test_vmap_over_examples_equals_batch(written):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"down_block_types": ("DownEncoderBlock2D", "DownBlock2D")}, "choose from DownEncoder"),
-        ({"up_block_types": ("UpDecoderBlock2D", ["x"])}, r"up_block_types: \['x'\]"),
+        ({"down_block_types": ("DownEncoderBlock2D", "DownBlock2D")}, "must be one of DownEncoder"),
+        ({"up_block_types": ("UpDecoderBlock2D", ["x"])}, r"up_block_types must .* got \('x',\)"),
         ({"up_block_types": ("UpDecoderBlock2D",)}, "as long as block_out_channels, 2"),
         ({"down_block_types": "DownEncoderBlock2D"}, "down_block_types must be a list"),
-        ({"block_out_channels": ()}, "block_out_channels must be a list of positive integers"),
-        ({"block_out_channels": [8, "16"]}, "block_out_channels must be a list of positive"),
+        ({"block_out_channels": ()}, r"block_out_channels must be a positive .* got \(\)"),
         ({"norm_num_groups": 5}, "norm_num_groups=5 must divide"),
-        ({"act_fn": "tanh"}, "unknown act_fn 'tanh'"),
-        ({"act_fn": None}, "act_fn must be a string, got None"),
-        ({"latent_channels": 0}, "latent_channels must be a positive integer, got 0"),
-        ({"layers_per_block": True}, "layers_per_block must be a positive integer, got True"),
-        ({"sample_size": [16, 16, 16]}, "sample_size must be"),
-        ({"scaling_factor": float("nan")}, "scaling_factor must be a positive float32 number"),
-        ({"scaling_factor": 10**400}, "scaling_factor must be a positive float32 number"),
-        ({"shift_factor": "0"}, "shift_factor must be a float32 number or null, got '0'"),
-        ({"latents_mean": [0.0, 0.0]}, "latents_mean must be null or 4 float32 numbers"),
-        ({"latents_std": [1.0, 1.0, 1.0, 0.0]}, "latents_std must be null or 4 positive"),
-        ({"use_quant_conv": "yes"}, "use_quant_conv must be a boolean, got 'yes'"),
+        ({"act_fn": "tanh"}, "act_fn must be .* got 'tanh'"),
+        ({"latent_channels": 0}, "latent_channels must be a positive integer or several, got 0"),
+        ({"scaling_factor": float("nan")}, r"scaling_factor must be 1 positive float32 number"),
+        ({"scaling_factor": 10**400}, r"scaling_factor must be 1 positive float32 number"),
+        ({"latents_mean": [0.0, 0.0]}, r"latents_mean must be 4 float32 number"),
+        ({"latents_std": [1.0, 1.0, 1.0, 0.0]}, r"latents_std must be 4 positive float32"),
     ],
 )
 def test_unsupported_configuration_is_named(change, message):

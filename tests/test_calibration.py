@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sharpjax.detection.calibration import Threshold, _threshold, threshold
+from sharpjax.detection.calibration import Threshold, _threshold, fewest, threshold
 
 
+@pytest.mark.fast_cases("100-0.9-1", "60-0.5--1")
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize(("n", "quantile"), [(500, 0.99), (100, 0.9), (60, 0.5)])
 def test_interval_covers_the_true_quantile(n, quantile, direction):
@@ -27,13 +28,22 @@ def test_interval_covers_the_true_quantile(n, quantile, direction):
     assert 950 - 3 * 7 <= hits <= 990
 
 
-def test_false_positive_rate_is_what_was_asked():
-    rng = np.random.default_rng(0)
-    rates = []
-    for _ in range(200):
-        found = threshold(rng.normal(size=400), direction=1, quantile=0.95)
-        rates.append(stats.norm.sf(found.value))
-    assert np.mean(rates) == pytest.approx(0.05, abs=0.003)
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.95, 0.99])
+def test_the_rank_is_the_least_that_keeps_the_promise(quantile):
+    """Of ranks one more or less new values lie beyond in 1 / (n + 1) less or more."""
+    for n in range(max(fewest(quantile), 2), 500):
+        found = threshold(np.arange(1.0, n + 1), direction=1, quantile=quantile)
+        share = 1 - found.value / (n + 1)
+        assert share <= 1 - quantile + 1e-12 < share + 1 / (n + 1)
+        assert found.low <= found.value <= found.high
+
+
+def test_too_few_prompts_promise_nothing():
+    for quantile, needed in ((0.95, 19), (0.99, 99), (0.9, 9)):
+        assert fewest(quantile) == needed
+        threshold(np.arange(float(needed)), direction=1, quantile=quantile)
+        with pytest.raises(ValueError, match=f"that needs {needed} different ones, or a quantile"):
+            threshold(np.arange(float(needed - 1)), direction=-1, quantile=quantile)
 
 
 def test_margin_is_positive_where_memorized():
@@ -43,7 +53,7 @@ def test_margin_is_positive_where_memorized():
         found = threshold(direction * values, direction=direction)
         assert found.margin(direction * 10.0) > 0 > found.margin(0.0)
         beyond = [found.margin(v) > 0 for v in direction * values]
-        assert np.mean(beyond) == pytest.approx(0.05)
+        assert np.sum(beyond) == 9  # of 200, the 191st is the threshold
         assert found.margin(found.value + 3 * direction) == pytest.approx(3)
 
 
@@ -69,13 +79,13 @@ def test_unsure_within_the_interval_its_ends_too():
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        ([1.0], {}, "at least two clean prompts"),
-        ([[1.0, 2.0]], {}, "at least two"),
-        ([1.0, np.nan], {}, "NaN"),
+        ([1.0], {"quantile": 0.5}, "no threshold of 1 clean prompts .* needs 2 different ones$"),
+        ([[1.0, 2.0]], {}, "must be a vector"),
+        ([1.0, np.nan], {"quantile": 0.5}, "NaN"),
         ([1.0, 2.0], {"quantile": 1.0}, r"quantile must lie in \(0, 1\), got 1.0"),
         ([1.0, 2.0], {"quantile": float("nan")}, "quantile must lie"),
-        ([1.0, 2.0], {"level": 95}, r"level must lie in \(0, 1\), got 95; for 95% write 0.95"),
-        ([1.0, 2.0], {"direction": 0}, "direction must be 1 .* or -1 .*, got 0"),
+        ([1.0, 2.0], {"level": 95, "quantile": 0.5}, "level must lie in .*, got 95; for 95% write"),
+        ([1.0, 2.0], {"direction": 0, "quantile": 0.5}, "direction must be 1 .* or -1 .*, got 0"),
     ],
 )
 def test_refused(values, options, message):

@@ -18,9 +18,10 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from sharpjax.models import from_pretrained, save_pretrained
-from sharpjax.models.autoencoder_kl import AutoencoderKL
-from sharpjax.models.files import CONFIG_NAME, MANIFEST_NAME, read_json, resolve
+from sharpjax.checkpoints import from_pretrained, save_pretrained
+from sharpjax.checkpoints.directory import CONFIG_NAME, MANIFEST_NAME, read_json
+from sharpjax.checkpoints.hub import resolve
+from sharpjax.networks.autoencoder_kl import AutoencoderKL
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 KEY = "mid_block.attentions.0.to_q.weight"  # square, so only its name tells it from its transpose
@@ -29,7 +30,7 @@ CONV = "conv_in.weight"
 
 @pytest.fixture(scope="module")
 def written(pytorch_unet, tmp_path_factory):
-    """A directory by PyTorch's own ``save_pretrained``; tests copy it before they touch it."""
+    """A directory by PyTorch's own `save_pretrained`; tests copy it before they touch it."""
     folder = tmp_path_factory.mktemp("torch") / "unet"
     pytorch_unet().save_pretrained(folder)
     return folder
@@ -121,9 +122,9 @@ def poke(key, value):
         (lambda t: t.update({KEY + "x": t.pop(KEY)}), rf"'{KEY}x' has no place"),
         (
             lambda t: t.update({CONV: t[CONV].transpose(2, 3, 1, 0).copy()}),
-            rf"'{CONV}' has shape \(3, 3, 1, 8\), this model needs \(8, 1, 3, 3\)",
+            rf"'{CONV}' must have shape \(8, 1, 3, 3\), got \(3, 3, 1, 8\)",
         ),
-        (lambda t: t.update({CONV: t[CONV][:4]}), rf"'{CONV}' has shape \(4, 1, 3, 3\)"),
+        (lambda t: t.update({CONV: t[CONV][:4]}), rf"'{CONV}' .* got \(4, 1, 3, 3\)"),
         (poke(KEY, np.nan), rf"'{KEY}' contains NaN or infinite"),
         (poke(CONV, -np.inf), rf"'{CONV}' contains NaN or infinite"),
         (
@@ -187,18 +188,18 @@ def test_no_weights_and_no_directory(folder):
     ("changes", "message"),
     [
         (dict(attention_type="gated"), "unknown configuration key 'attention_type'"),
-        (dict(_class_name="UNet1DModel"), "_class_name 'UNet1DModel' is not supported"),
-        (dict(_class_name=None), "_class_name None is not supported"),
-        (dict(_class_name=["UNet2DModel"]), "is not supported"),
+        (dict(_class_name="UNet1DModel"), "_class_name must be one of .* got 'UNet1DModel'"),
+        (dict(_class_name=None), "_class_name must be .* got None"),
+        (dict(_class_name=["UNet2DModel"]), "_class_name must be one of"),
         (dict(rngs=0), "unknown configuration key 'rngs'"),
         (dict(quantization_config={"quant_method": "x"}), "quantized weights are not read .*'x'"),
-        (dict(act_fn="tanh"), "unknown act_fn 'tanh'"),
+        (dict(act_fn="tanh"), "act_fn must be .* got 'tanh'"),
         (dict(norm_num_groups=3), "norm_num_groups=3 must divide"),
         (dict(norm_num_groups=0), CONFIG_NAME),
         (dict(block_out_channels="wide"), CONFIG_NAME),
         (dict(block_out_channels=[]), CONFIG_NAME),
         (dict(layers_per_block="2"), CONFIG_NAME),
-        (dict(in_channels=3), rf"'{CONV}' has shape \(8, 1, 3, 3\), this model needs \(8, 3"),
+        (dict(in_channels=3), rf"'{CONV}' must have shape \(8, 3, 3, 3\), got \(8, 1"),
         (dict(num_class_embeds=None), "'class_embedding.weight' has no place"),
     ],
 )
@@ -243,6 +244,7 @@ def test_manifest_notices_an_edited_configuration(ours):
         from_pretrained(ours)
 
 
+@pytest.mark.fast_cases("../secret", "")
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", ".", "", "a\\b"])
 def test_manifest_names_a_path(name, ours):
     path = ours / MANIFEST_NAME
@@ -307,7 +309,7 @@ def test_linked_file_may_not_leave(name, folder, tmp_path):
 
 
 def test_links_of_a_hub_cache_are_followed(folder, tmp_path):
-    """``snapshots/<revision>/unet/<file>`` -> ``blobs/<digest>``, as in a hub cache."""
+    """`snapshots/<revision>/unet/<file>` -> `blobs/<digest>`, as in a hub cache."""
     cache = tmp_path / "models--someone--digits"
     snapshot = cache / "snapshots" / "0123abc" / "unet"
     snapshot.mkdir(parents=True)
@@ -489,7 +491,7 @@ def test_legacy_attention_of_an_autoencoder(as_convolution, parts, tmp_path):
         tensors[key.replace("query", "to_q")] = tensors.pop(key)[..., None, None].copy()
 
     rewrite(folder / WEIGHTS_NAME, modern_name)
-    with pytest.raises(ValueError, match=r"to_q\.weight' has shape"):
+    with pytest.raises(ValueError, match=r"to_q\.weight' must have shape"):
         from_pretrained(folder)
 
 
@@ -591,7 +593,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def hub(parts, tmp_path, monkeypatch):
-    """A hub cache that holds ``someone/tiny``, without a connection."""
+    """A hub cache that holds `someone/tiny`, without a connection."""
     import huggingface_hub.constants as constants
 
     root, _ = parts
@@ -611,7 +613,8 @@ def hub(parts, tmp_path, monkeypatch):
 
 def test_hub_id_is_read_from_the_cache(hub, parts, tmp_path):
     for options in ({}, {"local_files_only": True}, {"revision": COMMIT}, {"revision": "main"}):
-        assert resolve("someone/tiny", folders=["vae"], **options) == hub / "snapshots" / COMMIT
+        found = resolve("someone/tiny", folders=["vae"], **options)
+        assert found.path == hub / "snapshots" / COMMIT
         module = from_pretrained("someone/tiny", "text_encoder", **options)
     found = weights_of(save_pretrained(module, tmp_path / "ours"))
     assert_same_tensors(found, weights_of(parts[0] / "text_encoder"))
@@ -800,7 +803,7 @@ def test_killed_while_writing(exists, written, tmp_path, monkeypatch):
         (dict(layers_per_block=1.0), r"layers_per_block must be int .*got 1\.0"),
         (dict(layers_per_block=True), "layers_per_block must be int .*got True"),
         (dict(block_out_channels=[10**9, 10**9]), "block_out_channels is too large"),
-        (dict(block_out_channels=[10**6, 10**6], attention_head_dim=10**6), "has shape"),
+        (dict(block_out_channels=[10**6, 10**6], attention_head_dim=10**6), "must have shape"),
         (dict(block_out_channels=[8] * 1000), "block_out_channels has 1000 entries"),
         (dict(block_out_channels=[8, "16"]), "block_out_channels must be tuple"),
         (dict(block_out_channels=8), "block_out_channels must be tuple"),
@@ -853,14 +856,14 @@ def test_header_that_claims_a_terabyte(folder):
         file.write(len(header).to_bytes(8, "little") + header.encode())
         file.truncate(8 + len(header) + 4 * 10**12)
     (folder / MANIFEST_NAME).write_text("{}")
-    with pytest.raises(ValueError, match=r"has shape \(1000000000000,\)|asks for more layers"):
+    with pytest.raises(ValueError, match=r"got \(1000000000000,\)|asks for more layers"):
         from_pretrained(folder)
 
 
 PEAK = """
 import sys, jax, jax.numpy as jnp
 from flax import nnx
-from sharpjax.models import from_pretrained
+from sharpjax.checkpoints import from_pretrained
 
 def level(name):
     return next(int(s.split()[1]) << 10 for s in open("/proc/self/status") if s.startswith(name))
@@ -955,5 +958,5 @@ def test_text_configurations_of_the_field(changes, parts, tmp_path):
     assert_same_tensors(found, weights_of(parts[0] / "text_encoder"))
     if "architectures" in changes:  # nothing else says what it is
         change_config(folder, model_type="clip")
-        with pytest.raises(ValueError, match=r"architectures .* is not supported"):
+        with pytest.raises(ValueError, match="architectures must be one of"):
             from_pretrained(folder)

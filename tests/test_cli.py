@@ -27,6 +27,7 @@ def sharpjax(*arguments, cwd=None, **options):
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_at_once_and_says_what_is_left(tiny_directory, tmp_path):
     arguments = ["spectrum", "--model", tiny_directory, "--output", tmp_path / "run"]
     arguments += ["--condition", "0 x1", "--steps", "200", "--stages", "200"]
@@ -56,7 +57,7 @@ def failure(monkeypatch, capsys, *arguments):
 
 
 def kill_after_lines(arguments, path, lines, cwd):
-    """Start the command and SIGKILL it once ``path`` has that many lines."""
+    """Start the command and SIGKILL it once `path` has that many lines."""
     process = subprocess.Popen(
         [sys.executable, "-m", "sharpjax", *map(str, arguments)],
         cwd=cwd,
@@ -99,10 +100,13 @@ def test_detect_killed_and_resumed_loses_nothing(tiny_directory, tmp_path):
     assert [row["level"] for row in rows] == ["1", "3", "12"] * 2
     assert float(rows[0]["oracle effective_dimension@600"]) == pytest.approx(0, abs=1e-4)
     assert matplotlib.image.imread(tmp_path / "whole" / "dose_response.png").std() > 0.05
-    assert "Dose-response" in whole.stdout
-    assert "ground truth of both classes is not known" in whole.stdout.replace("\n", " ")
+    told = " ".join(whole.stdout.split())
+    assert "By level (number of conditions): mean ± standard error" in told
+    assert "training images of the condition" in told
+    assert "ground truth of both classes is not known" in told
 
 
+@pytest.mark.slow
 def test_ground_truth_then_detect_judges(tiny_directory, tmp_path):
     """Made-up verdicts would prove nothing: the untrained network must be found clean."""
     run = sharpjax(
@@ -135,7 +139,7 @@ def test_runs_are_joined_on_one_page(tmp_path, detection_run, mitigation_run):
 
 
 def test_version_and_help():
-    assert sharpjax("--version").stdout.strip() == "sharpjax 0.1.0"
+    assert sharpjax("--version").stdout.strip() == "sharpjax 0.2.0"
     text = sharpjax("detect", "--help", env={**os.environ, "COLUMNS": "200"}).stdout
     for word in ("--model", "--output", "--noises", "--probes", "--all", "resumes"):
         assert word in text
@@ -145,24 +149,8 @@ def test_version_and_help():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("detect", "--model", "mnits"), "unknown model 'mnits'"),
-        (("detect", "--model", "mnist", "--condition", "12 x4"), "unknown condition '12 x4'"),
-        (("detect", "--noises", 0), "num_noises must be an integer >= 1, got 0"),
-        (("detect", "--trace-noises", 8), "--trace-noises 8 exceeds --noises 4"),
-        (("detect", "--probes", 0), "num_probes must be an integer >= 1"),
-        (("detect", "--batch", 0), "batch_size must be at least 1"),
-        (("detect", "--devices", 0), "devices must be an integer >= 1, got 0"),
+        (("detect", "--model", "mnist", "--condition", "12 x4"), "got '12 x4'"),
         (("detect", "--devices", 4096), "4096 devices were asked for, this process has"),
-        (("detect", "--processes", 2), "--coordinator, --processes and --process go together"),
-        (
-            ("detect", "--coordinator", "a:1", "--processes", 2, "--process", 2),
-            "--process must be an integer from 0 to 1, got 2",
-        ),
-        (
-            ("detect", "--coordinator", "here", "--processes", 2, "--process", 0),
-            "--coordinator must be HOST:PORT",
-        ),
-        (("ground-truth", "--samples", 1), "num_samples must be at least 2"),
     ],
 )
 def test_mistakes_are_one_clear_line(arguments, message, monkeypatch, capsys, tmp_path):
@@ -185,13 +173,7 @@ def test_a_model_of_prompts_needs_some(
     assert not list(tmp_path.iterdir())
 
 
-def test_train_mistake_is_one_clear_line(tmp_path):
-    run = sharpjax("train", "mnist", "--steps", 0, cwd=tmp_path)  # a process: it sets up devices
-    assert run.returncode == 1
-    assert run.stderr.strip() == "error: steps must be at least 1, got 0"
-    assert not list(tmp_path.iterdir())
-
-
+@pytest.mark.slow
 def test_directories_that_cannot_be_used(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")

@@ -18,7 +18,7 @@ BLOCK = re.compile(r"^```(python|diff)\n# (append to )?(\S+\.py)\n(.*?)^```$", r
 
 
 def blocks(title):
-    """``(kind, is appended, file, code)`` of every block of a section."""
+    """`(kind, is appended, file, code)` of every block of a section."""
     section = PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
     found = [(m[1], bool(m[2]), m[3], m[4]) for m in BLOCK.finditer(section)]
     assert len(found) == section.count("```") // 2, "a block does not say which file it is for"
@@ -41,7 +41,7 @@ def code_lines(code):
 
 
 def inserted(text, change):
-    """``text`` with the lines marked by + after the one that stands before them."""
+    """`text` with the lines marked by + after the one that stands before them."""
     context, *rest = change.splitlines()
     assert context.startswith(" ")
     assert all(line.startswith("+") for line in rest)
@@ -66,7 +66,7 @@ def test_a_recipe_is_short(title):
 def test_the_recipes_work(tmp_path):
     shutil.copytree(
         ROOT / "sharpjax", tmp_path / "sharpjax",
-        ignore=shutil.ignore_patterns("__pycache__", "openmoji"),
+        ignore=shutil.ignore_patterns("__pycache__", "drawings"),
     )  # fmt: skip
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "tests").mkdir()

@@ -65,18 +65,6 @@ def test_chunks_need_not_divide_the_dimension(chunk_size):
     close(curvature.hessian(score, x, chunk_size=chunk_size), dense, np.float32)
 
 
-def test_a_memory_budget_decides_the_chunk():
-    """All of the matrix and at least one tangent fit in what the error message asks for."""
-    score, x, _, dense = setting(np.float32)
-    with pytest.raises(ValueError, match="too small") as refused:
-        curvature.hessian(score, x, memory_budget=6 * 6 * 4)
-    least = int(re.search(r"at least (\d+) bytes", str(refused.value))[1])
-    for budget in (least, 10 * least):
-        close(curvature.hessian(score, x, memory_budget=budget), dense, np.float32)
-    values = curvature.eigenvalues(score, x, memory_budget=least)
-    close(values, np.linalg.eigvalsh(0.5 * (dense + dense.T)), np.float32)
-
-
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6))
 def test_transpose_is_the_adjoint(seed):
@@ -201,7 +189,7 @@ def test_one_sample_has_a_value_and_no_error():
     assert np.isfinite(estimate.value)
     assert "±" not in repr(estimate)
     for ask in (lambda: estimate.standard_error, estimate.interval):
-        with pytest.raises(ValueError, match=r"One sample has no standard error.*at least 2"):
+        with pytest.raises(ValueError, match=r"one sample has no standard error.*at least 2"):
             ask()
 
 
@@ -217,7 +205,10 @@ KEY = jax.random.key(0)
         (lambda: curvature.jacobian(lambda x: (x, x), jnp.ones(3)), "shape of x"),
         (lambda: curvature.jacobian(lambda x: x, jnp.arange(3)), "float32 or float64.*int32"),
         (lambda: curvature.jacobian(lambda x: x, jnp.ones(3, jnp.bfloat16)), "got dtype bfloat16"),
-        (lambda: curvature.jacobian(lambda x: x, jnp.ones((2, 0))), r"no coordinates.*\(2, 0\)"),
+        (
+            lambda: curvature.jacobian(lambda x: x, jnp.ones((2, 0))),
+            r"must have coordinates.*\(2, 0\)",
+        ),
         (lambda: curvature.jacobian(lambda x: x, jnp.ones(3)).mv(jnp.ones(4)), r"shape \(4,\)"),
         (lambda: curvature.jacobian(lambda x: x, jnp.ones(3)).rmv(jnp.ones((2, 3))), "vmap"),
         (lambda: curvature.hessian(lambda x: x, jnp.ones(3), chunk_size=0), "chunk_size.*got 0"),
@@ -226,14 +217,6 @@ KEY = jax.random.key(0)
         (
             lambda: curvature.hessian(jnp.sqrt, jnp.array([1.0, 0.0])),  # an infinite slope
             r"The Jacobian is not finite: 1 of 4 entries, the first at index \(1, 1\)",
-        ),
-        (
-            lambda: curvature.hessian(jnp.sin, jnp.ones(9), memory_budget=300),
-            r"memory_budget=300 bytes is too small: the result takes 324 .* at least \d+ bytes",
-        ),
-        (
-            lambda: curvature.hessian(jnp.sin, jnp.ones(9), memory_budget=9**9, chunk_size=2),
-            "chunk_size or memory_budget, not both",
         ),
         (lambda: curvature.eigenvalues(lambda x: x, jnp.ones(3), chunk_size=1.5), "chunk_size"),
         (lambda: curvature.asymmetry(jnp.ones((2, 3))), r"square matrix.*\(2, 3\)"),
@@ -282,6 +265,7 @@ ANY = {
 }
 
 
+@pytest.mark.fast_cases("float64-float32-trace", "float64-float32-lanczos", "float64-float32-ball")
 @pytest.mark.parametrize("name", ANY)
 @pytest.mark.parametrize(("of_x", "of_score"), [("float32", "float64"), ("float64", "float32")])
 def test_results_are_in_the_type_of_the_point(name, of_x, of_score, x64):
@@ -344,7 +328,7 @@ def test_numbers_of_other_make():
         (lambda: curvature.hessian(lambda x: x, np.array([1, None])), "object.*ravel_pytree"),
         (lambda: curvature.hessian(lambda x: x, np.ones(3, np.longdouble)), "JAX lacks.*float64"),
         (lambda: curvature.hessian(lambda x: jnp.ones(3, int), jnp.ones(3)), "whole numbers"),
-        (lambda: curvature.hessian(lambda x: x, np.arange(3)), r"int\d+: whole numbers.*astype"),
+        (lambda: curvature.hessian(lambda x: x, np.arange(3)), r"int\d+: whole numbers"),
         (lambda: curvature.trace(cube, jnp.ones(3), key=0), r"got 0; pass key=jax.random.key\(0\)"),
         (
             lambda: curvature.lanczos(cube, jnp.ones(3), key="a"),
@@ -356,12 +340,15 @@ def test_numbers_of_other_make():
         ),
         (
             lambda: curvature.trace(cube, jnp.ones(3), key=KEY, sigma=1e-25),
-            "sigma must lie between",
+            "sigma must be from",
         ),
-        (lambda: curvature.trace(cube, jnp.ones(3), key=KEY, sigma=1e25), "its power 2 is not"),
+        (
+            lambda: curvature.trace(cube, jnp.ones(3), key=KEY, sigma=1e25),
+            "power 2 is a number",
+        ),
         (
             lambda: curvature.trace_of_power(cube, jnp.ones(3), key=KEY, power=4, sigma=1e-6),
-            "its power 8 is not a number in float32",
+            "so that its power 8 is a number in float32",
         ),
         (lambda: curvature.extreme_eigenpairs(cube, jnp.ones(3), key=KEY, rtol=0), "rtol must be"),
         (
@@ -398,6 +385,7 @@ def test_the_length_of_a_start_does_not_matter(scale):
     assert int(found.num_valid) == 2
 
 
+@pytest.mark.fast_cases("trace-rbg")
 @pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
 @pytest.mark.parametrize("name", ["trace", "diagonal", "density", "asymmetry", "flux", "ball"])
 def test_other_keys_draw_the_same_in_any_batch(implementation, name):

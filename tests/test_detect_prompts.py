@@ -1,5 +1,6 @@
 """A detection run on prompts: every statistic, whatever the prompts are like."""
 
+import dataclasses
 import functools
 import json
 
@@ -10,17 +11,20 @@ import numpy as np
 import pytest
 import torch
 
+import sharpjax as sj
+from sharpjax import zoo
 from sharpjax.detection.calibration import Calibration, scalars
-from sharpjax.detection.cases import Case, balanced, from_file
-from sharpjax.detection.run import detect
-from sharpjax.detection.settings import GROUPS, DetectSettings, named
+from sharpjax.detection.registry import GROUPS, at, named
+from sharpjax.detection.settings import DetectSettings
 from sharpjax.detection.statistics import STATISTICS, combined_alignment, largest_step
-from sharpjax.detection.summary import Judged, summarize, write_table
+from sharpjax.detection.summary import Judged, summarize, table_rows
 from sharpjax.detection.trajectory import follow
 from sharpjax.models.latent_diffusion import LatentDiffusion
+from sharpjax.prompts import Case, balanced, read_cases
+from sharpjax.runs.detect import detect
 
 PROMPTS = ["cat", "dog", "", "cat", "a cat and a dog"]
-FIRST = DetectSettings(statistics=GROUPS["first"], num_noises=2)
+FIRST = DetectSettings(statistics=at(*GROUPS["first"]), num_noises=2)
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +43,7 @@ def run(model, directory, settings=FIRST, prompts=PROMPTS, batch_size=4, **optio
     )
 
 
+@pytest.mark.slow
 def test_every_prompt_has_its_record(records):
     assert [r["condition"] for r in records] == PROMPTS
     assert [r["index"] for r in records] == list(range(5))
@@ -47,7 +52,8 @@ def test_every_prompt_has_its_record(records):
         np.testing.assert_allclose(records[3]["network"][name], values, rtol=1e-4, atol=1e-6)
     empty = records[2]["network"]
     assert empty["score_difference@981"] == pytest.approx([0, 0], abs=1e-4)
-    assert np.shape(empty["guidance_alignment@41"]) == (2, 2)
+    assert np.shape(empty["guidance_alignment@41"]) == (2,)
+    assert np.shape(empty["standardised_alignment@41"]) == (2, 2)
     assert records[0]["network"]["hessian_score_difference@981"][0] > 0
 
 
@@ -84,14 +90,17 @@ def test_all_statistics_one_by_one(model, tmp_path):
         return jax.jit(function)(*arguments)
 
     expected = {
-        "guidance_alignment": direct(
-            "guidance_alignment", model.scores(context, first), model.scores(context, later), x
-        ),
+        name: direct(name, model.scores(context, first), model.scores(context, later), x)
+        for name in ("guidance_alignment", "standardised_alignment")
+    } | {
         "path_score_difference": STATISTICS["path_score_difference"].function(path),
         "last_step_difference": STATISTICS["last_step_difference"].function(path),
         "step_displacement": path.displacements,
-        "diagonal_curvature_difference": direct(
-            "diagonal_curvature_difference",
+        "curvature_difference": direct(
+            "curvature_difference", model.scores(context, last), path.states[-2], key=draws
+        ),
+        "diagonal_distance": direct(
+            "diagonal_distance",
             model.scores(context, last),
             path.states[-2],
             key=draws,
@@ -186,20 +195,6 @@ def test_a_batch_that_is_not_whole_is_computed_again_to_the_bit(model, records, 
 
 
 @pytest.mark.slow
-def test_independent_noise_is_the_conditions_own(model, tmp_path):
-    settings = DetectSettings(
-        statistics=("score_difference", "hessian_score_difference"), num_noises=2, independent=True
-    )
-    a = run(model, tmp_path / "a", settings, batch_size=4)
-    b = run(model, tmp_path / "b", settings, batch_size=2)
-    values = [
-        np.array([r["network"]["score_difference@981"] for r in records]) for records in (a, b)
-    ]
-    np.testing.assert_allclose(*values, rtol=2e-3, atol=1e-4)
-    assert abs(values[0][0] - values[0][3]).max() > 1e-3  # the same prompt, other noises
-
-
-@pytest.mark.slow
 def test_squared(model, records, tmp_path):
     settings = DetectSettings(statistics=("hessian_score_difference",), num_noises=2, squared=True)
     found = run(model, tmp_path / "run", settings)
@@ -211,10 +206,10 @@ def test_squared(model, records, tmp_path):
 
 
 def test_groups_of_statistics():
-    assert named(["first"]) == GROUPS["first"]
+    assert named(["first"]) == at(*GROUPS["first"])
     assert named(["paths", "score_difference"])[0] == "score_difference"
     assert named(["all"]) == tuple(STATISTICS)
-    with pytest.raises(ValueError, match="unknown statistic 'frist'; choose of score_difference"):
+    with pytest.raises(ValueError, match=r"must be one of score_difference, .* got 'frist'"):
         named(["frist"])
 
 
@@ -243,7 +238,9 @@ def made_up(rng, memorized):
             "condition": f"c{i}",
             "network": {
                 "score_difference@981": rng.normal(1.2 * m, 1, 4).tolist(),
-                "guidance_alignment@41": rng.normal([0.1 * m, 20 * m], [0.1, 10], (4, 2)).tolist(),
+                "standardised_alignment@41": rng.normal(
+                    [0.1 * m, 20 * m], [0.1, 10], (4, 2)
+                ).tolist(),
                 "step_displacement": rng.normal([5, 3 + m, 1], [1, 0.1, 0.5], (4, 3)).tolist(),
             },
         }
@@ -258,16 +255,17 @@ def test_calibration_fits_and_comes_back(tmp_path):
     fitted = Calibration.fit(clean, settings, fingerprint="abc", quantile=0.9)
     again = Calibration.load(fitted.save(tmp_path / "c.json"))
     assert again.thresholds == fitted.thresholds
-    np.testing.assert_array_equal(again.displacement, fitted.displacement)
-    np.testing.assert_array_equal(again.alignment, fitted.alignment)
+    assert again.standards.keys() == fitted.standards.keys() == {"alignment", "displacement"}
+    for key, standard in again.standards.items():
+        np.testing.assert_array_equal(standard, fitted.standards[key])
 
     one = made_up(rng, [1])[0]["network"]
     found = scalars(one, again)
-    terms = np.array([np.mean(r["network"]["guidance_alignment@41"], axis=0) for r in clean])
+    terms = np.array([np.mean(r["network"]["standardised_alignment@41"], axis=0) for r in clean])
     expected = combined_alignment(
-        np.array(one["guidance_alignment@41"]), terms.mean(0), terms.std(0, ddof=1)
+        np.array(one["standardised_alignment@41"]), terms.mean(0), terms.std(0, ddof=1)
     )
-    np.testing.assert_allclose(found["guidance_alignment@41"], expected, rtol=1e-5)
+    np.testing.assert_allclose(found["standardised_alignment@41"], expected, rtol=1e-5)
     steps = np.concatenate([r["network"]["step_displacement"] for r in clean])
     expected = largest_step(
         np.array(one["step_displacement"]), mean=steps.mean(0), std=steps.std(0, ddof=1)
@@ -282,7 +280,7 @@ def test_calibration_fits_and_comes_back(tmp_path):
 
 
 def test_calibration_counts_each_prompt_once():
-    """Ten prompts eight times are ten: their interval is open; blank ones are none."""
+    """Twenty prompts eight times are twenty: their interval is open; blank ones are none."""
     settings = DetectSettings(num_noises=4)
     clean = made_up(np.random.default_rng(0), np.zeros(40))
     blank = made_up(np.random.default_rng(1), np.full(60, 5))
@@ -291,35 +289,49 @@ def test_calibration_counts_each_prompt_once():
     expected = Calibration.fit(clean, settings, fingerprint="a")
     found = Calibration.fit([*blank, *clean, *clean, *blank], settings, fingerprint="a")
     assert found.thresholds == expected.thresholds
-    np.testing.assert_array_equal(found.alignment, expected.alignment)
-    np.testing.assert_array_equal(found.displacement, expected.displacement)
-    ten = Calibration.fit(clean[:10] * 8, settings, fingerprint="a")
-    for one in ten.thresholds.values():
-        assert one.num_prompts == 10
+    for key in ("alignment", "displacement"):
+        np.testing.assert_array_equal(found.standards[key], expected.standards[key])
+    twenty = Calibration.fit(clean[:20] * 8, settings, fingerprint="a")
+    for one in twenty.thresholds.values():
+        assert one.num_prompts == 20
         assert one.high == np.inf
-    with pytest.raises(ValueError, match="at least two clean prompts, got 1"):
-        Calibration.fit([*clean[:1] * 3, *blank], settings, fingerprint="a")
+    with pytest.raises(ValueError, match=r"no threshold of 18 clean prompts .* needs 19 different"):
+        Calibration.fit([*clean[:18] * 3, *blank], settings, fingerprint="a")
 
 
 def test_calibration_of_something_else_is_refused(tmp_path):
     settings = DetectSettings(num_noises=4)
     fitted = Calibration.fit(
-        made_up(np.random.default_rng(0), np.zeros(5)), settings, fingerprint="abc"
+        made_up(np.random.default_rng(0), np.zeros(19)), settings, fingerprint="abc"
     )
     fitted.check(DetectSettings(num_noises=4, seed=3), fingerprint="abc")
     # what the statistics asked for do not depend on is free
     fitted.check(
-        DetectSettings(statistics=GROUPS["first"], guidance=3.0, num_probes=9), fingerprint="abc"
+        DetectSettings(statistics=at(*GROUPS["first"]), guidance=3.0, num_probes=9),
+        fingerprint="abc",
     )
     with pytest.raises(ValueError, match="of another model"):
         fitted.check(settings, fingerprint="xyz")
     with pytest.raises(ValueError, match=r"guidance: 7\.5 there, 3\.0 now"):
-        fitted.check(DetectSettings(statistics=GROUPS["paths"], guidance=3.0), fingerprint="abc")
+        fitted.check(
+            DetectSettings(statistics=at(*GROUPS["paths"]), guidance=3.0), fingerprint="abc"
+        )
     with pytest.raises(ValueError, match="squared: False there, True now"):
         fitted.check(DetectSettings(squared=True), fingerprint="abc")
+    with pytest.raises(ValueError, match=r"weights: \[1.0, 2.0\] there, \[1.0, 0.1\] now"):
+        fitted.check(
+            DetectSettings(statistics=at(*GROUPS["first"]), alignment_weights=(1, 0.1)),
+            fingerprint="abc",
+        )
+    # of a version whose guidance_alignment was another statistic; the rest of it holds
+    before = {k: v for k, v in fitted.settings.items() if k != "alignment_weights"}
+    old = dataclasses.replace(fitted, settings=before)
+    old.check(settings, fingerprint="abc")
+    with pytest.raises(ValueError, match=r"alignment_weights: not known .*, \[1.0, 2.0\] now"):
+        old.check(DetectSettings(statistics=("guidance_alignment",)), fingerprint="abc")
     with pytest.raises(ValueError, match="num_noises: 4 there, 2 now"):
         fitted.check(DetectSettings(num_noises=2), fingerprint="abc")
-    with pytest.raises(ValueError, match="at least two clean prompts, got 0"):
+    with pytest.raises(ValueError, match="no threshold of 0 clean prompts"):
         Calibration.fit([{"failed": "x"}], settings, fingerprint="abc")
     with pytest.raises(FileNotFoundError, match="sharpjax calibrate"):
         Calibration.load(tmp_path / "nothing.json")
@@ -374,8 +386,8 @@ def test_summary_by_source_and_level(tmp_path):
     judged = Judged.of(records, cases, calibration)
     _, alignment, _ = summarize(judged)
     assert alignment.comparison.auc.low <= alignment.comparison.auc.value
-    table = write_table(tmp_path / "r.csv", judged, calibration).read_text().splitlines()
-    assert len(table) == 61
+    table = table_rows(judged, calibration.thresholds, None)
+    assert len(table) == 60
     assert "margin step_displacement" in table[0]
     one_class = [Case(c.condition, "clean") for c in cases]
     (summary,) = summarize(Judged.of(records, one_class))
@@ -386,7 +398,7 @@ def test_prompts_that_would_mislead_are_left_out(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("prompt,label\ncat,\n,clean\ncat,clean\ndog,memorized\ncat ,\n,\n\n")
     with pytest.warns(UserWarning, match="2 prompts are (blank|repeats) and were left out") as told:
-        cases = from_file(path)
+        cases = read_cases(path)
     assert len(told) == 2
     assert cases == [Case("cat", "clean"), Case("dog", "memorized")]
     path.write_text('prompt\n""\n" "\n')
@@ -394,7 +406,21 @@ def test_prompts_that_would_mislead_are_left_out(tmp_path):
         pytest.warns(UserWarning, match="2 prompts are blank"),
         pytest.raises(ValueError, match="holds only blank prompts"),
     ):
-        from_file(path)
+        read_cases(path)
     path.write_text("prompt,label\ncat,clean\ncat,memorized\n")
     with pytest.raises(ValueError, match="'cat' is labelled clean and memorized"):
-        from_file(path)
+        read_cases(path)
+
+
+def test_what_is_known_of_chosen_captions_is_kept():
+    """Of those that the model's own truth names, others are not known."""
+    from sharpjax.runs.cases import own_cases
+
+    truths = sj.bench.drawings().truths
+    known = {verdict: next(t.caption for t in truths if t.verdict == verdict)
+             for verdict in ("between", "memorized")}  # fmt: skip
+    folder = zoo.find("drawings")
+    chosen = [known["between"], "a unicycle", known["memorized"]]
+    cases = own_cases(LatentDiffusion, folder, chosen)  # its class says that it takes prompts
+    assert [case.condition for case in cases] == chosen
+    assert [case.verdict for case in cases] == ["between", None, "memorized"]

@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from sharpjax import devices
-from sharpjax.detection.run import detect
 from sharpjax.detection.settings import DetectSettings
+from sharpjax.mesh import devices
+from sharpjax.runs.detect import detect
 
 # Run with a directory, what to load from it, and mesh shapes. Prints, for each mesh, the records,
 # and the operations of one device in each compiled part.
 SCRIPT = """
-import dataclasses, functools, json, sys, tempfile
+import dataclasses, functools, importlib, json, sys, tempfile
 import jax, jax.numpy as jnp, numpy as np
 from sharpjax import Schedule
-from sharpjax.detection import columns, run
+from sharpjax.detection import compute as columns
 from sharpjax.detection.oracle import TrainingSet
 from sharpjax.models.load import load
+run = importlib.import_module("sharpjax.runs.detect")  # not the function of that name
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ directory, kind, meshes = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 training_set = TrainingSet.load(directory)
 model = Exact(training_set, Schedule.create()) if kind == "exact" else load(directory)
 settings = run.DetectSettings(num_noises=2, trace_timesteps=(800,), path_steps=1, num_probes=3)
-places = {"_first_step": columns, "_walk": columns, "_traces": columns, "_oracle": run}
+places = {"_first_step": columns, "_walk": columns, "_traces": columns, "exact_columns": run}
 parts = {name: getattr(module, name) for name, module in places.items()}
 results = []
 for shape in meshes:
@@ -125,10 +126,11 @@ def test_points_and_probes_share_the_work(kind, tiny_training_set, tmp_path, req
     assert 2 / 9 <= share(one, both, "_traces") < 0.3
 
 
+@pytest.mark.slow
 def test_the_cpu_becomes_a_device_a_core():
     """And no more, if more are asked for, but for what the environment says."""
     code = (
-        "import jax; from sharpjax import devices; devices.split_cpu({}); "
+        "import jax; from sharpjax.mesh import devices; devices.split_cpu({}); "
         "print(jax.local_device_count(), devices.num_cores())"
     )
 

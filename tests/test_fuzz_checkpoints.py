@@ -1,6 +1,6 @@
 """Model directories damaged at random: refused in one clear error, or read for what they are.
 
-``fuzz`` takes the function that loads, so that whole pipelines can be put through the same damage.
+`fuzz` takes the function that loads, so that whole pipelines can be put through the same damage.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import sharpjax
-from sharpjax.models import from_pretrained, save_pretrained
-from sharpjax.models.files import MANIFEST_NAME
+from sharpjax.checkpoints import from_pretrained, save_pretrained
+from sharpjax.checkpoints.directory import MANIFEST_NAME
 
 ROUNDS = 10 * int(os.environ.get("SHARPJAX_FUZZ", 1))  # of all kinds of damage
 SECONDS = 20  # that one case may take; the typical one takes 0.1
@@ -37,7 +37,7 @@ SOURCE = str(Path(sharpjax.__file__).parent)
 
 
 class Hang(BaseException):
-    """Not an ``Exception``, so that no code under test can take it for its own."""
+    """Not an `Exception`, so that no code under test can take it for its own."""
 
 
 @contextlib.contextmanager
@@ -123,7 +123,7 @@ def goods(tmp_path_factory):
 
 @dataclasses.dataclass
 class Damage:
-    """One way to spoil the component in ``folder``; returns a key that the error must name."""
+    """One way to spoil the component in `folder`; returns a key that the error must name."""
 
     change: Callable[[Path, np.random.Generator], str | None]
     manifest: bool | None = None  # of the directories it is for
@@ -565,7 +565,7 @@ def is_equal(module, other):
 
 
 def outcome(load, good, component, root, key, manifest, scratch):
-    """``(kind, message)``; a kind that starts with "BAD" is a failure."""
+    """`(kind, message)`; a kind that starts with "BAD" is a failure."""
     try:
         with time_limit(SECONDS):
             modules = load(root, component)
@@ -594,19 +594,19 @@ def outcome(load, good, component, root, key, manifest, scratch):
 
 
 def fuzz(goods, load, cases, folder, *, damages=DAMAGES, components=None, seed=0):
-    """Put ``load`` through ``cases`` damaged directories.
+    """Put `load` through `cases` damaged directories.
 
     Args:
         goods: the undamaged ones.
-        load: ``load(root, damaged_component) -> {component: module}``, one or all of them.
+        load: `load(root, damaged_component) -> {component: module}`, one or all of them.
         cases: range of case numbers; a case is the same in every run.
         folder: to work in.
         damages: by name.
-        components: that are damaged; all by default (``"."`` is the top directory).
+        components: that are damaged; all by default (`"."` is the top directory).
         seed: of the damage.
 
     Returns:
-        ``Counter`` of ``(damage, outcome)``, and what went wrong in words.
+        `Counter` of `(damage, outcome)`, and what went wrong in words.
     """
     counts, wrong = Counter(), []
     names = sorted(damages)
@@ -671,6 +671,7 @@ def check(goods, cases, folder):
     assert kinds == {"refused", "read, equal", "read, as the files say"}
 
 
+@pytest.mark.slow
 def test_the_fuzzer_notices(goods, tmp_path):
     """Loaders that do wrong are caught: blind, careless with errors, or slightly off."""
 
@@ -707,6 +708,7 @@ def test_the_fuzzer_notices(goods, tmp_path):
     fails_with(off, "spaces", text="BAD: read something else")
 
 
+@pytest.mark.slow
 def test_every_damage_once(goods, tmp_path):
     check(goods, range(len(DAMAGES)), tmp_path)
 

@@ -30,8 +30,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import sharpjax
 from sharpjax import LatentDiffusion
-from sharpjax.models.files import MANIFEST_NAME
-from sharpjax.models.latent_diffusion import PARTS
+from sharpjax.checkpoints.directory import MANIFEST_NAME
+from sharpjax.checkpoints.pipeline import LATENT
 
 ROUNDS = 3 * int(os.environ.get("SHARPJAX_FUZZ", 1))  # of all kinds of damage
 SECONDS = 20  # that one case may take; the typical one takes 0.3
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 class Hang(BaseException):
-    """Not an ``Exception``, so that no code under test can take it for its own."""
+    """Not an `Exception`, so that no code under test can take it for its own."""
 
 
 @contextlib.contextmanager
@@ -101,15 +101,15 @@ def write_misfits(model, folder):
         "unet.in_channels": dict(in_channels=9),
         "unet.out_channels": dict(out_channels=8),
         "unet.cross_attention_dim": dict(cross_attention_dim=16),
-        "unet.class labels": dict(num_class_embeds=3),
-        "unet.guidance": dict(time_cond_proj_dim=8),
+        "unet.num_class_embeds": dict(num_class_embeds=3),
+        "unet.time_cond_proj_dim": dict(time_cond_proj_dim=8),
     }.items():
         part = name.split(".")[0]
         kinds[part](**getattr(model, part).config | changes).save_pretrained(folder / name)
 
 
 def write_pixel_model(folder):
-    """Of ``PixelDiffusion``: it holds a UNet2DModel and names of conditions."""
+    """Of `PixelDiffusion`: it holds a UNet2DModel and names of conditions."""
     unet = diffusers.UNet2DModel(
         sample_size=8,
         block_out_channels=(8,),
@@ -148,10 +148,10 @@ def goods(tmp_path_factory, stable_diffusion_directory):
 
 @dataclasses.dataclass
 class Damage:
-    """One way to spoil a directory: ``change(root, good, rng)``.
+    """One way to spoil a directory: `change(root, good, rng)`.
 
-    It returns what the error must name; those of ``ELSEWHERE`` first what to read instead.
-    ``outcomes`` is ``"refused"``, ``"equal"``, ``"other"`` (what the files say), or several.
+    It returns what the error must name; those of `ELSEWHERE` first what to read instead.
+    `outcomes` is `"refused"`, `"equal"`, `"other"` (what the files say), or several.
     """
 
     change: Callable
@@ -175,14 +175,14 @@ def pick(rng, values):
 
 
 def edit(path, change):
-    """``change(value)`` edits the JSON of a file; what it returns goes there instead."""
+    """`change(value)` edits the JSON of a file; what it returns goes there instead."""
     value = json.loads(path.read_text())
     instead = change(value)
     path.write_text(json.dumps(value if instead is None else instead))
 
 
 def raw(path, key, text, *, also=False):
-    """``text`` as it stands for the value of a key, or beside it."""
+    """`text` as it stands for the value of a key, or beside it."""
     value = json.loads(path.read_text())
     if not also:
         del value[key]
@@ -275,14 +275,14 @@ TRICKS = (
 
 
 def index_class(root, good, rng):
-    part = pick(rng, PARTS)
+    part = pick(rng, list(LATENT.parts))
     entry = pick(rng, [*TRICKS, "UNet2DModel", "FlowMatchEulerDiscreteScheduler", "VQModel"])
     edit(root / INDEX, lambda index: index[part].__setitem__(1, entry))
     return root / INDEX, part
 
 
 def index_library(root, good, rng):
-    part = pick(rng, PARTS)
+    part = pick(rng, list(LATENT.parts))
     edit(root / INDEX, lambda index: index[part].__setitem__(0, pick(rng, TRICKS)))
     return root / INDEX, part
 
@@ -562,7 +562,7 @@ def file_link_inside(root, good, rng):
 
 
 def hub_cache(*, foreign):
-    """``models--a--b/snapshots/<commit>`` of links into ``blobs/``, its own or another's."""
+    """`models--a--b/snapshots/<commit>` of links into `blobs/`, its own or another's."""
 
     def change(root, good, rng):
         cache = root.parent / "models--a--b"
@@ -592,7 +592,7 @@ def only_pickle(root, good, rng):
 
 
 def other_directory(root, good, rng):
-    """``(directory to read, ...)``: what is there is something else than a pipeline."""
+    """`(directory to read, ...)`: what is there is something else than a pipeline."""
     kind = int(rng.integers(8))
     if kind < 4:
         where = root / pick(rng, ["unet", "vae", "tokenizer", "scheduler"])
@@ -626,7 +626,7 @@ def spaces(root, good, rng):
 
 
 def of_index(keys):
-    return [key for key in keys if key not in PARTS]
+    return [key for key in keys if key not in LATENT.parts]
 
 
 def unread(keys):
@@ -637,8 +637,8 @@ def unread(keys):
 HUGE = (10**6, 10**9, 10**12, 10**18, 10**40, -(10**12))
 NO_NUMBER = ("NaN", "Infinity", "-Infinity", "1e999", "01", "+1", "1" * 5000, "tru", "'x'", "")
 DAMAGES = {
-    "index: part": Damage(set_key(INDEX, list(PARTS), VALUES)),
-    "index: no part": Damage(drop_key(INDEX, list(PARTS))),
+    "index: part": Damage(set_key(INDEX, list(LATENT.parts), VALUES)),
+    "index: no part": Damage(drop_key(INDEX, list(LATENT.parts))),
     "index: other entry": Damage(set_key(INDEX, of_index, VALUES), "equal"),
     "index: unknown part": Damage(
         set_key(INDEX, ["prior", "text_encoder_2", "Unet", "", "../x"], [3, "x", ["a", "B"], {}])
@@ -647,9 +647,9 @@ DAMAGES = {
     "index: class": Damage(index_class),
     "index: library": Damage(index_library),
     "index: key twice": Damage(
-        raw_key(INDEX, list(PARTS), ["null", '["diffusers", "AutoencoderKL"]'], also=True)
+        raw_key(INDEX, list(LATENT.parts), ["null", '["diffusers", "AutoencoderKL"]'], also=True)
     ),
-    "index: no JSON": Damage(raw_key(INDEX, list(PARTS), NO_NUMBER, named=False)),
+    "index: no JSON": Damage(raw_key(INDEX, list(LATENT.parts), NO_NUMBER, named=False)),
     "index: bits": Damage(edit_bytes(one(INDEX), flip), ANY),
     "index: truncated": Damage(edit_bytes(one(INDEX), cut)),
     "schedule: value": Damage(set_key(SCHEDULE, READ_KEYS, VALUES), ANY),
@@ -819,7 +819,7 @@ def differs(model, good, root):
 
 
 def outcome(load, good, root, named):
-    """``(kind, message)``; a kind that starts with "BAD" is a failure."""
+    """`(kind, message)`; a kind that starts with "BAD" is a failure."""
     try:
         with time_limit(SECONDS):
             model = load(root)
@@ -850,10 +850,10 @@ def outcome(load, good, root, named):
 
 
 def fuzz(goods, load, cases, folder, *, damages=DAMAGES, seed=0):
-    """Put ``load`` through the ``cases`` (numbers; a case is the same in every run).
+    """Put `load` through the `cases` (numbers; a case is the same in every run).
 
     Returns:
-        ``Counter`` of ``(damage, outcome)``, and what went wrong in words.
+        `Counter` of `(damage, outcome)`, and what went wrong in words.
     """
     counts, wrong, slowest = Counter(), [], (0.0, "")
     names = sorted(damages)
@@ -982,12 +982,20 @@ def test_the_fuzzer_notices(goods, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        (INDEX, dict(unet=["../unet", "UNet2DConditionModel"]), "'unet' must be .* 'diffusers'"),
-        (INDEX, dict(scheduler=["diffusers", "os"]), r"model_index\.json\): scheduler class 'os'"),
-        (SCHEDULE, dict(steps_offset="x"), "steps_offset has the wrong type"),
+        (
+            INDEX,
+            dict(unet=["../unet", "UNet2DConditionModel"]),
+            "'unet' must be .'diffusers', 'UNet",
+        ),
+        (
+            INDEX,
+            dict(scheduler=["diffusers", "os"]),
+            r"model_index\.json\): _class_name must .* 'os'",
+        ),
+        (SCHEDULE, dict(steps_offset="x"), "steps_offset must be of type int"),
         (SCHEDULE, dict(num_train_timesteps=10**12), "num_train_timesteps must be at most 100000"),
         (SCHEDULE, dict(num_train_timesteps=10**400), "num_train_timesteps must be at most 100000"),
-        (SCHEDULE, dict(num_train_timesteps=True), "num_train_timesteps has the wrong type"),
+        (SCHEDULE, dict(num_train_timesteps=True), "num_train_timesteps must be of type int"),
         (SCHEDULE, dict(trained_betas=[{}]), "trained_betas must be a list of 1 to 100000 numbers"),
         (SCHEDULE, dict(trained_betas=["0.1"]), "trained_betas must be"),
         (SCHEDULE, dict(trained_betas=[10**400]), "trained_betas must be"),
@@ -1014,7 +1022,7 @@ def test_damage_that_was_read_or_crashed(file, changes, message, goods, tmp_path
 
 
 def test_keys_left_out_mean_what_the_class_of_the_index_means(goods, tmp_path):
-    """``set_alpha_to_one`` is true to DDIM and false to PNDM."""
+    """`set_alpha_to_one` is true to DDIM and false to PNDM."""
     for name, to_one in (("DDIMScheduler", True), ("PNDMScheduler", False)):
         root = Path(shutil.copytree(goods[0].root, tmp_path / name))
         edit(root / INDEX, lambda index, name=name: index.update(scheduler=["diffusers", name]))

@@ -18,10 +18,11 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from sharpjax import LatentDiffusion, PixelDiffusion, Schedule, cli, generation
-from sharpjax.generation import GenerationSettings, generate
-from sharpjax.models import UNet2DModel
-from sharpjax.models.fingerprint import fingerprint
+from sharpjax import LatentDiffusion, PixelDiffusion, Schedule, cli, pictures
+from sharpjax.checkpoints.fingerprint import fingerprint
+from sharpjax.networks import UNet2DModel
+from sharpjax.rundir import files as rundir
+from sharpjax.runs.sample import GenerationSettings, generate
 
 PROMPTS = ["a cat", "", "dog [/b]", "a cat"]
 NAMES = ("0 x1", "0 x3", "0 x12", "1 x1", "1 x3", "1 x12")
@@ -78,6 +79,7 @@ def pixels(folder, name):
     return np.asarray(Image.open(folder / "images" / name), np.int64)
 
 
+@pytest.mark.slow
 def test_an_image_is_the_models_sample_of_the_noise_that_is_documented(latent, tmp_path):
     records = draw(latent, tmp_path / "run", num_images=2)
     assert [(r["index"], r["image"]) for r in records] == [(i, j) for i in range(4) for j in (0, 1)]
@@ -102,6 +104,7 @@ def test_an_image_is_the_models_sample_of_the_noise_that_is_documented(latent, t
     assert grid.std() > 10
 
 
+@pytest.mark.slow
 def test_batch_size_order_of_work_and_additions_do_not_change_an_image(latent, tmp_path):
     draw(latent, tmp_path / "whole", num_images=3)
     draw(latent, tmp_path / "grown", PROMPTS[:2], batch_size=1)
@@ -120,18 +123,6 @@ def test_batch_size_order_of_work_and_additions_do_not_change_an_image(latent, t
     # fewer again: nothing is lost, and the answer is what was asked for
     assert len(draw(latent, tmp_path / "grown", PROMPTS[:1], num_images=2)) == 2
     assert files(tmp_path / "grown").keys() == whole.keys()
-
-
-def test_ancestral_images_do_not_depend_on_the_batch(pixel, tmp_path):
-    settings = GenerationSettings(num_steps=2, eta=1.0, seed=7)
-    names = NAMES[:3]
-    draw(pixel, tmp_path / "a", names, settings, num_images=2)
-    draw(pixel, tmp_path / "b", names, settings, num_images=2, batch_size=1)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
-    assert np.array(Image.open(tmp_path / "a" / "images" / "00002-1.png")).shape == (8, 8)
-    draw(pixel, tmp_path / "c", names, GenerationSettings(num_steps=2, seed=7))
-    images = [pixels(tmp_path / run, "00000-0.png") for run in "ac"]
-    assert np.abs(images[0] - images[1]).max() > 5  # eta did something
 
 
 @pytest.mark.parametrize("stop", range(0, 13, 3))
@@ -156,8 +147,8 @@ def test_stopped_anywhere_and_resumed_the_files_are_the_same(stop, pixel, tmp_pa
         return call
 
     with monkeypatch.context() as patch:
-        for name in ("write_png", "_append"):
-            patch.setattr(generation, name, counted(getattr(generation, name)))
+        for module, name in ((pictures, "write_png"), (rundir, "append_lines")):
+            patch.setattr(module, name, counted(getattr(module, name)))
         with pytest.raises(Stop):
             draw(pixel, tmp_path / "run", names)
     torn = tmp_path / "run" / "images" / "00003-0.png.0123456789abcdef.part"
@@ -174,7 +165,7 @@ def test_full_disk_is_told_and_survived(pixel, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (32, limits[1]))  # bytes; the smallest PNG is longer
     try:
-        with pytest.raises(OSError, match=r"cannot write .*00002-0.png: File too large; fini"):
+        with pytest.raises(OSError, match=r"cannot write \(File too large\): .*00002-0.png"):
             draw(pixel, tmp_path / "run", names)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -195,7 +186,7 @@ def test_another_run_is_not_continued(pixel, tmp_path):
         (dict(settings=GenerationSettings(num_steps=3)), r"other settings \(num_steps: 2 there, 3"),
         (dict(settings=GenerationSettings(num_steps=2, seed=1)), r"seed: 0 there, 1 now"),
         (dict(settings=GenerationSettings(num_steps=2, guidance=2.0)), r"guidance: 1.0 there, 2.0"),
-        (dict(prompts=names[1:]), r"number 0 is '0 x1' there, '0 x3' now. Repeat its prompts"),
+        (dict(prompts=names[1:]), r"number 0 is '0 x1' there, '0 x3' now; repeat its prompts"),
     ):
         with pytest.raises(ValueError, match=message):
             draw(pixel, tmp_path / "run", **{"prompts": names[:2], **options})
@@ -212,14 +203,12 @@ def test_another_run_is_not_continued(pixel, tmp_path):
         ("pixel", [], {}, {}, "the number of prompts must be at least 1, got 0"),
         ("pixel", ["0 x1"], {}, {"num_images": 0}, "num_images must be at least 1, got 0"),
         ("pixel", ["0 x1"], {}, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
-        ("pixel", ["0 x1", "9 x9"], {}, {}, "unknown condition '9 x9'"),
+        ("pixel", ["0 x1", "9 x9"], {}, {}, "got '9 x9'"),
         ("pixel", ["0 x1"], {"num_steps": 0}, {}, "num_steps must lie in 1..1000, got 0"),
         ("pixel", ["0 x1"], {"height": 8}, {}, "a pixel model takes no height"),
         ("pixel", ["0 x1"], {"negative_prompt": "x"}, {}, "takes no negative_prompt"),
-        ("pixel", ["0 x1"], {"clip_skip": 1}, {}, "takes no clip_skip"),
         ("latent", ["a"], {"height": 15}, {}, "height must be a multiple of 2 pixels, got 15"),
         ("latent", ["a"], {"width": 0}, {}, "width must be a multiple of 2 pixels, got 0"),
-        ("latent", ["a"], {"clip_skip": 9}, {}, "clip_skip must be an integer from 0 to 2, got 9"),
         ("latent", ["a", "\ud800"], {}, {}, "has no UTF-8 form"),
     ],
 )
@@ -233,9 +222,6 @@ def test_mistakes_are_told_before_a_directory_is_made(
 
 
 def test_settings_that_make_no_sense():
-    for eta in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\]"):
-            GenerationSettings(eta=eta)
     with pytest.raises(ValueError, match="guidance must be a finite number, got inf"):
         GenerationSettings(guidance=float("inf"))
 
@@ -250,17 +236,17 @@ def test_images_that_are_not_finite_are_an_error_not_black(pixel, tmp_path, monk
     assert not list((tmp_path / "run" / "images").iterdir())
 
 
-def test_size_negative_prompt_and_clip_skip_reach_the_model(latent, tmp_path):
+@pytest.mark.slow
+def test_size_and_negative_prompt_reach_the_model(latent, tmp_path):
     base = dict(num_steps=2)
     sized = GenerationSettings(height=24, width=32, **base)
     draw(latent, tmp_path / "sized", PROMPTS[:1], sized)
     assert pixels(tmp_path / "sized", "00000-0.png").shape == (24, 32, 3)
     draw(latent, tmp_path / "plain", PROMPTS[:1])
     plain = pixels(tmp_path / "plain", "00000-0.png")
-    for change in ({"negative_prompt": "dog"}, {"clip_skip": 1}):
-        folder = tmp_path / next(iter(change))
-        draw(latent, folder, PROMPTS[:1], GenerationSettings(**change, **base))
-        assert np.abs(pixels(folder, "00000-0.png") - plain).max() > 2, change
+    folder = tmp_path / "negative"
+    draw(latent, folder, PROMPTS[:1], GenerationSettings(negative_prompt="dog", **base))
+    assert np.abs(pixels(folder, "00000-0.png") - plain).max() > 2
 
 
 def test_fingerprints_tell_models_apart_by_every_byte(stable_diffusion_directory, tmp_path):
@@ -291,7 +277,7 @@ def test_fingerprints_tell_models_apart_by_every_byte(stable_diffusion_directory
 
 
 def command(monkeypatch, capsys, *arguments):
-    """``(exit code, stdout, stderr)`` of the command line, run in this process."""
+    """`(exit code, stdout, stderr)` of the command line, run in this process."""
     monkeypatch.setattr(sys, "argv", ["sharpjax", "sample", *map(str, arguments)])
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")  # leave JAX's configuration alone
     with pytest.raises(SystemExit) as stop:
@@ -299,6 +285,7 @@ def command(monkeypatch, capsys, *arguments):
     return stop.value.code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_command_draws_and_announces_prompts_that_are_cut(
     stable_diffusion_directory, tmp_path, monkeypatch, capsys
 ):
@@ -329,10 +316,13 @@ def test_command_draws_and_announces_prompts_that_are_cut(
         (("--model", "SD", "--prompt", "a", "--variant", "fp16"), "model.fp16.safetensors"),
         (("--model", "SD", "--prompts", "none.txt"), "no file of prompts none.txt: it is missing"),
         (("--model", "SD", "--prompt", "a", "--output", "/proc/nowhere"), "cannot write to /proc"),
-        (("--model", "SD", "--prompt", "a", "--output", "file"), "file is a file; a run needs a"),
+        (
+            ("--model", "SD", "--prompt", "a", "--output", "file"),
+            "file must be a directory, it is",
+        ),
         (("--model", "nowhere"), "unknown model 'nowhere': neither a directory nor"),
-        (("--prompt", "[/b] x1"), "unknown condition '[/b] x1'; this model knows 60"),
-        (("--dtype", "bfloat16"), "is a pixel model, which takes no dtype"),
+        (("--model", "mnist", "--prompt", "[/b] x1"), "got '[/b] x1'"),
+        (("--model", "mnist", "--dtype", "bfloat16"), "is a pixel model, which takes no dtype"),
     ],
 )
 def test_mistakes_are_one_line(

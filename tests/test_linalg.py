@@ -1,4 +1,4 @@
-"""Factorizations: those of ``jax.numpy.linalg``, and batches of them at once come to an end."""
+"""Factorizations: those of `jax.numpy.linalg`, and batches of them at once come to an end."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ THEIRS = {
 
 @pytest.fixture
 def stack(dtype):
-    """Positive definite matrices, ``(3, 2, 5, 5)``, eigenvalues apart."""
+    """Positive definite matrices, `(3, 2, 5, 5)`, eigenvalues apart."""
     A = np.random.default_rng(0).normal(size=(3, 2, 5, 5))
     return jnp.asarray(A @ A.swapaxes(-1, -2) + np.diag(np.arange(5.0)), dtype)
 
@@ -61,6 +61,7 @@ def test_norm_of_nothing_and_of_what_is_not_finite():
     assert np.isnan(_linalg.safe_norm(jnp.array([1.0, jnp.nan])))
 
 
+@pytest.mark.fast_cases(*(f"float32-True-{name}" for name in THEIRS))
 @pytest.mark.parametrize("name", THEIRS)
 @pytest.mark.parametrize("compiled", [True, False])
 def test_one_a_stack_and_a_batch(name, compiled, stack, dtype):
@@ -72,6 +73,7 @@ def test_one_a_stack_and_a_batch(name, compiled, stack, dtype):
     same(wrap(jax.vmap(jax.vmap(ours)))(stack), every, dtype)
 
 
+@pytest.mark.fast_cases("float64-cholesky", "float64-eigh")
 @pytest.mark.parametrize("name", sorted(set(THEIRS) - {"eig"}))  # of which JAX has none
 def test_derivatives(name, stack, dtype):
     ours, theirs = getattr(_linalg, name), THEIRS[name]

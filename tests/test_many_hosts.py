@@ -15,9 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from flax import nnx
 
-from sharpjax import PixelDiffusion, Schedule, rundir
-from sharpjax.devices import HEARTBEAT_SECONDS
-from sharpjax.models import UNet2DModel
+from sharpjax import PixelDiffusion, Schedule
+from sharpjax.mesh.devices import HEARTBEAT_SECONDS
+from sharpjax.networks import UNet2DModel
+from sharpjax.rundir import files as rundir
+from sharpjax.rundir.run import Run
 
 NAMES = ("a", "b", "c", "d", "e", "f")
 
@@ -179,7 +181,7 @@ def test_many_claim_a_directory_at_once(same, tmp_path):
     def claim(folder, i, gate):
         gate.wait()
         try:
-            rundir.claim(folder, {"run": "detect", "seed": 0 if same else i}, what="detect")
+            Run.claim(folder, "detect", {"seed": 0 if same else i})
         except ValueError as error:
             return str(error)
         (folder / f"results.{i}.jsonl").touch()
@@ -201,7 +203,7 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    rundir.claim(tmp_path / "run", {"run": "x"}, what="detect")
+    Run.claim(tmp_path / "run", "x", {})
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["settings.json"]
 
 

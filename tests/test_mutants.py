@@ -80,6 +80,7 @@ def test_every_kind_of_change(mutations):
         mutant.apply(SOURCE.replace("Box", "Case"))
 
 
+@pytest.mark.slow
 def test_the_draw_is_reproducible_and_of_the_package(mutations, mutants):
     drawn = mutations.draw(ROOT, mutants.PACKAGES, 60, 0)
     assert drawn == mutations.draw(ROOT, mutants.PACKAGES, 60, 0)
@@ -91,6 +92,7 @@ def test_the_draw_is_reproducible_and_of_the_package(mutations, mutants):
         assert ast.dump(ast.parse(mutant.apply(source))) != ast.dump(ast.parse(source))
 
 
+@pytest.mark.slow
 def test_users_of_a_module(mutations):
     users = importlib.import_module("users").Users(ROOT, "sharpjax")
 
@@ -99,13 +101,13 @@ def test_users_of_a_module(mutations):
         return [path.name for path in users(mutant, **options)]
 
     assert files("sharpjax/detection/statistics.py", "tiled_l2")[0] == "test_statistics.py"
-    # through ``sharpjax.curvature``, which exports it
+    # through `sharpjax.curvature`, which exports it
     assert "test_at_points.py" in files("sharpjax/curvature/traces.py", "trace")
     # by a fixture of conftest.py, after those that import it themselves
-    found = files("sharpjax/report/detection.py", "write_detection")
+    found = files("sharpjax/report/detect.py", "write")
     assert found.index("test_page.py") > 0
     # which no test imports, but sharpjax.cli does so through its commands
-    assert "test_cli.py" in files("sharpjax/report/conversion.py", "table")
+    assert "test_cli.py" in files("sharpjax/report/convert.py", "conversion_table")
     few, many = (
         files("sharpjax/mitigation/tradeoff.py", "paired", everything=e) for e in (False, True)
     )
@@ -131,6 +133,7 @@ def small_package(tmp_path):
     return root
 
 
+@pytest.mark.slow
 def test_verdicts(mutations, mutants, small_package, tmp_path):
     source = (small_package / "small" / "inside.py").read_text()
     found = mutations.Finder("small/inside.py", source).found["wide"]

@@ -2,6 +2,8 @@
 
 import csv
 import html
+import io
+import itertools
 import json
 import re
 import shutil
@@ -9,10 +11,18 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from sharpjax.page import write_page
-from sharpjax.provenance import ABOUT_NAME, FORMAT, Clock, read_about
-from sharpjax.rundir import append_lines, claim
+from sharpjax.report import detect
+from sharpjax.report.numbers import p_value, with_error
+from sharpjax.report.page import write_page
+from sharpjax.report.terminal import show
+from sharpjax.rundir.about import ABOUT_NAME, Clock, read_about
+from sharpjax.rundir.files import append_lines
+from sharpjax.rundir.run import Run
+from sharpjax.runs.truth_of_conditions import Truth, write_truths
+
+pytestmark = pytest.mark.quick
 
 NAMES = ("score_difference@981", "tiled_l2")  # of the runs that conftest.py writes
 
@@ -33,8 +43,8 @@ def text_of(tmp_path):
 @pytest.fixture(scope="module")
 def ordinary(tmp_path_factory, detection_run):
     folder = tmp_path_factory.mktemp("ordinary") / "run"
-    judged = detection_run(folder)
-    return folder, judged, write_page([folder]).read_text()
+    found = detection_run(folder)
+    return folder, found.judged, write_page([folder]).read_text()
 
 
 @pytest.fixture
@@ -43,14 +53,27 @@ def run(ordinary, tmp_path):
     return shutil.copytree(ordinary[0], tmp_path / "run")
 
 
-def rows_of(page):
-    """The cells of the table of verdicts."""
-    table = page[page.index('id="verdicts"') :]
-    body = table[table.index("<tbody>") : table.index("</tbody>")]
-    return [
+def rows_of(page, caption="Every condition"):
+    """The cells of a table by their heads: that of verdicts, or another of this caption."""
+    table = page[page.index(f"<caption>{caption}") :]
+    head, body = table[: table.index("</table>")].split("<tbody>")
+    names = [html.unescape(re.sub("<[^>]+>", "", x)) for x in re.findall("<th .*?</th>", head)]
+    cells = [
         [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL)]
         for row in re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
     ]
+    return [dict(zip(names, row, strict=True)) for row in cells]
+
+
+def printed_rows(blocks, title):
+    """The cells of a table without empty ones, as a terminal has printed it."""
+    console = Console(width=400, record=True, file=io.StringIO())
+    show(console, blocks)
+    lines = iter(console.export_text().splitlines())
+    assert any(line.startswith(title) for line in lines)
+    table = list(itertools.takewhile(str.strip, lines))
+    line = next(place for place, text in enumerate(table) if set(text.strip()) == {"─"})
+    return [re.split(r" {2,}", text.strip()) for text in table[line + 1 :]]
 
 
 class TestDetection:
@@ -62,18 +85,71 @@ class TestDetection:
         called = [row for row in rows if row["verdict"].startswith("memorized")]
         assert f"{len(called)} of 40 are called memorized" in text
         cells = rows_of(page)
-        assert {row[0] for row in cells} == {case.condition for case in judged.cases}
-        margins = [float(row[2]) for row in cells]
+        assert {row["condition"] for row in cells} == {case.condition for case in judged.cases}
+        margins = [float(row["margin"]) for row in cells]
         assert margins == sorted(margins, reverse=True)  # the most suspicious first
-        first = next(row for row in rows if row["condition"] == cells[0][0])
-        assert cells[0][1] == first["verdict"]
-        value, half = cells[0][5].split(" ± ")
+        first = next(row for row in rows if row["condition"] == cells[0]["condition"])
+        assert cells[0]["verdict"] == first["verdict"]
+        value, half = cells[0][NAMES[0]].split(" ± ")
         assert float(value) == pytest.approx(float(first[f"network {NAMES[0]}"]), abs=0.05)
         assert float(half) == pytest.approx(
-            float(first[f"network {NAMES[0]} half-width"]), rel=0.05
+            float(first[f"network {NAMES[0]} standard error"]), rel=0.05
         )
         auc = json.loads((folder / "summary.json").read_text())[0]["network"]["auc"]
         assert f"{auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}]" in text
+
+    def test_terminal_files_and_page_show_the_same_numbers(self, ordinary):
+        folder, judged, page = ordinary
+        found = detect.read(Run.open(folder))
+        assert found.judged == judged  # read again from the files
+        sections = detect.sections(found)
+        with (folder / "results.csv").open() as file:
+            rows = {row["condition"]: row for row in csv.DictReader(file)}
+        shown = rows_of(page)
+        printed = printed_rows(sections, "Every condition")
+        assert printed.pop() == ["20 of 40 shown, all in results.csv"]
+        heads = ("condition", "verdict", "margin", "known", NAMES[0])
+        assert printed == [[row[name] for name in heads] for row in shown[:20]]
+        for row in shown:
+            raw = rows[row["condition"]]
+            assert (row["verdict"], row["known"]) == (raw["verdict"], raw["known"])
+            assert row["margin"] == f"{float(raw[f'margin {NAMES[0]}']):+.3g}"
+            for name in NAMES:
+                mean, error = (
+                    float(raw[f"network {name}{end}"]) for end in ("", " standard error")
+                )
+                assert row[name] == with_error(mean, error)
+        with (folder / "summary.csv").open() as file:
+            figures = {
+                row["statistic"]: row
+                for row in csv.DictReader(file)
+                if (row["score"], row["memorized"], row["clean"]) == ("network", "all", "all")
+            }
+        shown = rows_of(page, "Detection of memorized")
+        printed = printed_rows(sections, "Detection of memorized")
+        assert printed[: len(NAMES)] == [list(row.values()) for row in shown]
+        for row in shown:
+            raw = figures[row["statistic @ t"]]
+            for head, name in (("AUC", "auc"), ("TPR at FPR ≤ 1%", "tpr")):
+                value, low, high = (float(raw[f"{name}{end}"]) for end in ("", "_low", "_high"))
+                assert row[head] == f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+    def test_the_paired_comparison_is_everywhere(self, ordinary):
+        folder, _, page = ordinary
+        with (folder / "comparisons.csv").open() as file:
+            (raw,) = csv.DictReader(file)
+        assert (raw["statistic"], raw["reference"]) == NAMES[::-1]
+        assert (raw["num_memorized"], raw["num_clean"]) == ("20", "20")
+        value, low, high, p = (float(raw[k]) for k in ("difference", "low", "high", "p_value"))
+        told = json.loads((folder / "summary.json").read_text())[1]["comparison"]
+        assert told == {
+            "auc": {"value": value, "low": low, "high": high}, "p_value": p, "reference": NAMES[0],
+        }  # fmt: skip
+        title = f"Paired with {NAMES[0]}"
+        (row,) = rows_of(page, title)
+        cells = [NAMES[1], f"{value:.3f} [{low:.3f}, {high:.3f}]", p_value(p), "20", "20"]
+        assert list(row.values()) == cells
+        assert printed_rows(detect.sections(detect.read(Run.open(folder))), title)[0] == cells
 
     def test_every_section_and_a_figure_for_every_statistic(self, ordinary):
         page = ordinary[2]
@@ -84,7 +160,7 @@ class TestDetection:
             assert f">{title}</h2>" in page
         for label in ("ROC curve of", "Histogram of"):
             assert page.count(f'aria-label="{label}') == len(NAMES)
-        assert page.count(" against the level") == len(NAMES) + 1  # and the copy rate
+        assert page.count(' against the level"') == len(NAMES) + 1  # and the copy rate
 
     def test_colours_belong_to_the_page(self, ordinary):
         page = ordinary[2]
@@ -102,7 +178,7 @@ class TestDetection:
     def test_no_ground_truth(self, tmp_path, text_of, detection_run):
         detection_run(tmp_path / "run", labels=False)
         text = text_of(write_page([tmp_path / "run"]))
-        assert "No ground truth of both kinds is known" in text
+        assert "No ROC: the ground truth of both classes is not known" in text
         assert "ROC curve of" not in text
         assert "called memorized" in text
 
@@ -131,7 +207,7 @@ class TestDetection:
         assert (half / "results.jsonl").read_bytes().endswith(lines[17][:50])  # only looked at
 
     def test_nothing_computed_yet(self, tmp_path, text_of):
-        claim(tmp_path / "run", {"run": "detect", "model": "a", "num_conditions": 3}, what="detect")
+        Run.claim(tmp_path / "run", "detect", {"model": "a", "num_conditions": 3})
         assert "0 of 3 are computed" in text_of(write_page([tmp_path / "run"]))
 
 
@@ -156,11 +232,11 @@ def test_prompts_are_text_whatever_they_hold(tmp_path, detection_run):
     assert page.count("<script") == 1  # ours
     assert "<img src=x" not in page
     assert "<h1>out" not in page
-    shown = {row[0] for row in rows_of(page)}
+    shown = {row["condition"] for row in rows_of(page)}
     assert {p for p in prompts if p.isprintable() and len(p) <= 500} <= shown
     assert f"{('long ' * 100)}… (10,000 characters)" in shown
     assert "bell␇ null␀ escape␛" in shown
-    assert "49" not in {cell for row in rows_of(page) for cell in row}
+    assert "49" not in {cell for row in rows_of(page) for cell in row.values()}
 
 
 class TestSeveralRuns:
@@ -175,7 +251,7 @@ class TestSeveralRuns:
         assert re.findall(r'href="#([^"]+)"', nav) == anchors
 
     def test_of_different_models_are_refused(self, run, tmp_path):
-        claim(tmp_path / "two", {"run": "detect", "model": "other"}, what="detect")
+        Run.claim(tmp_path / "two", "detect", {"model": "other"})
         with pytest.raises(ValueError, match="different models"):
             write_page([run, tmp_path / "two"])
 
@@ -201,17 +277,26 @@ class TestBadDirectories:
             ("settings.json", "{", "settings.json is not valid JSON"),
             ("settings.json", "[]", "settings.json is not what a run"),
             ("settings.json", '{"run": "detect"}', "settings.json is not what a run"),
-            ("settings.json", '{"run": "training", "model": "a"}', "run of kind 'training'"),
-            ("settings.json", '{"run": "spectrum", "model": "a"}', "do not say what a run"),
+            ("settings.json", '{"run": "detect", "model": "a"}', "was made by an earlier version"),
+            (
+                "settings.json",
+                '{"format": 2, "run": "training", "model": "a"}',
+                "run of kind 'training'",
+            ),
+            (
+                "settings.json",
+                '{"format": 2, "run": "spectrum", "model": "a"}',
+                "do not say what a run",
+            ),
             ("about.json", "{", "about.json is not valid JSON"),
             ("about.json", "[]", "not a record of a run"),
-            ("about.json", json.dumps({"format": FORMAT + 1}), "newer version"),
-            ("about.json", json.dumps({"format": FORMAT, "command": 5}), "not a record of a run"),
-            ("summary.json", "[5]", "do not say what a run"),
-            ("summary.json", '[{"name": "a", "network": {"auc": 1}}]', "do not say what a run"),
+            ("about.json", json.dumps({"command": 5}), "not a record of a run"),
             ("results.csv", "a,b\n1,2\n", "do not say what a run"),
-            ("results.csv", "condition\na\n", "do not say what a run"),
-            ("summary.json", "{", "summary.json is not valid JSON"),
+            ("results.csv", "condition,level\na,b\n", "do not say what a run"),
+            ("results.jsonl", '{"condition": "a"}\n', "do not say what a run"),
+            ("results.jsonl", '{"condition": "a", "network": 5}\n', "do not say what a run"),
+            ("results.jsonl", "{\n", "results.jsonl, line 1 is not valid JSON"),
+            ("thresholds.json", "{", "thresholds.json is not a calibration"),
         ],
     )
     def test_damaged_files_are_named(self, run, name, text, message):
@@ -261,7 +346,7 @@ def test_tables_that_do_not_belong_to_the_run_are_told(run, text_of):
     assert "All 40 are computed, but the table of results" in text_of(write_page([run]))
 
 
-@pytest.mark.parametrize("model", ["openmoji", "my model"])
+@pytest.mark.parametrize("model", ["drawings", "my model"])
 def test_what_can_be_added_are_commands_that_run(run, model):
     about = json.loads((run / "about.json").read_text()) | {"model": model}
     (run / "about.json").write_text(json.dumps(about))
@@ -289,12 +374,28 @@ class TestMitigation:
         assert page.count("<img") == 2 * 3 + 2
         assert page.count(' copied"') == 2
         assert page.count("data:image/png;base64,") == 8
+        assert "Red frame: a copy of a training image." in text
+
+    def test_a_red_frame_is_promised_only_where_copies_were_judged(
+        self, tmp_path, text_of, mitigation_run
+    ):
+        """With a judge that found none, and without one: its table has no such column then."""
+        mitigation_run(tmp_path / "run")
+        table = tmp_path / "run/images.csv"
+        table.write_text(table.read_text().replace("True", "False"))
+        text = text_of(write_page([tmp_path / "run"]))
+        assert "None is judged a copy." in text
+        table.write_text("\n".join(x.rsplit(",", 1)[0] for x in table.read_text().splitlines()))
+        told = text_of(write_page([tmp_path / "run"]))
+        assert "whether they copy was not judged" in told
+        assert not any("red frame" in one.lower() for one in (text, told))
 
     def test_a_stopped_run_shows_its_images(self, tmp_path, text_of, mitigation_run):
         mitigation_run(tmp_path / "run", finished=False)
         path = write_page([tmp_path / "run"])
         assert "not finished" in text_of(path)
-        assert path.read_text().count("<img") == 12
+        assert path.read_text().count("<img") == 8
+        assert "whether they copy was not judged" in text_of(path)
 
     def test_missing_and_broken_images_are_left_out(self, tmp_path, mitigation_run):
         mitigation_run(tmp_path / "run")
@@ -303,10 +404,11 @@ class TestMitigation:
         assert write_page([tmp_path / "run"]).read_text().count("<img") == 6
 
     def test_names_lead_to_no_file_outside(self, tmp_path, mitigation_run):
-        rows = mitigation_run(tmp_path / "run")
+        mitigation_run(tmp_path / "run")
         Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
-        rows[0]["images_before"] = ["../secret.png", str(tmp_path / "secret.png")]
-        (tmp_path / "run" / "prompts.json").write_text(json.dumps(rows))
+        path = tmp_path / "run" / "results.jsonl"
+        text = path.read_text().replace("images/none-0-0.png", "../secret.png")
+        path.write_text(text.replace("images/none-0-1.png", str(tmp_path / "secret.png")))
         assert write_page([tmp_path / "run"]).read_text().count("<img") == 6
 
     def test_links_lead_to_no_file_outside(self, tmp_path, mitigation_run):
@@ -318,6 +420,15 @@ class TestMitigation:
         assert write_page([tmp_path / "run"]).read_text().count("<img") == 7
 
 
+def test_the_truth_of_conditions_is_on_its_page(tmp_path):
+    Run.claim(tmp_path / "digits", "ground-truth", {"model": "abc"})
+    write_truths(tmp_path / "digits", [Truth("7 x4", 4, 0.9, 32, 30, 0.8, 0.99, 0.97)])
+    page = write_page([tmp_path / "digits"]).read_text()
+    (row,) = rows_of(page, "Copies among samples")
+    assert row["copies"] == "30 of 32"
+
+
+@pytest.mark.fast_cases("samples.png")
 @pytest.mark.parametrize("name", ["samples.png", "grid.png"])
 def test_a_grid_outside_the_run_is_not_shown(name, run, tmp_path):
     """As the images of mitigation, these are of the run or are not there."""
@@ -330,7 +441,7 @@ def test_a_grid_outside_the_run_is_not_shown(name, run, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("results.csv", "results.csv leads out"), ("summary.json", "summary.json leads out")],
+    [("results.csv", "results.csv leads out"), ("thresholds.json", "thresholds.json leads out")],
 )
 def test_tables_outside_the_run_are_not_read(name, message, run, tmp_path):
     (run / name).rename(tmp_path / name)
@@ -340,13 +451,12 @@ def test_tables_outside_the_run_are_not_read(name, message, run, tmp_path):
 
 
 def test_a_column_of_the_table_leads_to_no_spectra_outside(run):
-    """``spectra/COLUMN`` is read, and the column's name may be anybody's."""
-    table = (run / "results.csv").read_text()
+    """`spectra/COLUMN` is read, and the column's name may be anybody's."""
     about = json.loads((run / "about.json").read_text())
-    name = about["decide_by"]
-    (run / "results.csv").write_text(table.replace(f"network {name}", "network ../../.."))
+    lines = (run / "results.jsonl").read_text()
+    (run / "results.jsonl").write_text(lines.replace(about["decide_by"], "../../.."))
     (run / "about.json").write_text(json.dumps(about | {"decide_by": "../../.."}))
-    with pytest.raises(ValueError, match="leads out of the run directory"):
+    with pytest.raises(ValueError, match=r"do not say what a run|leads out of the run"):
         write_page([run])
 
 
@@ -363,14 +473,14 @@ def test_formulas_are_shown_as_the_prompts_that_they_are(tmp_path, text_of, dete
 
 
 def test_large_images_are_made_small(tmp_path):
-    from sharpjax.page.drawing import picture
+    from sharpjax.report.drawing import picture
 
     pixels = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "large.png")
-    small = picture(tmp_path / "large.png", "large")
+    small = picture(tmp_path, "large.png", "large")
     assert small.source.startswith("data:image/jpeg")
     assert len(small.source) < (tmp_path / "large.png").stat().st_size / 10
-    assert picture(tmp_path / "none.png", "absent") is None
+    assert picture(tmp_path, "none.png", "absent") is None
 
 
 def test_a_second_command_adds_its_time(tmp_path):
@@ -385,9 +495,8 @@ def test_a_second_command_adds_its_time(tmp_path):
 class TestSpectra:
     def test_ends_of_every_spectrum(self, tmp_path, text_of):
         folder = tmp_path / "run"
-        settings = {"run": "spectrum", "model": "abc", "conditions": ["a $x", "b"],
-                    "num_noises": 1, "num_stages": 1}  # fmt: skip
-        claim(folder, settings, what="spectrum")
+        settings = {"model": "abc", "conditions": ["a $x", "b"], "num_noises": 1, "num_stages": 1}
+        Run.claim(folder, "spectrum", settings)
         values = np.linspace(-1, 0.5, 16).tolist()
         krylov = {"values": values[::5], "residuals": [0.0] * 4}
         record = {"condition": "a $x", "noise": 0, "step": 0, "t": 981, "sigma": 1.0,
@@ -397,5 +506,9 @@ class TestSpectra:
         path = write_page([folder])
         assert "1 of 2 spectra" in text_of(path)
         assert 'aria-label="Eigenvalues of a $x at t = 981"' in path.read_text()
-        append_lines(folder / "results.jsonl", [record | {"condition": "b"}])
+        append_lines(folder / "results.jsonl", [record | {"condition": "b", "exact": ["x"]}])
+        with pytest.raises(ValueError, match="do not say what a run"):  # found when it is drawn
+            write_page([folder])
+        (folder / "results.jsonl").unlink()
+        append_lines(folder / "results.jsonl", [record, record | {"condition": "b"}])
         assert "of 2 spectra" not in text_of(write_page([folder]))

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sharpjax.page import write_page
+from sharpjax.report.page import write_page
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -76,7 +76,7 @@ def visit(browser):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_it_is_quiet_and_complete(visit, pages, scheme):
     page = visit(pages, scheme=scheme)
-    assert page.title() == "sharpjax: openmoji"  # what prompts hold is not run
+    assert page.title() == "sharpjax: drawings"  # what prompts hold is not run
     assert page.is_visible("h1")
     loaded = page.evaluate("[...document.images].map(i => i.complete && i.naturalWidth > 0)")
     assert len(loaded) >= 10
@@ -93,7 +93,7 @@ def test_a_script_that_slipped_through_would_not_run(visit, pages, tmp_path):
     attack = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
     (tmp_path / "attacked.html").write_text(text.replace("<main", attack + "<main", 1))
     page = visit(tmp_path / "attacked.html", watched=False)
-    assert page.title() == "sharpjax: openmoji"
+    assert page.title() == "sharpjax: drawings"
 
 
 KEYS = """
@@ -223,6 +223,7 @@ def test_it_fits_a_phone(visit, pages, width):
     assert narrow > 250
 
 
+@pytest.mark.slow
 def test_it_prints_without_its_controls(visit, pages):
     page = visit(pages)
     page.emulate_media(media="print")
@@ -245,7 +246,7 @@ def busy(page):
     return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
 
 
-@pytest.mark.parametrize("count", [1000, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [pytest.param(5000, marks=pytest.mark.slow)])
 def test_thousands_of_prompts(visit, detection_run, tmp_path, count):
     detection_run(tmp_path / "run", prompts=[f"prompt number {i}" for i in range(count)])
     path = write_page([tmp_path / "run"])

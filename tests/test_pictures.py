@@ -13,12 +13,14 @@ from PIL import Image
 
 from sharpjax.pictures import MAX_PIXELS, read_image, read_picture
 
+pytestmark = pytest.mark.quick
+
 LEVELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 COLOUR = Image.fromarray(LEVELS)
 
 
 def png(width, height, *, depth=8, kind=2, rows=()):
-    """A PNG file made by hand: ``kind`` 0 is grey, 2 RGB."""
+    """A PNG file made by hand: `kind` 0 is grey, 2 RGB."""
     deflate, data = zlib.compressobj(9), b""
     for row in rows:
         data += deflate.compress(b"\0" + row)

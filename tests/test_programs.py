@@ -38,6 +38,7 @@ ESTIMATORS = [
 ]
 
 
+@pytest.mark.fast_cases("<lambda>1")
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_what_was_met_before_compiles_nothing(estimator, compilations):
     x, rng = jnp.array([1.0, 2.0, 3.0]), np.random.default_rng(0)
@@ -227,7 +228,7 @@ print((after[0] - before[0]) / 1024, after[1] - before[1])
 @pytest.mark.parametrize(
     ("score", "calls", "compiles"),
     [
-        ("lambda y: -y * (i + 1)", 1000, False),
+        pytest.param("lambda y: -y * (i + 1)", 1000, False, marks=pytest.mark.slow),
         pytest.param("lambda y: -y ** (i + 2)", 60, True, marks=pytest.mark.slow),
         pytest.param("Partial(lambda w, y: -w * y, 1.0)", 60, True, marks=pytest.mark.slow),
     ],
@@ -284,6 +285,7 @@ BATTERY = {
 }  # fmt: skip
 
 
+@pytest.mark.fast_cases("fori", "cond", "scan from a number", "while")
 @pytest.mark.parametrize("name", BATTERY)
 def test_a_traced_function_is_the_function(name):
     """Value, tangents and, unless a loop of unknown length forbids them, cotangents."""

@@ -5,7 +5,9 @@ import re
 
 import pytest
 
-from sharpjax.prompts import LabelledPrompt, distinct, read_labelled, read_prompts
+from sharpjax.prompts import Case, distinct, read_labelled, read_prompts
+
+pytestmark = pytest.mark.quick
 
 PROMPTS = ["a cat, sitting", 'the "dog"', "Füchse 🦊"]
 
@@ -61,7 +63,7 @@ def test_the_column_of_prompts(tmp_path):
 
 
 def test_characters_that_are_no_ends_of_lines(tmp_path):
-    """Python's ``splitlines`` takes them for some; a cell of CSV holds a whole line end."""
+    """Python's `splitlines` takes them for some; a cell of CSV holds a whole line end."""
     (tmp_path / "p.txt").write_text("a\u2028b\x0cc\nd")
     assert read_prompts(tmp_path / "p.txt") == ["a\u2028b\x0cc", "d"]
     (tmp_path / "p.csv").write_text('prompt\n"two\nlines\u2028"\n""\n')
@@ -151,16 +153,16 @@ def test_labels_and_sources(tmp_path):
         "prompt,label,source\na,memorized,web\nb,0,\nc,TRUE,x\nd,,general\ne,between,x\n"
     )
     found = read_labelled(tmp_path / "p.csv")
-    assert [p.label for p in found] == ["memorized", "clean", "memorized", None, "between"]
+    assert [p.verdict for p in found] == ["memorized", "clean", "memorized", None, "between"]
     assert [p.source for p in found] == ["web", "", "x", "general", "x"]
     (tmp_path / "p.jsonl").write_text(
         '{"prompt": "a", "label": 1}\n{"prompt": "b", "label": false, "source": null}\n'
         '{"prompt": "c"}\n'
     )
     found = read_labelled(tmp_path / "p.jsonl")
-    assert [p.label for p in found] == ["memorized", "clean", None]
+    assert [p.verdict for p in found] == ["memorized", "clean", None]
     (tmp_path / "p.txt").write_text("a\nb")
-    assert read_labelled(tmp_path / "p.txt") == [LabelledPrompt("a"), LabelledPrompt("b")]
+    assert read_labelled(tmp_path / "p.txt") == [Case("a"), Case("b")]
 
 
 @pytest.mark.parametrize(
@@ -169,27 +171,30 @@ def test_labels_and_sources(tmp_path):
         ("memorized Memorised 1 1.0 TRUE yes Y VM TM MV RV TV", "memorized"),
         ("clean 0 0.0 False no N n", "clean"),
         ("between BETWEEN", "between"),
+        ("another", "another"),
         ("nan", None),
     ],
 )
 def test_labels_of_the_field(labels, verdict, tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("prompt, label\n" + "".join(f"a, {label}\n" for label in labels.split()))
-    assert {line.label for line in read_labelled(path)} == {verdict}
+    assert {line.verdict for line in read_labelled(path)} == {verdict}
     path.write_text("Caption;Memorized\n" + "".join(f"a;{label}\n" for label in labels.split()))
-    assert {line.label for line in read_labelled(path)} == {verdict}
+    assert {line.verdict for line in read_labelled(path)} == {verdict}
 
 
 def test_types_of_published_lists_are_labels_where_nothing_else_stands_there(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text(";Caption;URL;type\n0;a, b;u;VM\n1;c;u;TM\n")
-    with pytest.warns(UserWarning, match="ignored 'URL'; columns that are read: Caption, label"):
-        assert [p.label for p in read_labelled(path)] == ["memorized"] * 2
+    with pytest.warns(UserWarning, match="are: 'URL'; columns that are read: Caption, label"):
+        found = read_labelled(path)
+    assert [p.verdict for p in found] == ["memorized"] * 2
+    assert [dict(p.others) for p in found] == [{"URL": "u"}] * 2
     path.write_text("prompt,type\na,VM\nb,photo\n")
-    with pytest.warns(UserWarning, match="ignored 'type'"):
-        assert [p.label for p in read_labelled(path)] == [None] * 2
+    with pytest.warns(UserWarning, match="carried as they are: 'type'"):
+        assert [p.verdict for p in read_labelled(path)] == [None] * 2
     path.write_text("prompt,label\na,1.0\nb,0.0\nc,\n")  # a column of pandas that lacks one
-    assert [p.label for p in read_labelled(path)] == ["memorized", "clean", None]
+    assert [p.verdict for p in read_labelled(path)] == ["memorized", "clean", None]
 
 
 def test_blank_prompts_and_repeats_do_not_count():
@@ -203,5 +208,21 @@ def test_unknown_labels_and_columns_are_named(tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
         read_labelled(tmp_path / "p.csv")
     (tmp_path / "p.csv").write_text("prompt,lable,url\na,clean,http\n")
-    with pytest.warns(UserWarning, match="ignored 'lable', 'url'; columns that are read: prompt"):
-        assert read_labelled(tmp_path / "p.csv") == [LabelledPrompt("a")]
+    with pytest.warns(UserWarning, match="are: 'lable', 'url'; columns that are read: prompt"):
+        assert read_labelled(tmp_path / "p.csv") == [
+            Case("a", others={"lable": "clean", "url": "http"})
+        ]
+
+
+def test_levels_are_whole_numbers(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("prompt,Level\na,3\nb,\nc,0\nd,250.0\ne, 1000 \n")
+    assert [p.level for p in read_labelled(path)] == [3, 0, 0, 250, 1000]
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "level": 7}\n{"prompt": "b"}\n')
+    assert [p.level for p in read_labelled(tmp_path / "p.jsonl")] == [7, 0]
+    for wrong in ("-1", "2.5", "often", "1e3", "inf"):
+        path.write_text(f"prompt,level\na,1\nb,{wrong}\n")
+        with pytest.raises(
+            ValueError, match=f"line 3: 'level' must be .* whole number, got '{wrong}"
+        ):
+            read_labelled(path)

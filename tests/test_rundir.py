@@ -15,12 +15,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sharpjax import plots, rundir
 from sharpjax.detection.oracle import TrainingSet
-from sharpjax.detection.truth import Truth, save_strip, write_truths
-from sharpjax.generation import write_png
-from sharpjax.page import write_page
-from sharpjax.provenance import ABOUT_NAME, Clock, read_about
+from sharpjax.pictures import write_png
+from sharpjax.report import plots
+from sharpjax.report.page import write_page
+from sharpjax.report.spectrum import figures
+from sharpjax.rundir import files as rundir
+from sharpjax.rundir.about import ABOUT_NAME, Clock, read_about
+from sharpjax.rundir.run import FORMAT, Run
+from sharpjax.runs.truth_of_conditions import Truth, save_strip, write_truths
+
+pytestmark = pytest.mark.quick
 
 PICTURE = Image.new("L", (8, 8))
 SPECTRUM = {
@@ -33,8 +38,7 @@ WRITERS = {  # everything that writes a file of a run whole
     "x.csv": lambda path: rundir.write_csv(path, [{"a": 1}]),
     "x.png": lambda path: write_png(path, PICTURE),
     "strip.png": lambda path: save_strip(path, np.zeros((2, 1, 4, 4))),
-    "plot.png": lambda path: plots.spectra([SPECTRUM], path),
-    "plot.svg": lambda path: plots.spectra([SPECTRUM], path),
+    "plot.png": lambda path: plots.write(figures([SPECTRUM]), path),
     ABOUT_NAME: lambda path: Clock("mnist").record(path.parent),
     "ground_truth.csv": lambda path: write_truths(
         path.parent, [Truth("a", 1, 0.5, 2, 1, 0.1, 0.9, 0.5)]
@@ -47,7 +51,7 @@ WRITERS = {  # everything that writes a file of a run whole
 
 @pytest.fixture
 def run(tmp_path):
-    return rundir.claim(tmp_path / "run", {"run": "spectrum", "model": "abc"}, what="spectrum")
+    return Run.claim(tmp_path / "run", "spectrum", {"model": "abc"}).folder
 
 
 @pytest.fixture
@@ -102,13 +106,13 @@ def test_nothing_is_appended_or_made_through_a_link(target, run, tmp_path, secre
     (run / "settings.json").unlink()
     (run / "settings.json").symlink_to(tmp_path / target)
     with pytest.raises(FileExistsError, match=r"settings.json is a link"):
-        rundir.claim(run, {"run": "x"}, what="x")
+        Run.claim(run, "x", {})
 
 
 def test_the_directory_itself_may_be_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "disk")
-    folder = rundir.claim(tmp_path / "run", {"run": "x"}, what="x")
+    folder = Run.claim(tmp_path / "run", "x", {}).folder
     rundir.append_lines(folder / "results.jsonl", [{"a": 1}])
     assert rundir.within(folder, "results.jsonl") == folder / "results.jsonl"
     assert rundir.read_lines(tmp_path / "disk" / "results.jsonl") == [{"a": 1}]
@@ -131,7 +135,7 @@ def test_names_do_not_lead_out(name, run, tmp_path, secret):
 @pytest.mark.parametrize("name", ["settings.json", ABOUT_NAME, "results.jsonl", "spectrum.csv"])
 def test_a_page_reads_no_link_out_of_the_run(name, run, tmp_path):
     rundir.append_lines(run / "results.jsonl", [SPECTRUM])
-    settings = {"run": "spectrum", "model": "abc", "conditions": ["a"]}
+    settings = {"format": FORMAT, "run": "spectrum", "model": "abc", "conditions": ["a"]}
     settings |= {"num_noises": 1, "num_stages": 1}
     rundir.write_text(run / "settings.json", json.dumps(settings))
     rundir.write_csv(run / "spectrum.csv", [{"condition": "a", "t": 981, "source": "network"}])
@@ -144,6 +148,66 @@ def test_a_page_reads_no_link_out_of_the_run(name, run, tmp_path):
     if name == ABOUT_NAME:
         with pytest.raises(ValueError, match="leads out"):
             read_about(run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"run": "spectrum", "model": "abc"},
+            r"by an earlier version of sharpjax \(format 1\), this one",
+        ),
+        ({"format": FORMAT + 1, "run": "x"}, r"by another version of sharpjax \(format 3\), this"),
+        ({"mine": 1}, "settings.json is not what a run of sharpjax writes"),
+        ([1], "settings.json is not what a run of sharpjax writes"),
+        ({"format": FORMAT, "run": "detect", "model": "abc"}, "holds another kind of run"),
+        ({"format": FORMAT, "run": "spectrum"}, "model: None there, abc now\\); choose another"),
+        ({"format": FORMAT, "run": "spectrum", "model": "x"}, "x there, abc now\\); repeat those"),
+    ],
+)
+def test_other_runs_are_refused_in_a_sentence(settings, message, run):
+    rundir.write_text(run / "settings.json", json.dumps(settings))
+    with pytest.raises(ValueError, match=message):
+        Run.claim(run, "spectrum", {"model": "abc"})
+    if "run:" not in message and "there" not in message and "kind" not in message:
+        with pytest.raises(ValueError, match=message):
+            Run.open(run)
+
+
+def test_a_batch_that_is_not_whole_is_computed_whole_and_nothing_is_written_twice(tmp_path):
+    """Whatever line a killed run ends at, the file becomes that of one that was not."""
+    batches, seen = [[0, 1, 2], [3, 4, 5], [6]], []
+
+    def compute(batch, missing):
+        seen.append((batch, missing))
+        yield from ({"index": i, "value": i**2} for i in missing)
+
+    def work(name, **options):
+        run = Run.claim(tmp_path / name, "x", {}, key=["index"], fields=["value"])
+        run.work("counting", batches, compute, **options)
+        return run
+
+    whole = work("whole")
+    assert list(whole.done) == list(range(7))
+    data = (tmp_path / "whole" / "results.jsonl").read_bytes()
+    for end in range(len(data)):
+        folder = Run.claim(tmp_path / str(end), "x", {}).folder
+        (folder / "results.jsonl").write_bytes(data[:end])
+        del seen[:]
+        work(str(end))
+        assert (folder / "results.jsonl").read_bytes() == data
+        assert [batch for batch, _ in seen] == batches[3 - len(seen) :]
+    del seen[:]
+    work("whole", again={4})  # its file was lost
+    assert seen == [([3, 4, 5], [4])]
+    assert (tmp_path / "whole" / "results.jsonl").read_bytes() == data
+    for line, message in (
+        ('{"index": 1}', "it lacks value"),
+        ('{"index": [1], "value": 0}', "no r"),
+    ):
+        (tmp_path / "whole" / "results.jsonl").write_text(line + "\n")
+        with pytest.raises(ValueError, match=message):
+            work("whole")
 
 
 def test_a_full_disk_leaves_what_was_there(run):
@@ -170,10 +234,10 @@ def test_leftovers_are_swept_and_what_is_being_written_is_not(run):
         path.write_bytes(b"half")
     with living.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        rundir.claim(run, {"run": "spectrum", "model": "abc"}, what="spectrum")
+        Run.claim(run, "spectrum", {"model": "abc"})
         assert [p.exists() for p in (dead, living, mine)] == [False, True, True]
     with rundir._written(run / "x", b"data") as temporary:
-        rundir.claim(run, {"run": "spectrum", "model": "abc"}, what="spectrum")
+        Run.claim(run, "spectrum", {"model": "abc"})
         assert temporary.read_bytes() == b"data"
     assert not temporary.exists()
     rundir.write_text(run / ("name" * 60), "a name as long as it may be")
@@ -194,9 +258,10 @@ def test_texts_come_back_and_none_is_a_formula(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("table") / "x.csv"
     rundir.write_csv(path, rows)
     assert rundir.read_csv(path) == rows
-    csv.field_size_limit(2**24)
+    limit = csv.field_size_limit(2**24)
     with path.open(newline="", encoding="utf-8") as file:
         cells = [cell for row in list(csv.reader(file))[1:] for cell in row]
+    csv.field_size_limit(limit)
     assert not any(cell.startswith(tuple(SIGNS)) for cell in cells)
 
 

@@ -24,8 +24,8 @@ from sharpjax.mitigation import (
     sail,
     sharpness,
 )
-from sharpjax.mitigation.sharpness import exact, finite_difference, official
-from sharpjax.mitigation.trust import adam_on_sphere, keep_length
+from sharpjax.mitigation.optimizers import adam_on_sphere, keep_length
+from sharpjax.mitigation.sharpness import exact, finite_difference
 
 ALPHA, SIGMA = 0.6, 0.8
 D = 6
@@ -79,20 +79,7 @@ class TestClosedForms:
         for a, b in zip(of, expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=10 * rtol, atol=10 * rtol * np.abs(b).max())
 
-    @pytest.mark.usefixtures("x64")
-    def test_the_official_form(self):
-        pair, x, matrix, difference = gaussian_pair()
-        direction = jnp.asarray(np.eye(D)[0])
-        moved = difference + 0.3 * matrix @ np.eye(D)[0]
-        found = official(pair, x, direction, delta=0.3)
-        np.testing.assert_allclose(found, np.linalg.norm(moved), rtol=1e-12)
-        # the direction is that of the start, whatever x is
-        start = x + 1
-        at_start = np.asarray(pair.difference(start))
-        moved = difference + 0.3 * matrix @ at_start / np.linalg.norm(at_start)
-        found = sharpness("official", delta=0.3)(pair, x, start)
-        np.testing.assert_allclose(found, np.linalg.norm(moved), rtol=1e-12)
-
+    @pytest.mark.slow
     @pytest.mark.usefixtures("x64")
     def test_the_finite_difference_converges_with_its_step(self):
         pair = mixture_pair()
@@ -110,14 +97,14 @@ class TestClosedForms:
         pair, x, *_ = gaussian_pair()
         same = ScorePair(pair.conditional, pair.conditional, ALPHA, SIGMA)
         for form in ("exact", "finite_difference"):
-            value, gradient = jax.value_and_grad(lambda x, f=form: sharpness(f)(same, x, x))(x)
+            value, gradient = jax.value_and_grad(lambda x, f=form: sharpness(f)(same, x))(x)
             assert value == 0
             assert np.isfinite(gradient).all()
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [({"form": "exakt"}, "unknown form 'exakt'; choose one of exact, fin"),
-         ({"form": "official", "delta": 0.0}, "delta must be a positive number, got 0.0")],
+         ({"form": "finite_difference", "delta": 0.0}, "delta must be a positive number, got 0.0")],
     )  # fmt: skip
     def test_what_it_does_not_take(self, options, message):
         with pytest.raises(ValueError, match=message):
@@ -184,6 +171,7 @@ class TestDescent:
                 descend(bowl, 2.0, start, threshold=0.1, max_steps=3, optimizer=chosen)
             assert count == [0]
 
+    @pytest.mark.slow
     def test_programs_of_fresh_optimizers_and_losses_do_not_pile_up(self):
         """Programs, and what they hold, are dropped: memory does not grow with the calls."""
         held = []
@@ -222,6 +210,7 @@ class TestDescent:
 
 
 class TestSail:
+    @pytest.mark.slow
     def test_it_lowers_the_sharpness_to_the_threshold(self):
         pair = mixture_pair()
         key = jax.random.key(1)
@@ -268,25 +257,21 @@ class TestSail:
         free, bound = (np.linalg.norm(sail(pair, penalty=a, **options).noise) for a in (0.0, 100.0))
         assert bound < free
 
-    def test_retries_are_announced_and_begin_elsewhere(self):
-        pair, *_ = gaussian_pair(jnp.float32)
-        options = {"shape": (D,), "num_candidates": 3, "threshold": 1e-12, "max_steps": 2}
-        once = sail(pair, jax.random.key(0), **options)
-        assert set(once.outcome) == {"budget"}
-        with pytest.warns(UserWarning, match="3 of 3 candidates did not get there; they begin"):
-            again = sail(pair, jax.random.key(0), retries=2, raise_by=10.0, **options)
-        assert again.attempts.tolist() == [3, 3, 3]
-        np.testing.assert_allclose(again.threshold, 1e-10)
-        np.testing.assert_array_equal(again.steps, 6)
-        # the best of three attempts is kept, and is what ``after`` and ``before`` are of
-        assert (again.after <= once.after).all()
-        np.testing.assert_allclose(
-            again.after, jax.vmap(lambda x: exact(pair, x))(again.noise), rtol=1e-4
-        )
-        assert not np.allclose(again.noise, once.noise)
+    def test_implausible_noises_are_told(self):
+        """Of those that end so: 64 entries of 1.6 are far from a draw of N(0, I), 1 is not."""
+        pair = ScorePair(_minus_once, _minus_twice, ALPHA, SIGMA)
+        noise = jnp.stack([1.6 * jax.random.normal(jax.random.key(k), (64,)) for k in range(2)])
+        noise = jnp.concatenate([noise, noise[:1] / 1.6])
+        with pytest.warns(UserWarning, match="2 of 3 noises no longer look like draws") as told:
+            found = sail(pair, noise=noise, threshold=1e-9, max_steps=0)
+        assert [one.is_gaussian for one in found.plausibility] == [False, False, True]
+        worst = max(found.plausibility, key=lambda one: one.largest)
+        message = str(told[0].message)
+        assert f"the z-score {worst.largest:.1f} and {worst.norm:.2f} times" in message
+        assert told[0].filename == __file__
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            sail(pair, jax.random.key(0), **options)  # off by default: nothing to announce
+            sail(pair, noise=noise[2:], threshold=1e-9, max_steps=0)
 
     def test_a_candidate_without_a_score_is_kept_apart(self):
         pair = ScorePair(Partial(_half_blind), Partial(jnp.negative), ALPHA, SIGMA)
@@ -301,8 +286,6 @@ class TestSail:
          ({"key": None}, "pass noise, or key="),
          ({"threshold": -1.0}, "threshold must be a positive finite number, got -1.0"),
          ({"penalty": -1.0}, "penalty must be a finite number >= 0"),
-         ({"retries": -1}, "retries must be at least 0"),
-         ({"retries": 1, "raise_by": 0.5}, "of at least 1, got 1 and 0.5"),
          ({"shape": 64}, "shape must be that of one noise"),
          ({"threshold": np.inf}, "threshold must be a positive finite number, got inf"),
          ({"form": "sharp"}, "unknown form 'sharp'")],
@@ -313,6 +296,7 @@ class TestSail:
         with pytest.raises(ValueError, match=message):
             sail(pair, given.pop("key"), **given)
 
+    @pytest.mark.slow
     def test_it_leads_from_a_rare_point_to_the_broad_mode(self):
         schedule = Schedule.create()
         t, point = 981, jnp.array([-20.0, 0.0])
@@ -383,9 +367,9 @@ class TestPlausibility:
         exact = stats.norm.ppf(stats.chi2.cdf(np.sum(x**2), x.size))
         np.testing.assert_allclose(found.norm_z, exact, atol=2e-3)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
-        ("limit", "draws", "expected"),
-        [(3.0, 8_000, 65), pytest.param(4.0, 60_000, 60_000 / 4_000, marks=pytest.mark.slow)],
+        ("limit", "draws", "expected"), [(3.0, 8_000, 65), (4.0, 60_000, 60_000 / 4_000)]
     )
     def test_gaussian_draws_are_rarely_odd(self, limit, draws, expected):
         """How often one of three z-scores is beyond the limit: nominally 65 of 8,000, and what
@@ -436,9 +420,9 @@ class TestCalibration:
     def test_a_threshold_is_a_quantile_with_its_interval(self):
         values = np.arange(1.0, 101)
         limit = Levels({"exact": values}).threshold("exact", 0.5)
-        assert limit.value == pytest.approx(50.5)
+        assert limit.value == 51  # rank 101/2, rounded up
         # order statistics that bracket the median of 100 values at 95%: ranks 40 and 61
         ranks = stats.binom(100, 0.5).ppf(0.025), stats.binom(100, 0.5).isf(0.025) + 1
         assert (limit.low, limit.high) == ranks
-        with pytest.raises(ValueError, match="no values of 'official'; there are exact"):
-            Levels({"exact": values}).threshold("official", 0.5)
+        with pytest.raises(ValueError, match="no values of 'sail_official'; there are exact"):
+            Levels({"exact": values}).threshold("sail_official", 0.5)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from sharpjax.sampling import sample
 from sharpjax.schedules import Schedule
@@ -75,9 +75,9 @@ def test_matches_diffusers(eta, spacing, kind, to_one):
 
 @pytest.mark.parametrize("level", [(0.5, 0.5), (0.6, 0.8)])
 def test_ancestral_noise_is_what_the_clean_example_leaves_open(level):
-    """``Var(x' | x, x0)`` by Gaussian conditioning, with and without preserved variance.
+    """`Var(x' | x, x0)` by Gaussian conditioning, with and without preserved variance.
 
-    ``x = r x' + ...`` with ``r = alpha/alpha'``, so ``Cov(x', x) = r sigma'^2``.
+    `x = r x' + ...` with `r = alpha/alpha'`, so `Cov(x', x) = r sigma'^2`.
     """
     (alpha, sigma), (a, s) = level, (0.8, 0.2 if level == (0.5, 0.5) else 0.6)
     schedule = Schedule(alphas=[a, alpha], sigmas=[s, sigma])
@@ -123,11 +123,31 @@ def test_starts_from_pure_noise(kind):
     np.testing.assert_allclose(found, x, atol=2e-4, rtol=2e-4)
 
 
+def test_flow_matching_is_the_euler_scheduler_of_diffusers():
+    """On alpha = 1 - sigma a step of DDIM is Euler's: x moves by (sigma' - sigma) u."""
+    theirs = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    theirs.set_timesteps(10)
+    sigmas = theirs.sigmas.numpy()  # from 1, pure noise, to 0
+    ours = Schedule(
+        alphas=1 - sigmas[:-1][::-1], sigmas=sigmas[:-1][::-1].copy(), steps_offset=0,
+        prediction_type="flow_prediction", set_alpha_to_one=True,
+    )  # fmt: skip
+    x_T = draw(SHAPE)
+    x = torch.tensor(x_T)
+    for i, t in enumerate(theirs.timesteps):
+        x = theirs.step(prediction(torch, x, 9 - i), t, x).prev_sample
+    found = sample(
+        functools.partial(prediction, jnp), jnp.asarray(x_T), ours, num_steps=10,
+        prediction_type="flow_prediction",
+    )  # fmt: skip
+    np.testing.assert_allclose(found, x, atol=2e-5, rtol=2e-5)
+
+
 MEAN, SCALE = np.array([0.5, -1.0, 0.0]), np.array([0.1, 0.5, 2.0])
 
 
 def gaussian_score_at(schedule):
-    """Exact score of the noised data ``N(MEAN, SCALE^2)``."""
+    """Exact score of the noised data `N(MEAN, SCALE^2)`."""
 
     def score_at(x, t):
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
@@ -139,7 +159,7 @@ def gaussian_score_at(schedule):
 def chain_moments(schedule, num_steps, eta):
     """Exact mean and variance of the sampler's output: it is affine in x and in the noise.
 
-    The step in the form of the DDIM paper, with ``Var = SCALE^2`` known: a naive twin in float64.
+    The step in the form of the DDIM paper, with `Var = SCALE^2` known: a naive twin in float64.
     """
     _, alphas, sigmas = (np.asarray(a, np.float64) for a in schedule.levels(num_steps))
     mean, variance = alphas[0] * MEAN, alphas[0] ** 2 * SCALE**2 + sigmas[0] ** 2

@@ -121,8 +121,6 @@ def test_too_few_products_are_data_and_not_an_error(x64):
 @pytest.mark.slow
 def test_memory_of_eigenpairs():
     score, x = Partial(jnp.multiply, jnp.ones(4096)), jnp.zeros(4096)
-    with pytest.raises(ValueError, match=r"80 vectors.*smaller basis_size or fewer pairs k"):
-        extreme_eigenpairs(score, x, key=KEY, k=K, memory_budget=79 * x.nbytes)
     options = {"low": 0, "high": K, "size": 20, "symmetric": True}
     program = _restarted.lower(jacobian(score, x), KEY, 1e-4, 400, **options).compile()
     assert program.memory_analysis().temp_size_in_bytes < 80 * x.nbytes
@@ -138,6 +136,7 @@ DENSITIES = {
 }
 
 
+@pytest.mark.slow
 def test_the_band_of_a_density_covers_the_smoothed_spectrum():
     """Pointwise 95% t-intervals of 32 probes of 16 products, 50 runs on each of 4 spectra.
 
@@ -217,6 +216,7 @@ def test_exact_inertia(x64):
     assert counts.quadrature_error.tolist() == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_stochastic_inertia_covers_the_exact_counts():
     """95% intervals, widened by the quadrature's bound, 32 probes of 16 products.
 
@@ -303,7 +303,7 @@ def test_stochastic_asymmetry_at_the_extremes():
     small = stochastic_asymmetry(Partial(linear, blocks), jnp.zeros(3), **options)
     np.testing.assert_allclose(small.value, math.sqrt(2) * 1e-22, rtol=1e-6)  # and underflow
     single = stochastic_asymmetry(Partial(linear, rotation), x, key=KEY, num_probes=1)
-    with pytest.raises(ValueError, match="One sample has no standard error"):
+    with pytest.raises(ValueError, match="one sample has no standard error"):
         _ = single.standard_error
 
 
@@ -337,12 +337,21 @@ def minus(x):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: extreme_eigenpairs(minus, x, key=KEY, which="LA"), r"'LA'; choose one of \['l"),
+        (
+            lambda x: extreme_eigenpairs(minus, x, key=KEY, which="LA"),
+            r"which must be one of \['l.*, got 'LA'",
+        ),
         (lambda x: extreme_eigenpairs(minus, x, key=KEY, k=0), "k must be an integer >= 1, got 0"),
-        (lambda x: extreme_eigenpairs(minus, x, key=KEY, k=41), "k=41 pairs.*there are d=40"),
+        (
+            lambda x: extreme_eigenpairs(minus, x, key=KEY, k=41),
+            "k must be at most the dimension 40, got 41",
+        ),
         (lambda x: extreme_eigenpairs(minus, x, key=KEY, rtol=0.0), "rtol must be finite and > 0"),
         (lambda x: extreme_eigenpairs(minus, x, key=KEY, basis_size=8), "basis_size.*>= 9, got 8"),
-        (lambda x: extreme_eigenpairs(minus, x, key=KEY, max_matvecs=19), "give at least 20, or"),
+        (
+            lambda x: extreme_eigenpairs(minus, x, key=KEY, max_matvecs=19),
+            "must be at least 20, .* got 19",
+        ),
         (lambda x: spectral_density(minus, x, key=None), r"pass key=jax\.random\.key"),
         (lambda x: spectral_density(minus, x, key=KEY, num_probes=0), "num_probes.*got 0"),
         (lambda x: spectral_density(minus, x, key=KEY, num_matvecs=1.5), "num_matvecs.*got 1.5"),
@@ -350,14 +359,9 @@ def minus(x):
         (lambda x: spectral_density(minus, x, key=KEY, bandwidth=-1.0), "bandwidth must be finite"),
         (lambda x: spectral_density(minus, x, key=KEY, grid=1.0), r"shape \(g,\).*got \(\)"),
         (lambda x: spectral_density(minus, x, key=KEY, grid=[0, np.inf]), "grid is not finite: 1"),
-        (
-            lambda x: spectral_density(minus, x, key=KEY, memory_budget=1000),
-            r"328 vectors of 40 float32 numbers take 52480; .* a smaller batch_size",
-        ),
-        (lambda x: inertia(minus, x, method="lanczos"), r"choose one of \['exact', 'slq'\]"),
+        (lambda x: inertia(minus, x, method="lanczos"), r"must be 'exact' or 'slq', got 'lan"),
         (lambda x: inertia(minus, x, method="slq"), r"pass key=jax\.random\.key"),
         (lambda x: inertia(minus, x, tolerance=0.0), "tolerance must be finite and > 0"),
-        (lambda x: inertia(minus, x, memory_budget=10), "memory_budget=10 bytes is too small"),
         (lambda x: stochastic_asymmetry(minus, x, key=KEY, num_probes=0), "num_probes.*got 0"),
         (lambda x: stochastic_asymmetry(minus, x, key=KEY, batch_size=0), "batch_size.*got 0"),
     ],
@@ -365,14 +369,3 @@ def minus(x):
 def test_bad_calls(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.ones(40))
-
-
-@pytest.mark.parametrize(("size", "rows"), [(64, 10), (4, 5)])
-def test_a_density_takes_the_bases_of_the_probes_at_once(size, rows):
-    """Of two probes two, though eight would fit into a batch; min(products, d) + 1 rows each."""
-    score, x = Partial(jnp.multiply, jnp.ones(size, np.float32)), jnp.zeros(size, np.float32)
-    options = {"num_probes": 2, "num_matvecs": 9, "batch_size": 8, "key": KEY, "tolerance": 0.1}
-    budget = 2 * rows * x.nbytes
-    inertia(score, x, method="slq", memory_budget=budget, **options)
-    with pytest.raises(ValueError, match=f"take {budget}; give at least that"):
-        inertia(score, x, method="slq", memory_budget=budget - 1, **options)

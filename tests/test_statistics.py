@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from jax.tree_util import Partial
 
 from sharpjax import Gaussian, ScorePair
 from sharpjax.detection import statistics
 from sharpjax.detection.statistics import STATISTICS
 from sharpjax.detection.trajectory import Trajectory, follow
+
+pytestmark = pytest.mark.quick
 
 RNG = np.random.default_rng(0)
 ALPHA, SIGMA = 0.6, 0.8
@@ -38,6 +41,10 @@ def _as_image(density, x):
     return density.score(x.ravel()).reshape(x.shape)
 
 
+def _shifted(score, x):
+    return score(x) + x
+
+
 def a_path(steps=5, shape=SHAPE):
     states = RNG.standard_normal((steps + 1, *shape))
     u, c = RNG.standard_normal((2, steps, *shape))
@@ -46,13 +53,33 @@ def a_path(steps=5, shape=SHAPE):
 
 @pytest.mark.usefixtures("x64")
 class TestClosedForms:
-    def test_diagonal_curvature_difference(self):
+    def test_curvature_difference(self):
+        """From the dense matrices; no pixel of the reversed pair is sharpened."""
+        u, c, pair, x = linear_pair()
+        off = SIGMA * np.array(c.hessian(x.ravel()) - u.hessian(x.ravel()))
+        pixels = -np.diag(off).reshape(SHAPE).sum(axis=0)
+        np.fill_diagonal(off, 0)
+        # a pixel's standard error is at most the sum of its channels', ||column without diagonal||
+        # / sqrt(probes) each; the mean over pixels is no worse, and relu's bias half of it
+        error = np.linalg.norm(off, axis=0).sum() / pixels.size / np.sqrt(20_000)
+        assert pixels.min() > 5 * error
+        reversed_pair = ScorePair(pair.conditional, pair.unconditional, ALPHA, SIGMA)
+        found, nothing = (
+            jax.jit(
+                lambda key, pair=pair: statistics.curvature_difference(
+                    pair, x, key=key, num_probes=20_000
+                )
+            )(jax.random.key(0))
+            for pair in (pair, reversed_pair)
+        )
+        assert found == pytest.approx(pixels.mean(), abs=4 * error)
+        assert nothing == 0
+
+    def test_diagonal_distance(self):
         u, c, pair, x = linear_pair()
         exact = np.diag(np.asarray(c.hessian(x.ravel()) - u.hessian(x.ravel())))
         found = jax.jit(
-            lambda key: statistics.diagonal_curvature_difference(
-                pair, x, key=key, num_probes=20_000
-            )
+            lambda key: statistics.diagonal_distance(pair, x, key=key, num_probes=20_000)
         )(jax.random.key(0))
         off = np.array(c.hessian(x.ravel()) - u.hessian(x.ravel()))
         np.fill_diagonal(off, 0)
@@ -61,26 +88,52 @@ class TestClosedForms:
         assert found == pytest.approx(np.abs(exact).mean(), abs=4 * error)
 
     def test_diagonal_of_diagonal_matrices_needs_one_probe(self):
-        a, b = RNG.random((2, 12)) + 0.5
+        """Where the condition opens one pixel and closes another, and within a pixel too."""
+        a = np.ones(SHAPE)
+        b = a + np.array([0.5, 0.25, -0.125])[:, None, None] * np.array([[1.0, -1.0], [2.0, -0.5]])
         u, c = (Partial(jnp.multiply, -jnp.asarray(diagonal)) for diagonal in (a, b))
-        pair = ScorePair(u, c, ALPHA, SIGMA)
-        found = statistics.diagonal_curvature_difference(
-            pair, jnp.ones(12), key=jax.random.key(0), num_probes=1
-        )
+        pair, key = ScorePair(u, c, ALPHA, SIGMA), jax.random.key(0)
+        found = statistics.diagonal_distance(pair, jnp.ones(SHAPE), key=key, num_probes=1)
         assert found == pytest.approx(np.abs(a - b).mean(), rel=1e-12)
+        # sums over channels are .625 (1, -1, 2, -.5), of which two count
+        found = statistics.curvature_difference(pair, jnp.ones(SHAPE), key=key, num_probes=1)
+        assert found == pytest.approx(SIGMA * 0.625 * 3 / 4, rel=1e-12)
 
-    def test_guidance_alignment(self):
+    @pytest.mark.parametrize("weights", [(1.0, 2.0), (1.0, 0.1)])
+    def test_guidance_alignment(self, weights):
+        """The published sum, of the networks' noises; and ours is its terms."""
         _, _, first, x = linear_pair()
         _, _, later, _ = linear_pair()
-        terms = jax.jit(statistics.guidance_alignment)(first, later, x)
-        s_u, s_c = np.asarray(later.unconditional(x)), np.asarray(later.conditional(x))
-        cosines = [
-            np.dot((s_c - s_u)[:, i, j], s_u[:, i, j])
-            / (np.linalg.norm((s_c - s_u)[:, i, j]) * np.linalg.norm(s_u[:, i, j]))
-            for i, j in itertools.product(range(2), range(2))
-        ]
-        assert terms[0] == pytest.approx(np.mean(cosines), rel=1e-10)
-        assert terms[1] == pytest.approx(np.linalg.norm(first.difference(x)), rel=1e-10)
+        (u, c), (late_u, late_c) = (
+            [-SIGMA * torch.tensor(np.asarray(s(x))) for s in (p.unconditional, p.conditional)]
+            for p in (first, later)
+        )
+        cosine = float(torch.nn.functional.cosine_similarity(late_u, late_c - late_u, dim=0).mean())
+        length = float((c - u).norm())
+        found = jax.jit(statistics.guidance_alignment)(first, later, x, alignment_weights=weights)
+        assert found == pytest.approx(weights[0] * length + weights[1] * cosine, rel=1e-10)
+        terms = jax.jit(statistics.standardised_alignment)(first, later, x)
+        np.testing.assert_allclose(terms, [cosine, length / SIGMA], rtol=1e-10)
+        again = statistics.guidance_alignment(
+            first, later, x, alignment_weights=weights, terms=terms
+        )
+        assert again == pytest.approx(float(found), rel=1e-12)
+
+    def test_guidance_alignment_of_v_predictions_in_the_public_code(self):
+        """Its cosine is of v, hence of s_u + x; its length that of the noises over sigma^2."""
+        _, _, pair, x = linear_pair()
+        u, c = (
+            torch.tensor(np.asarray(-(s(x) + x) * SIGMA / ALPHA))
+            for s in (pair.unconditional, pair.conditional)
+        )
+        cosine = torch.nn.functional.cosine_similarity(u, c - u, dim=0).mean()
+        score_u, score_c = ((ALPHA * v - torch.tensor(np.asarray(x))) / SIGMA**2 for v in (u, c))
+        shifted = ScorePair(
+            Partial(_shifted, pair.unconditional), Partial(_shifted, pair.conditional), ALPHA, SIGMA
+        )
+        found = statistics.standardised_alignment(pair, shifted, x)
+        assert found[0] == pytest.approx(float(cosine), rel=1e-10)
+        assert found[1] * SIGMA / SIGMA**2 == pytest.approx(float((score_c - score_u).norm()))
 
     def test_p_laplacian(self):
         """Of an isotropic Gaussian at distance r: -(d-1)/r, P3 of the identities."""
@@ -103,7 +156,7 @@ class TestClosedForms:
 
 S_D = (
     "score_difference", "hessian_score_difference", "hessian_score", "trace_difference",
-    "diagonal_curvature_difference", "guidance_alignment",
+    "curvature_difference", "diagonal_distance", "guidance_alignment", "standardised_alignment",
 )  # fmt: skip
 
 
@@ -112,9 +165,38 @@ def test_statistics_of_the_difference_are_refused_in_pure_noise(name):
     """At alpha = 0 every one of them is 0, or noise, for every condition."""
     silent = ScorePair(Partial(jnp.negative), Partial(jnp.negative), 0.0, jnp.float32(1))
     options = {"key": jax.random.key(0)} if STATISTICS[name].where in ("level", "end") else {}
-    pairs = [silent, silent] if name == "guidance_alignment" else [silent]
-    with pytest.raises(ValueError, match=rf"{name} is .* 0 for every condition at alpha = 0, .*ta"):
+    pairs = [silent] * (2 if STATISTICS[name].where == "noise" else 1)
+    told = "the alignment of guidance" if len(pairs) == 2 else name
+    with pytest.raises(ValueError, match=rf"{told} is .* 0 for every condition at alpha = 0, .*ta"):
         STATISTICS[name].function(*pairs, jnp.ones(SHAPE), **options)
+
+
+def _eps(weights, x, tanh):
+    """A noise that is nobody's gradient: its Jacobian is not symmetric."""
+    return weights[1] @ tanh(weights[0] @ x.reshape(-1))
+
+
+def test_curvature_difference_as_published(x64):
+    """Against reverse mode in PyTorch, with s = -eps and the same 16 signs."""
+    d, key = int(np.prod(SHAPE)), jax.random.key(5)
+    weights = RNG.standard_normal((2, 2, d, d))
+    x = RNG.standard_normal(SHAPE)
+
+    def score(w, y):
+        return -_eps(w, y, jnp.tanh).reshape(SHAPE) / SIGMA
+
+    pair = ScorePair(*(Partial(score, jnp.asarray(w)) for w in weights), ALPHA, SIGMA)
+    found = statistics.curvature_difference(pair, jnp.asarray(x), key=key)
+
+    z = torch.tensor(x, requires_grad=True)
+    eps_u, eps_c = (_eps(torch.tensor(w), z, torch.tanh).reshape(SHAPE) for w in weights)
+    s, diagonal = -(eps_c - eps_u), torch.zeros(SHAPE, dtype=torch.float64)
+    for k in range(16):
+        signs = jax.random.rademacher(jax.random.fold_in(key, k), SHAPE, jnp.float64)
+        v = torch.tensor(np.asarray(signs))
+        (product,) = torch.autograd.grad((s * v).sum(), z, retain_graph=True)
+        diagonal += v * product / 16
+    assert found == pytest.approx(float((-diagonal.sum(dim=0)).relu().mean()), rel=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
@@ -137,10 +219,10 @@ class TestPaths:
     def test_step_displacement(self):
         path = a_path()
         lengths = [np.linalg.norm(b - a) for a, b in itertools.pairwise(np.asarray(path.states))]
-        np.testing.assert_allclose(path.displacements, lengths, rtol=1e-12)
+        np.testing.assert_allclose(statistics.step_displacement(path), lengths, rtol=1e-12)
         mean, std = RNG.random((2, 5)) + 0.5
         expected = max((length - m) / s for length, m, s in zip(lengths, mean, std, strict=True))
-        found = statistics.step_displacement(path, mean=jnp.asarray(mean), std=jnp.asarray(std))
+        found = statistics.largest_step(path.displacements, mean=mean, std=std)
         assert found == pytest.approx(expected, rel=1e-12)
 
 
@@ -151,8 +233,6 @@ def test_combined_alignment_standardises_each_term():
     found = statistics.combined_alignment(jnp.asarray(terms), *fit)
     z = (terms - calibration.mean(0)) / calibration.std(0, ddof=1)
     np.testing.assert_allclose(found, z.sum(axis=1), atol=1e-4)
-    weighted = statistics.combined_alignment(jnp.asarray(terms), *fit, weights=(2.0, 0.5))
-    np.testing.assert_allclose(weighted, z @ [2, 0.5], atol=1e-4)
 
 
 def test_tiled_l2_against_a_naive_twin():
@@ -200,13 +280,19 @@ def test_registry_says_what_each_is_computed_from():
         "hessian_score": "first",
         "trace_difference": "level",
         "effective_dimension": "level",
-        "diagonal_curvature_difference": "end",
+        "curvature_difference": "end",
+        "diagonal_distance": "end",
         "guidance_alignment": "noise",
+        "standardised_alignment": "noise",
         "path_score_difference": "path",
         "last_step_difference": "path",
         "step_displacement": "path",
         "tiled_l2": "images",
         "p_laplacian": "latent",
+        "gap_flux": "state",
+        "gap_divergence": "state",
+        "image_gap_flux": "reencoded",
+        "condition_jacobian": "state",
     }
     small = {name for name, entry in STATISTICS.items() if entry.direction == -1}
     assert small == {"trace_difference", "effective_dimension", "tiled_l2", "p_laplacian"}

@@ -1,7 +1,7 @@
 """The statistics of the bundled text-to-image model against plain PyTorch, on the same weights.
 
 Nothing of sharpjax is in the twin but the noise and the directions of the flux: diffusers' UNet and
-scheduler, transformers' text encoder, ``torch.func.jvp``.
+scheduler, transformers' text encoder, `torch.func.jvp`.
 """
 
 import itertools
@@ -18,8 +18,8 @@ import sharpjax as sj
 from sharpjax import zoo
 from sharpjax.detection.statistics import STATISTICS
 
-FOLDER = zoo.find("openmoji")
-PROMPTS = ("red apple", "snowman without snow", "a caption of no pictogram")
+FOLDER = zoo.find("drawings")
+PROMPTS = ("elephant on teal", "snowman", "a caption of no drawing")
 NOISES = np.random.default_rng(0).standard_normal((2, 4, 16, 16), dtype=np.float32)
 NUM_DIRECTIONS = 16
 
@@ -72,7 +72,7 @@ def twin():
 
 @pytest.fixture(scope="module")
 def model():
-    return sj.load("openmoji")
+    return sj.load("drawings")
 
 
 @pytest.mark.slow
@@ -100,7 +100,9 @@ def test_first_step(twin, model):
             )
 
 
+@pytest.mark.slow
 def test_guidance_alignment(twin, model):
+    """As the public code adds it up, of the noises, with the weights of Stable Diffusion 1.4."""
     first, later = twin.grid[0], twin.grid[-3]
     assert later == 41
     ours = jax.jit(
@@ -108,14 +110,34 @@ def test_guidance_alignment(twin, model):
             model.scores(c, first), model.scores(c, later), x
         )
     )
+    cosine_similarity = torch.nn.functional.cosine_similarity
     for prompt, context in enumerate(model.encode(PROMPTS)):
         x = torch.tensor(NOISES[0])
         with torch.no_grad():
-            s_u, s_c = twin.pair(x, later, prompt)
-            cosine = torch.nn.functional.cosine_similarity(s_c - s_u, s_u, dim=0).mean()
-            s_u, s_c = twin.pair(x, first, prompt)
-            expected = [float(cosine), float((s_c - s_u).norm())]
+            u, c = (-twin.level(later)[1] * s for s in twin.pair(x, later, prompt))
+            cosine = cosine_similarity(u, c - u, dim=0).mean()
+            u, c = (-twin.level(first)[1] * s for s in twin.pair(x, first, prompt))
+            expected = float((c - u).norm() + 2 * cosine)
         np.testing.assert_allclose(ours(context, jnp.asarray(NOISES[0])), expected, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_curvature_difference(twin, model):
+    """Kim & Lee's map at t = 1, by reverse mode, with the same 16 signs; its mean."""
+    t, key = twin.grid[-1], jax.random.key(4)
+    context = model.encode(PROMPTS[:1])[0]
+    ours = jax.jit(
+        lambda c, x: STATISTICS["curvature_difference"].function(model.scores(c, t), x, key=key)
+    )
+    x = torch.tensor(NOISES[0], requires_grad=True)
+    s_u, s_c = twin.pair(x, t, 0)
+    s, diagonal = twin.level(t)[1] * (s_c - s_u), torch.zeros(x.shape)
+    for k in range(16):
+        signs = jax.random.rademacher(jax.random.fold_in(key, k), x.shape, jnp.float32)
+        v = torch.tensor(np.asarray(signs))
+        diagonal += v * torch.autograd.grad((s * v).sum(), x, retain_graph=True)[0] / 16
+    expected = float((-diagonal.sum(dim=0)).relu().mean())
+    np.testing.assert_allclose(ours(context, jnp.asarray(NOISES[0])), expected, rtol=1e-3)
 
 
 @pytest.mark.slow

@@ -1,20 +1,24 @@
 """Trade-off curves: areas, bands, choices and tests, each against a naive twin."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 
+from sharpjax.mitigation.comparison import compare, kinds_of
 from sharpjax.mitigation.tradeoff import (
     Outcomes,
-    _interval,
-    choose,
+    best,
     curves,
+    faithful,
+    few,
     hypervolume,
     paired,
-    relative_reduction,
 )
-from sharpjax.report.comparison import verdict_line
+from sharpjax.report.comparison import standing_rows, verdict_lines
+
+pytestmark = pytest.mark.quick
 
 
 def outcome(method="m", strength=1.0, copied=0.5, shown=0.8, shape=(12, 5), seed=0):
@@ -39,46 +43,41 @@ def test_hypervolume_is_the_dominated_area():
     assert hypervolume([(0.5, 0.5)] * 3) == 0.25
 
 
-def test_bands_are_a_two_level_bootstrap():
-    one = outcome()
-    found = curves([one], num_bootstrap=400, seed=3)["m"].points[0]
-    rng = np.random.default_rng(7)  # another stream: the same distribution
-    means = []
-    for _ in range(400):
-        rows = [one.copied[i] for i in rng.integers(12, size=12)]
-        means.append(np.mean([rng.choice(row, size=5) for row in rows]))
-    assert found.copy_rate.value == one.copied.mean()
-    width = found.copy_rate.high - found.copy_rate.low
-    # the ends of 400 draws are known to about a tenth of the width
-    assert width == pytest.approx(np.quantile(means, 0.975) - np.quantile(means, 0.025), rel=0.25)
-    assert found.copy_rate.low < found.copy_rate.value < found.copy_rate.high
+def test_interval_of_a_hypervolume_is_the_jackknifes():
+    """Of one strength that shows all it is that of the copy rate, whose jackknife is exact."""
+    one = outcome(copied=0.3, shown=1.0)
+    found = curves([one])["m"]
+    copies = found.points[0].copy_rate
+    assert found.hypervolume.value == pytest.approx(1 - copies.value)
+    assert found.hypervolume.low == pytest.approx(1 - copies.high)
+    assert found.hypervolume.high == pytest.approx(1 - copies.low)
+    alone = curves([outcome(shape=(1, 5))])["m"]
+    assert np.isnan([alone.hypervolume.low, alone.points[0].fidelity.high]).all()
 
 
-def test_prompts_that_all_agree_vary_less_than_prompts_that_differ():
-    same = np.tile([True, False, True, False], (10, 1))
-    apart = np.repeat([[True], [False]], 5, axis=0) & np.ones((10, 4), bool)
-    widths = []
-    for copied in (same, apart):
-        shown = np.ones(copied.shape)
-        one = Outcomes("m", 1, copied, copied & False, shown, 1, 1)
-        interval = curves([one], num_bootstrap=500)["m"].points[0].copy_rate
-        widths.append(interval.high - interval.low)
-    assert widths[1] > 1.3 * widths[0]
+def test_no_interval_is_empty():
+    """All prompts agree: nothing copied, all shown, or two methods that do the same."""
+    none, shown = np.zeros((12, 5), bool), np.ones((12, 5))
+    good, bad = (Outcomes(n, 1, c, none, shown, 1, 1) for n, c in (("a", none), ("b", ~none)))
+    point = curves([good])["a"].points[0]
+    for one in (point.copy_rate, point.fidelity, point.success, curves([good])["a"].hypervolume):
+        assert one.high - one.low == pytest.approx(0.2425, abs=1e-3)
+    for ours, theirs in ((good, good), (good, bad), (outcome(), outcome())):
+        found = paired(ours, theirs).difference
+        assert -1 <= found.low <= found.value <= found.high <= 1
+        assert found.high - found.low > 0.1
 
 
 def test_curves_of_several_methods():
     cells = [outcome("a", s, copied=1 - s / 2, seed=s) for s in (1, 2)]
     cells += [outcome("b", 1, copied=0.2, shown=0.5, seed=9)]
-    found = curves(cells, num_bootstrap=200)
+    found = curves(cells)
     assert list(found) == ["a", "b"]
     assert [p.outcomes.strength for p in found["a"].points] == [1, 2]
     points = [(p.copy_rate.value, p.fidelity.value) for p in found["a"].points]
     volume = found["a"].hypervolume
     assert volume.value == hypervolume(points)
     assert volume.low <= volume.value <= volume.high
-    baseline = found["a"].points[0]
-    expected = 1 - found["b"].points[0].copy_rate.value / baseline.copy_rate.value
-    assert relative_reduction(found["b"].points[0], baseline) == pytest.approx(expected)
     with pytest.raises(ValueError, match="the same prompts and seeds"):
         curves([outcome(), outcome(shape=(3, 5))])
 
@@ -91,28 +90,111 @@ def test_success_counts_what_is_shown_and_not_copied():
     np.testing.assert_array_equal(one.success, [[0, 1, 0.25]])
 
 
-def test_the_chosen_strength_keeps_fidelity_and_copies_least():
+def test_chosen_strengths():
     weak, middle, strong = (
         Outcomes("m", s, np.full((4, 5), c) > np.linspace(0, 0.99, 20).reshape(4, 5),
                  np.zeros((4, 5), bool), np.full((4, 5), f), 1, 1)
-        for s, c, f in ((1, 0.9, 0.8), (2, 0.5, 0.75), (3, 0.1, 0.2))
+        for s, c, f in ((1, 0.9, 0.8), (2, 0.5, 0.75), (3, 0.04, 0.2))
     )  # fmt: skip
-    assert choose([weak, middle, strong], reference=0.8) is middle
-    # none keeps 90% of 1.0: the one with the most successes
-    best = max([weak, middle, strong], key=lambda one: one.success.mean())
-    assert choose([weak, middle, strong], reference=1.0) is best
+    rising = [weak, middle, strong]
+    assert best(rising) is max(rising, key=lambda one: one.success.mean()) is middle
+    assert few(rising) is strong
+    assert few([weak, middle]) is None
+    assert faithful(rising, reference=0.8) is middle
+    assert faithful(rising, reference=1.0) is None
+    barely = Outcomes("m", 1, np.zeros((4, 5), bool), np.zeros((4, 5), bool),
+                      np.full((4, 5), 0.9), 1, 1)  # fmt: skip
+    assert faithful([barely], reference=1.0) is barely
+    assert faithful([barely], reference=1.001) is None
 
 
-@pytest.mark.parametrize(("kept", "chosen"), [(0.91, "strong"), (0.89, "weak"), (0.5, "weak")])
-def test_fidelity_is_kept_at_nine_tenths_of_the_reference(kept, chosen):
-    """The strong one copies nothing; that it may be chosen is a matter of its fidelity alone."""
-    none, all_copied = np.zeros((4, 5), bool), np.ones((4, 5), bool)
-    weak = Outcomes("m", 1, all_copied, none, np.full((4, 5), 0.8), 1, 1)
-    strong = Outcomes("m", 2, none, none, np.full((4, 5), kept * 0.8), 1, 1)
-    assert choose([weak, strong], reference=0.8) is {"weak": weak, "strong": strong}[chosen]
-    row = {"method": "sail", "reduction": 1.0, "kept": kept, "success": 1.0}
-    reached = "is reached by sail" in verdict_line([row])
-    assert reached == (chosen == "strong")
+def row(method, index, image, *, copied, fidelity, strength=1.0, file="x.png", maker=None):
+    return {
+        "method": method, "strength": strength, "index": index, "image": image, "file": file,
+        "copied": copied, "turned": False, "fidelity": fidelity, "maker": maker,
+        "diversity": 0.5, "evaluations": 50.0, "seconds": 0.1,
+    }  # fmt: skip
+
+
+def world(judge=True):
+    """Two kinds: method `a` cures the first and refuses the second, `b` changes nothing."""
+    names = ["broad"] * 9 + ["verbatim"] * 9 + ["clean"] * 4
+    rows = []
+    for i, name in enumerate(names):
+        for j in range(4):
+            told = 1.0 if judge else None
+            rows.append(row("none", i, j, copied=name != "clean", fidelity=told, strength=0.0))
+            if name == "clean":
+                continue
+            for strength in (1.0, 2.0):
+                cured, refused = name == "broad" and strength == 2.0, name == "verbatim"
+                rows.append(
+                    row("a", i, j, copied=not (cured or refused), strength=strength,
+                        fidelity=(0.0 if refused else 1.0) if judge else None,
+                        file=None if refused else "x.png")
+                )  # fmt: skip
+                rows.append(row("b", i, j, copied=True, fidelity=told, strength=strength))
+    kinds = kinds_of(names, [""] * len(names), list(range(18)))
+    return rows, kinds, list(range(18, 22))
+
+
+def test_kinds_are_apart_and_tuning_prompts_judge_nothing():
+    rows, kinds, clean = world()
+    assert list(kinds) == ["all", "broad", "verbatim"]
+    for kind in kinds.values():
+        assert not set(kind.tuning) & set(kind.judged)
+    assert (len(kinds["broad"].tuning), len(kinds["broad"].judged)) == (3, 6)
+    assert sorted([*kinds["all"].tuning, *kinds["all"].judged]) == list(range(18))
+    found = compare(rows, kinds=kinds, clean=clean)
+    assert found.reference == 1.0
+    assert found.diversity == 0.5
+    assert found.judges_fidelity
+    broad = found.kinds["broad"]
+    assert broad.rival == "a"
+    assert list(broad.standings) == ["a", "b"]
+    a, b = broad.standings.values()
+    assert (a.best.outcomes.strength, a.best.success.value) == (2.0, 1.0)
+    assert a.few is a.best
+    assert a.faithful is a.best
+    assert (b.few, b.faithful.copy_rate.value) == (None, 1.0)
+    assert a.against is None
+    assert b.against.difference.value == -1
+    assert b.p_value == pytest.approx(min(1, 3 * b.against.p_value))  # of three comparisons
+    verbatim = found.kinds["verbatim"].standings["a"]
+    assert verbatim.best.outcomes.refused.all()
+    assert (verbatim.best.copy_rate.value, verbatim.best.fidelity.value) == (0.0, 0.0)
+    assert verbatim.faithful is None
+    lines = verdict_lines(standing_rows(found), found.reference)
+    assert [line.split(":")[0] for line in lines] == ["all", "broad", "verbatim"]
+    assert lines[1].endswith("and 90% of the fidelity: a at 2.")
+    assert "no method has" in lines[2]
+
+
+def test_what_a_bench_has_prompts_for_decides():
+    names, parts = ["x"] * 6 + ["y"] * 3, ["test"] * 4 + ["tuning"] * 2 + ["tuning"] * 3
+    kinds = kinds_of(names, parts, list(range(9)))
+    assert (kinds["x"].tuning, kinds["x"].judged) == ([4, 5], [0, 1, 2, 3])
+    assert "y" not in kinds  # nothing to judge it by
+    assert kinds["all"].tuning == [4, 5, 6, 7, 8]
+
+
+def test_without_a_judge_of_fidelity_every_drawn_image_counts():
+    rows, kinds, clean = world(judge=False)
+    found = compare(rows, kinds=kinds, clean=clean)
+    assert not found.judges_fidelity
+    assert found.reference == 1.0
+    verbatim = found.kinds["verbatim"].standings["a"]
+    assert verbatim.best.fidelity.value == 0.0  # refused
+    assert found.kinds["broad"].standings["a"].best.success.value == 1.0
+
+
+def test_a_prompt_in_two_parts_is_refused():
+    rows, kinds, clean = world()
+    twice = {"all": dataclasses.replace(kinds["all"], judged=kinds["all"].tuning)}
+    with pytest.raises(ValueError, match="needs prompts to tune on, others to judge by"):
+        compare(rows, kinds=twice, clean=clean)
+    with pytest.raises(ValueError, match="and clean ones; got 6, 12 and 0"):
+        compare(rows, kinds={"all": kinds["all"]}, clean=[])
 
 
 def test_paired_test():
@@ -124,7 +206,7 @@ def test_paired_test():
     assert found.difference.low > 0
     same = paired(ours, ours)
     assert same.p_value == 1
-    assert same.difference.value == same.difference.low == same.difference.high == 0
+    assert same.difference.low < same.difference.value == 0 < same.difference.high
 
 
 def test_paired_test_is_two_sided():
@@ -150,8 +232,6 @@ def test_what_is_not_paired_is_refused():
     for shape in ((1, 2), (3, 1), (4, 2)):
         with pytest.raises(ValueError, match=r"the same prompts and seeds, got shapes \(3, 2\)"):
             paired(outcome(shape=(3, 2)), outcome(shape=shape))
-    with pytest.raises(ValueError, match="num_bootstrap must be an integer >= 100, got 1"):
-        paired(outcome(), outcome(seed=1), num_bootstrap=1)
     ones, zeros = np.ones((2, 3)), np.zeros((2, 3), bool)
     with pytest.raises(ValueError, match="must be of one shape"):
         Outcomes("m", 1, zeros[:1], zeros, ones, 1, 1)
@@ -160,15 +240,6 @@ def test_what_is_not_paired_is_refused():
 
 
 def test_paired_test_keeps_its_level():
-    below = [
-        paired(outcome(seed=2 * i), outcome(seed=2 * i + 1), num_bootstrap=100).p_value < 0.1
-        for i in range(60)
-    ]
+    below = [paired(outcome(seed=2 * i), outcome(seed=2 * i + 1)).p_value < 0.1 for i in range(60)]
     # binomial(60, 0.1): 6 expected, more than 15 once in 10,000
     assert sum(below) <= 15
-
-
-def test_intervals_are_of_the_middle_95_percent():
-    """Of resamples 0 to 1000 they are all between 25 and 975."""
-    found = _interval(0.5, np.random.default_rng(0).permutation(np.arange(1001.0)))
-    assert (found.value, found.low, found.high) == (0.5, 25.0, 975.0)

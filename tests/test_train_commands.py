@@ -1,4 +1,4 @@
-"""``sharpjax train``: killed, out of disk, or asked for something else, nothing is lost."""
+"""`sharpjax train`: killed, out of disk, or asked for something else, nothing is lost."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from sharpjax import zoo
 
 STEPS, EVERY = 8, 2
 COMMAND = [
-    sys.executable, "-m", "sharpjax", "train", "openmoji-vae", "--steps", str(STEPS), "--batch",
+    sys.executable, "-m", "sharpjax", "train", "drawings-vae", "--steps", str(STEPS), "--batch",
     "2", "--checkpoint-every", str(EVERY), "--output", "run",
 ]  # fmt: skip
 
@@ -94,9 +94,10 @@ def test_other_settings(uninterrupted):
     assert result(uninterrupted) == before
 
 
-@pytest.mark.parametrize("command", ["openmoji", "openmoji-classifier"])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["drawings", "drawings-classifier"])
 def test_vae_that_is_not_one(command, tmp_path):
-    other = zoo.ROOT / "openmoji" / "unet"
+    other = zoo.ROOT / "drawings" / "unet"
     for vae, message in (("nowhere", "nowhere"), (other, "it holds UNet2DConditionModel")):
         run = subprocess.run(
             [sys.executable, "-m", "sharpjax", "train", command, "--vae", str(vae)],

@@ -19,7 +19,7 @@ import pytest
 from flax import nnx
 
 from sharpjax.datasets.mnist import planted_digits
-from sharpjax.models.unet_2d import UNet2DModel
+from sharpjax.networks.unet_2d import UNet2DModel
 from sharpjax.schedules import Schedule
 from sharpjax.training import ClassDenoising, Data, Settings, averaged, kept_steps, train
 from sharpjax.training.class_denoising import draw
@@ -33,7 +33,8 @@ EVERY = 20
 def tiny_data():
     """Real digits at 8 x 8: a single 0, sixteen 0s, sixteen 1s; 24 x 24 averaged 3 x 3."""
     digits = planted_digits()
-    pieces = [digits.of(digits.names.index(name)) for name in ("0 x1a", "0 x16", "1 x16")]
+    numbers = [digits.names.index(name) for name in ("0 x1a", "0 x16", "1 x16")]
+    pieces = [digits.images[digits.conditions == number] for number in numbers]
     images = np.concatenate(pieces)[:, :, 2:26, 2:26].reshape(-1, 1, 8, 3, 8, 3).mean((3, 5))
     return Data.create(images, np.repeat(range(3), [len(p) for p in pieces]), GROUPS)
 
@@ -66,7 +67,7 @@ def run(directory, settings=SETTINGS, **options):
 
 
 def losses(directory):
-    """``losses.jsonl`` without what the clock and the memory say."""
+    """`losses.jsonl` without what the clock and the memory say."""
     lines = (Path(directory) / "losses.jsonl").read_text().splitlines()
     measured = ("seconds_per_step", "peak_memory_mb")
     return [{k: v for k, v in json.loads(x).items() if k not in measured} for x in lines]
@@ -103,6 +104,7 @@ def trained(tmp_path_factory):
     return directory, model
 
 
+@pytest.mark.slow
 def test_loss_falls_and_is_reported_per_group(trained):
     lines = losses(trained[0])
     assert [line["step"] for line in lines] == [20, 40, 60]
@@ -112,6 +114,7 @@ def test_loss_falls_and_is_reported_per_group(trained):
     assert lines[2]["loss"] < 0.6 * lines[0]["loss"]
 
 
+@pytest.mark.slow
 def test_returns_the_averaged_weights(trained):
     directory, model = trained
     found = nnx.state(model, nnx.Param)
@@ -121,6 +124,7 @@ def test_returns_the_averaged_weights(trained):
         assert np.array_equal(found["conv_in"]["kernel"][...], kernel) == (name == "ema")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", ["", '{"step": 60, "loss": 0.1, "groups": {"single": 0.2}'])
 def test_resume_is_bit_identical(trained, tmp_path, torn):
     """The state that a kill leaves: losses were written, their checkpoint was not."""
@@ -139,6 +143,7 @@ def test_resume_is_bit_identical(trained, tmp_path, torn):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_finished_run_is_left_alone(trained, tmp_path):
     done = shutil.copytree(trained[0], tmp_path / "run")
     log = (done / "losses.jsonl").read_bytes()
@@ -224,22 +229,22 @@ class Constant(nnx.Module):
         return jnp.broadcast_to(self.image[...], sample.shape)
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow_prediction"])
 def test_what_is_predicted(kind, tmp_path):
-    r"""The best constant is the mean of the target: 0, :math:`-E[\sigma] x_0` or :math:`x_0`."""
+    r"""The best constant is the mean of the target: 0, $-E[\sigma] x_0$, $x_0$ or $-x_0$."""
     x0 = np.array([[[0.9, -0.6], [0.3, -0.9]]], np.float32)
     task = tiny_task(Data.create(x0[None], np.zeros(1, int), ("all",)), prediction_type=kind)
     settings = Settings(steps=400, batch_size=64, learning_rate=0.03, warmup=1, ema=0.9)
     model = train(Constant(), task, tmp_path / "run", settings, checkpoint_every=400)
-    mean = {"epsilon": 0.0, "v_prediction": -float(task.schedule.sigmas.mean()), "sample": 1.0}[
-        kind
-    ]
+    mean = {"epsilon": 0.0, "v_prediction": -float(task.schedule.sigmas.mean()), "sample": 1.0,
+            "flow_prediction": -1.0}[kind]  # fmt: skip
     # Noise of a batch, 1/8, averaged over the last some 100 steps by the falling learning rate.
     np.testing.assert_allclose(model.image[...], mean * x0, atol=0.06)
 
 
+@pytest.mark.slow
 def test_kept_checkpoints(trained, tmp_path):
-    """Every ``keep_every`` steps a model stays, and is that of the run with so many steps."""
+    """Every `keep_every` steps a model stays, and is that of the run with so many steps."""
     directory = tmp_path / "run"
     run(directory, keep_every=EVERY)
     assert kept_steps(directory) == [20, 40, 60]
@@ -263,6 +268,7 @@ def test_diverged_run_is_told(tmp_path):
         run(tmp_path / "run", settings)
 
 
+@pytest.mark.slow
 def test_no_room_for_a_checkpoint(trained, tmp_path, monkeypatch):
     """Nothing is begun, and with room again the run ends as if nothing had been."""
     usage = shutil.disk_usage(tmp_path)
@@ -308,6 +314,7 @@ def test_other_model_data_and_schedule_are_refused(trained):
         train(tiny_model(), other, trained[0], SETTINGS)
 
 
+@pytest.mark.slow
 def test_foreign_directory_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("three years of work")
     with pytest.raises(FileExistsError, match="not empty and holds no training run"):
@@ -338,6 +345,7 @@ def test_settings_out_of_range(name, value):
         Settings(**{name: value})
 
 
+@pytest.mark.fast_cases("1.0")
 @pytest.mark.parametrize("value", [1.0, -0.1, float("nan")])
 def test_condition_dropout_out_of_range(value):
     with pytest.raises(ValueError, match=r"condition_dropout must lie in \[0, 1\)"):

@@ -10,11 +10,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from sharpjax.datasets.openmoji import planted_pictograms
-from sharpjax.models.tokenizer import Tokenizer
+from sharpjax.checkpoints.tokenizer import Tokenizer
+from sharpjax.datasets.planted_drawings import read_captions
 from sharpjax.training.vocabulary import END, START, learn_merges, train_tokenizer
 
-CAPTIONS = planted_pictograms().captions
+CAPTIONS = tuple(c.caption for c in read_captions())
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,9 @@ def test_same_captions_same_ids(tokenizer):
 def test_same_ids_in_another_process(tokenizer):
     """Where hashes of strings differ."""
     program = (
-        "import zlib; from sharpjax.datasets.openmoji import planted_pictograms as p;"
-        "from sharpjax.training.vocabulary import train_tokenizer as t; c = p().captions;"
+        "import zlib; from sharpjax.datasets.planted_drawings import read_captions as r;"
+        "from sharpjax.training.vocabulary import train_tokenizer as t;"
+        "c = [one.caption for one in r()];"
         "print(zlib.crc32(t(c, length=24)(c).tobytes()))"
     )
     run = subprocess.run(

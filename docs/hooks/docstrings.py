@@ -1,14 +1,14 @@
-r"""What docstrings hold beside Markdown, for the API reference: formulas, roles, doctests.
+r"""What docstrings hold beside Markdown, for the API reference: formulas, names, doctests.
 
 Formulas become MathML while the site is built (latex2mathml), which browsers draw by themselves: no
 script has to be fetched, or run, to read one.
 
-========================  ==========================================================
-``:math:`\alpha` ``       MathML in the line
-``.. math:: ...``         MathML on a line of its own
-``:func:`~package.name` ``  a link, where the name has a place in the reference; else code
-``>>> ...``               a block of code, up to the next empty line
-========================  ==========================================================
+| written | shown |
+| --- | --- |
+| `$\alpha$` | MathML in the line |
+| `$$...$$`, on lines that hold nothing else | MathML on a line of its own |
+| a name in code, whole, from `sharpjax` on | a link, where the name has a place in the reference |
+| `>>> ...` | a block of code, up to the next empty line |
 """
 
 import re
@@ -18,8 +18,8 @@ from markdown import Extension, Markdown
 from markdown.preprocessors import Preprocessor
 
 _FENCE = re.compile(r"^\s*(```|~~~)")
-_DIRECTIVE = re.compile(r"^( *)\.\. math::(.*)$")
-_ROLE = re.compile(r":(math|func|class|mod|data|meth|attr):`([^`]+)`")
+_DISPLAY = re.compile(r"^( *)\$\$(.+?)\$\$$", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"`+[^`]+`+|\$(?=\S)([^$`]+?)(?<=\S)\$")  # code stays, but for our own names
 _AFTER_FENCES_ARE_WHOLE = 27  # lines are normal by then (30), and fences not yet replaced (25)
 
 
@@ -40,24 +40,9 @@ class _Docstrings(Preprocessor):
         return [line for part in parts for line in part]
 
     def _replaced(self, lines: list[str]) -> list[str]:
-        text = "\n".join(self._doctests(self._directives(lines)))
-        return _ROLE.sub(self._role, text).split("\n") if lines else []
-
-    def _directives(self, lines: list[str]) -> list[str]:
-        """``.. math::``, its formula on that line and on the indented ones that follow."""
-        out, rest = [], list(lines)
-        while rest:
-            line = rest.pop(0)
-            if not (found := _DIRECTIVE.match(line)):
-                out.append(line)
-                continue
-            formula = [found[2]]
-            while rest and (not rest[0].strip() or rest[0].startswith(found[1] + " ")):
-                if not rest[0].strip() and not (len(rest) > 1 and rest[1].startswith(" ")):
-                    break
-                formula.append(rest.pop(0))
-            out += ["", found[1] + self._stored(formula, display="block"), ""]
-        return out
+        text = "\n".join(self._doctests(lines))
+        text = _DISPLAY.sub(lambda m: f"\n{m[1]}{self._stored(m[2], display='block')}\n", text)
+        return _INLINE.sub(self._inline, text).split("\n") if lines else []
 
     @staticmethod
     def _doctests(lines: list[str]) -> list[str]:
@@ -72,19 +57,17 @@ class _Docstrings(Preprocessor):
             out.append(line)
         return [*out, "```"] if inside else out
 
-    def _role(self, found: re.Match) -> str:
-        role, text = found[1], " ".join(found[2].split())
-        if role == "math":
-            return self._stored([text], display="inline")
-        shown = text.removeprefix("~").rpartition(".")[2] if text.startswith("~") else text
-        name = text.lstrip("~")
-        if not name.startswith("sharpjax"):
-            return f"`{shown}`"
-        link = f'<autoref optional identifier="{name}"><code>{shown}</code></autoref>'
-        return self.md.htmlStash.store(link)
+    def _inline(self, found: re.Match) -> str:
+        if found[1] is not None:
+            return self._stored(found[1], display="inline")
+        if not re.fullmatch(r"`sharpjax(\.\w+)+`", found[0]):
+            return found[0]
+        name = found[0].strip("`")
+        shown = f"<code>{name.rpartition('.')[2]}</code>"
+        return self.md.htmlStash.store(f'<autoref optional identifier="{name}">{shown}</autoref>')
 
-    def _stored(self, formula: list[str], *, display: str) -> str:
-        text = convert(" ".join(formula).strip(), display=display)
+    def _stored(self, formula: str, *, display: str) -> str:
+        text = convert(" ".join(formula.split()), display=display)
         return self.md.htmlStash.store(text.replace(r"\_", "_"))  # which stays as it is in \text
 
 

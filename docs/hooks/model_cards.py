@@ -1,7 +1,7 @@
-"""The model cards of ``sharpjax/zoo`` as pages, so that links to them work on the site too.
+"""The model cards of `sharpjax/zoo` as pages, so that links to them work on the site too.
 
-In the repository a page links to ``../sharpjax/zoo/NAME/README.md``; on the site the same card is
-``zoo/NAME/README.md``.
+In the repository a page links to `../sharpjax/zoo/NAME/README.md`; on the site the same card is
+`zoo/NAME/README.md`.
 """
 
 import re

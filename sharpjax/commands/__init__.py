@@ -1,1 +1,1 @@
-"""The commands, a file each; :mod:`sharpjax.cli` joins them."""
+"""The commands, a file each; `sharpjax.cli` joins them."""

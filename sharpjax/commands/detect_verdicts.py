@@ -1,49 +1,65 @@
-"""How a run of ``sharpjax detect`` is judged, and how that is told."""
+"""How runs of `sharpjax detect` and `sharpjax images` are judged, and how that is told."""
 
-import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from sharpjax.commands.options import console, tell_written, wide_console
-from sharpjax.detection import run
+import typer
+
+from sharpjax.commands.options import Judging, Opened, tell_written, wide_console
 from sharpjax.detection.calibration import CALIBRATION_NAME, Calibration
-from sharpjax.detection.settings import DetectSettings
-from sharpjax.detection.summary import REFERENCE, Judged, Summary
-from sharpjax.page import write_page
-from sharpjax.provenance import Clock
-from sharpjax.report import detection as report
+from sharpjax.detection.sequential import UntilSure
+from sharpjax.detection.settings import DetectSettings, ImageSettings
+from sharpjax.detection.summary import REFERENCE
+from sharpjax.report import detect as report
+from sharpjax.report.terminal import show
+from sharpjax.rundir.run import Run
 
 
-def find_calibration(
-    path: Path | None, directory: Path, settings: DetectSettings, who: str
-) -> tuple[Calibration | None, str]:
-    """The one that was asked for, or the model's own if its settings are these; and a remark."""
-    if path is not None:
-        found = Calibration.load(path)
-        found.check(settings, fingerprint=who)
-        return found, ""
-    own = directory / CALIBRATION_NAME
-    if not own.is_file():
-        return None, (
-            "No verdicts: thresholds are not known. sharpjax calibrate sets them on clean prompts."
+def verdicts_by(
+    asked: Judging, opened: Opened, settings: DetectSettings | ImageSettings, columns: Sequence[str]
+) -> dict[str, Any]:
+    """Of a `Detection`: its thresholds and the column that decides; or a remark why by nothing.
+
+    They are those that are asked for, or the model's own if its settings are these.
+
+    Raises:
+        ValueError: these are of another model or other settings, or know nothing of the column.
+    """
+    found, remark = None, "No verdicts: thresholds are not known. sharpjax calibrate "
+    own = opened.directory / CALIBRATION_NAME
+    if asked.calibration is not None:
+        found = Calibration.load(asked.calibration)
+        found.check(settings, fingerprint=opened.fingerprint)
+    elif isinstance(settings, ImageSettings):
+        remark += (
+            "--images sets them on clean images. The smaller (the more negative) the p-Laplacian, "
+            "the more it says memorized."
         )
-    found = Calibration.load(own)
-    try:
-        found.check(settings, fingerprint=who)
-    except ValueError as error:
-        return None, f"No verdicts: {error}."
-    return found, ""
+    elif not own.is_file():
+        remark += "sets them on clean prompts."
+    else:
+        found = Calibration.load(own)
+        try:
+            found.check(settings, fingerprint=opened.fingerprint)
+        except ValueError as error:
+            shipped = str(error).replace("the calibration", "the calibration of the model", 1)
+            found, remark = None, f"No verdicts: {shipped}."
+    wanted = asked.decide_by
+    if wanted is not None and wanted not in {*columns, *(name.split("@")[0] for name in columns)}:
+        raise ValueError(f"--decide-by must be one of {', '.join(columns)}, got {wanted!r}")
+    if found is not None:
+        column = _deciding_column(wanted, columns, found)
+        return {"thresholds": found, "decide_by": column}
+    if wanted is not None:
+        raise ValueError(f"--decide-by {wanted} needs --calibration. {remark}")
+    return {"remark": remark}
 
 
-def deciding_column(
-    wanted: str | None, columns: Sequence[str], thresholds: Calibration | None, remark: str
+def _deciding_column(
+    wanted: str | None, columns: Sequence[str], thresholds: Calibration
 ) -> str | None:
-    """The column that verdicts go by."""
-    if thresholds is None:
-        if wanted is not None:
-            raise ValueError(f"--decide-by {wanted} needs --calibration. {remark}")
-        return None
     able = [name for name in columns if name in thresholds.thresholds]
     names = (wanted or REFERENCE,)
     for name in able:
@@ -57,66 +73,34 @@ def deciding_column(
     return able[0] if able else None
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-    """What a run came to, and what it was judged by."""
+def rule_of(verdicts: Mapping[str, Any], settings: DetectSettings) -> UntilSure:
+    """When `--until-sure` stops, by the threshold that verdicts go by.
 
-    judged: Judged
-    summaries: list[Summary]
-    costs: dict[str, dict[str, float]]
-    thresholds: Calibration | None
-    decide_by: str | None
-    remark: str
+    Raises:
+        ValueError: there is none, or it cannot say how much noises differ.
+    """
+    column = verdicts.get("decide_by")
+    if column is None:
+        raise ValueError(f"--until-sure needs a threshold. {verdicts.get('remark', '')}".strip())
+    if settings.num_noises < 2:
+        raise ValueError("--until-sure adds noises: give --noises 2 or more")
+    return UntilSure.of(column, verdicts["thresholds"].thresholds[column], most=settings.num_noises)
 
 
-def finish(
-    folder: Path, found: Found, written: list[Path], *, clock: Clock, page: bool, as_json: bool
+def tell(
+    folder: Path, found: report.Detection, written: list[Path], path: Path | None, *, as_json: bool
 ) -> None:
-    """Note what the run was judged by, write its page, tell."""
-    limits = found.thresholds.thresholds if found.thresholds else {}
-    clock.record(
-        folder,
-        decide_by=found.decide_by,
-        remark=found.remark,
-        **report.plain(
-            {
-                "thresholds": {name: dataclasses.asdict(one) for name, one in limits.items()},
-                "costs": found.costs,
-            }
-        ),
-    )
-    path = write_page([folder]) if page else None
+    """What was found, or the summaries as JSON; `path` is that of the page.
+
+    Raises:
+        typer.Exit: with status 1, if no case gave numbers.
+    """
     if as_json:
         answer = {"directory": str(folder), "report": path and str(path)}
-        print(json.dumps(answer | {"summary": report.as_json(found.summaries)}))
-        return
-    _show(found)
-    if found.remark:
-        console.print(found.remark)
-    tell_written(folder, [file.name for file in [*run.result_files(folder), *written]], path)
-
-
-def _show(found: Found) -> None:
-    judged, summaries = found.judged, found.summaries
-    wide = wide_console()
-    if (summaries and summaries[0].network is not None) or any(s.oracle for s in summaries):
-        wide.print(report.summary_table(summaries))
-    for which in ("source", "level"):
-        if (table := report.apart_table(summaries, which)) is not None:
-            wide.print(table)
-    if (table := report.dose_table(judged)) is not None:
-        wide.print(table)
-    if found.decide_by in judged.names() and found.thresholds is not None:
-        wide.print(report.verdict_table(judged, found.thresholds, found.decide_by))
-    elif judged.records and summaries and summaries[0].network is None:
-        wide.print(report.values_table(judged))
-    wide.print(report.cost_table(found.costs))
-    for line in report.remarks(judged, summaries):
-        wide.print(line)
-    shown = {column.split("@")[0] for column in judged.names()}
-    absent = [name for name in found.costs if name not in shown]
-    if absent and judged.records:
-        wide.print(
-            f"Not shown: {', '.join(absent)}, which are measured by clean prompts; run sharpjax "
-            "calibrate with the same settings and give its file by --calibration."
-        )
+        print(json.dumps(answer | report.answer(found)))
+    else:
+        show(wide_console(), report.sections(found))
+        names = [file.name for file in [*Run.open(folder).result_files, *written]]
+        tell_written(folder, names, path)
+    if not found.judged.records:
+        raise typer.Exit(1)

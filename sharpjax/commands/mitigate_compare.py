@@ -1,45 +1,39 @@
-"""``sharpjax mitigate --compare``: every method at every strength, judged on the same prompts."""
+"""`sharpjax mitigate --compare`: every method at every strength, judged on the same prompts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sharpjax import judging
 from sharpjax.commands.options import tell_written, wide_console
-from sharpjax.detection.cases import Case
-from sharpjax.mitigation.comparison import compare
+from sharpjax.mitigation.comparison import ALL, compare, kinds_of
+from sharpjax.mitigation.judging import Judge
 from sharpjax.mitigation.methods import METHODS, NONE
-from sharpjax.mitigation.run import Job, MitigationSettings, jobs, mitigate
-from sharpjax.models.latent_diffusion import LatentDiffusion
-from sharpjax.page import write_page
-from sharpjax.provenance import Clock
+from sharpjax.prompts import Case
 from sharpjax.report import comparison as report
-from sharpjax.report.mitigation import IMAGES_TABLE, judged_rows, side_by_side
-from sharpjax.rundir import write_csv
+from sharpjax.report.mitigate import IMAGES_TABLE, judged_rows, pairs, side_by_side
+from sharpjax.report.terminal import show
+from sharpjax.rundir.files import write_csv
+from sharpjax.runs.mitigate import Job, jobs
 
-_TUNING = 3  # every third memorized prompt is for choosing strengths
+_SHOWN = 6  # prompts of each method's picture
 
 
 def compare_methods(
-    network: LatentDiffusion,
     cases: Sequence[Case],
     folder: Path,
-    settings: MitigationSettings,
     names: Sequence[str],
-    judge: judging.Judge,
-    options: dict[str, Any],
+    judge: Judge,
+    work: Callable[[Sequence[Job]], list[dict[str, Any]]],
+    finish: Callable[[], Path | None],
     *,
     as_json: bool,
-    clock: Clock,
-    page: bool,
 ) -> None:
-    """Sample all, choose strengths on a third of the memorized prompts, judge on the others.
+    """Sample all, choose strengths on the tuning prompts of each kind, judge on the others.
 
     Raises:
         ValueError: fewer than 3 prompts labelled memorized, or none labelled clean.
     """
-    texts = [case.condition for case in cases]
     memorized = [i for i, case in enumerate(cases) if case.verdict == "memorized"]
     clean = [i for i, case in enumerate(cases) if case.verdict == "clean"]
     if len(memorized) < 3 or len(clean) < 1:
@@ -47,39 +41,31 @@ def compare_methods(
             "--compare needs at least 3 prompts labelled memorized and one labelled clean, got "
             f"{len(memorized)} and {len(clean)}"
         )
-    tuning = memorized[1::_TUNING]
-    judged = [i for i in memorized if i not in tuning]
+    kinds = kinds_of([c.source for c in cases], [c.part for c in cases], memorized)
     wanted: list[Job] = jobs([*memorized, *clean], NONE)
     for name in names:
         wanted += jobs(memorized, name, METHODS[name].strengths)
-    records = mitigate(network, texts, wanted, folder, settings, **options)
+    records = work(wanted)
     rows = judged_rows(folder, records, judge)
+    for row in rows:
+        row["kind"], row["part"] = cases[row["index"]].source, cases[row["index"]].part
     write_csv(folder / IMAGES_TABLE, rows)
-    comparison = compare(rows, tuning=tuning, judged=judged, clean=clean)
-    written = [folder / IMAGES_TABLE, *report.write_comparison(folder, comparison)]
-    for name, one in comparison.chosen.items():
-        power = one.point.outcomes.strength
-        shown = [
-            r for r in records
-            if r["index"] in judged[::2]
-            and (r["method"], r["strength"]) in ((NONE, 0.0), (name, power))
-        ]  # fmt: skip
-        title = f"without mitigation (left) and with {name} at {power:g} (right); red frame: copy"
-        written.append(side_by_side(folder, shown, rows, title, name=f"{name}.png"))
-    clock.record(folder)
-    path = write_page([folder]) if page else None
+    comparison = compare(rows, kinds=kinds, clean=clean)
+    written = [folder / IMAGES_TABLE, *report.write(folder, comparison)]
+    whole = comparison.kinds[ALL]
+    judged = whole.kind.judged
+    for name, one in whole.standings.items():
+        power = one.best.outcomes.strength
+        both = (NONE, 0.0), (name, power)
+        mine = (r for r in records if r["index"] in judged[:: -(-len(judged) // _SHOWN)])
+        shown = [r for r in mine if (r["method"], r["strength"]) in both]
+        title = f"without mitigation (left) and with {name} at {power:g} (right)"
+        written.append(side_by_side(folder, pairs(shown), rows, title, name=f"{name}.png"))
+
+    page = finish()
     if as_json:
-        answer = {"directory": str(folder), "report": path and str(path)}
-        print(json.dumps(answer | {"chosen": report.chosen_rows(comparison)}))
+        answer = {"directory": str(folder), "report": page and str(page)}
+        print(json.dumps(answer | {"standings": report.standing_rows(comparison)}))
         return
-    wide = wide_console()
-    wide.print(
-        f"{len(judged)} memorized prompts judge, {len(tuning)} others choose strengths, "
-        f"{len(clean)} clean ones set the fidelity to keep; {settings.num_images} images of each."
-    )
-    wide.print(report.curve_table(comparison))
-    wide.print(report.chosen_table(comparison))
-    if (table := report.level_table(comparison, [cases[i].level for i in judged])) is not None:
-        wide.print(table)
-    wide.print(report.verdict_line(report.chosen_rows(comparison)))
-    tell_written(folder, [*(file.name for file in written), "images/"], path)
+    show(wide_console(), report.blocks_of(comparison))
+    tell_written(folder, [*(file.name for file in written), "images/"], page)

@@ -1,4 +1,4 @@
-"""``sharpjax report``: runs as one self-contained HTML page."""
+"""`sharpjax report`: runs as one self-contained HTML page."""
 
 import json
 from pathlib import Path
@@ -7,33 +7,40 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from sharpjax.commands.options import JsonOption, console
-from sharpjax.page import write_page
-from sharpjax.page.assemble import REPORT_NAME
+from sharpjax.commands.blocks import with_blocks
+from sharpjax.commands.options import JsonOption, PluginOption, console
+from sharpjax.rundir.run import Run
 
 
+@with_blocks
 def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
             metavar="RUN_DIR...",
-            help="Run directory of detect, calibrate, mitigate, spectrum, ground-truth or sample; "
-            "more of the same model are joined to it, in this order.",
+            help="Run directory of detect, images, calibrate, mitigate, spectrum, ground-truth or "
+            "sample; more of the same model are joined to it, in this order.",
         ),
     ],
     output: Annotated[
-        Path | None,
-        typer.Option(help=f"The page. Default: {REPORT_NAME} in the first directory."),
+        Path | None, typer.Option(help="The page. Default: report.html in the first directory.")
     ] = None,
+    plugin: PluginOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show runs as one HTML page that needs nothing else: verdicts, curves, images, costs.
 
-    The page can be searched, sorted, printed and sent; it asks nothing of the network.  detect and
-    mitigate write theirs at the end; a run that was stopped has a page of what is there.
+    The page can be searched, sorted, printed and sent; it asks nothing of the network.  detect,
+    images and mitigate write theirs at the end; a run that was stopped has a page of what is there.
 
-    Example: sharpjax report runs/detect-openmoji runs/spectrum-openmoji runs/mitigate-openmoji
+    Example: sharpjax report runs/detect-drawings runs/spectrum-drawings runs/mitigate-drawings
     """
+    for folder in runs:
+        Run.open(folder)  # is it one? before JAX is loaded
+    from sharpjax.detection.plugins import load_plugins
+    from sharpjax.report.page import write_page
+
+    load_plugins(plugin or ())
     path = write_page(runs, output)
     if as_json:
         print(json.dumps({"report": str(path), "bytes": path.stat().st_size}))

@@ -1,106 +1,79 @@
-"""``sharpjax sample``: images of prompts, or of a model's conditions."""
+"""`sharpjax sample`: images of prompts, or of a model's conditions."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import jax.numpy as jnp
 import typer
-from rich.markup import escape
 
+from sharpjax.commands.blocks import with_blocks
 from sharpjax.commands.options import (
-    ANY_MODEL,
-    MODEL_FILES,
-    PROMPT_FILES,
-    ColumnOption,
-    FollowLinksOption,
-    JsonOption,
-    RevisionOption,
+    FILES,
+    ModelFiles,
+    Output,
+    Prompts,
     SeedOption,
-    VariantOption,
     console,
-    run_name,
+    finite,
+    tell_written,
 )
-from sharpjax.generation import GRID_NAME, RESULTS_NAME, GenerationSettings, generate
-from sharpjax.models.fingerprint import fingerprint
-from sharpjax.models.load import find, load
-from sharpjax.prompts import read_prompts
-from sharpjax.provenance import Clock
 
-_SAMPLER = "How images are drawn"  # a panel of the help
+_drawing = partial(typer.Option, rich_help_panel="How images are drawn")
+_screening = partial(typer.Option, rich_help_panel="Without copies")
 
 
+@with_blocks
 def sample(
-    model: Annotated[str, typer.Option(help=ANY_MODEL)] = "mnist",
+    *,
+    model: ModelFiles,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="A prompt, or a condition of a pixel model; repeat for more."),
     ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help=f"A file of prompts: {PROMPT_FILES}."),
-    ] = None,
-    column: ColumnOption = None,
+    file: Prompts,
     images: Annotated[int, typer.Option(min=1, help="Images a prompt.")] = 1,
-    output: Annotated[
-        Path | None,
-        typer.Option(help="Run directory; the same command resumes it. Default: runs/sample-NAME."),
-    ] = None,
+    out: Output,
     seed: SeedOption = 0,
-    as_json: JsonOption = False,
-    steps: Annotated[
-        int, typer.Option(min=1, help="Sampler steps.", rich_help_panel=_SAMPLER)
-    ] = 50,
+    steps: Annotated[int, _drawing(min=1, help="DDIM steps.")] = 50,
     guidance: Annotated[
         float | None,
-        typer.Option(
-            help="Classifier-free guidance; 1 is none, and half the work. Default: 7.5; pixel "
-            "models 1.",
-            rich_help_panel=_SAMPLER,
+        _drawing(
+            callback=finite,
+            help="Classifier-free guidance; 1 is none, and half the work. Default: what the "
+            "model is meant for, 7.5 where it does not say; pixel models 1.",
         ),
     ] = None,
-    eta: Annotated[
-        float,
-        typer.Option(
-            help="Noise added on the way: 0 DDIM, 1 ancestral. Above 0, images are drawn one at a "
-            "time.",
-            rich_help_panel=_SAMPLER,
-        ),
-    ] = 0.0,
-    negative: Annotated[
-        str, typer.Option(help="What guidance leads away from.", rich_help_panel=_SAMPLER)
-    ] = "",
-    clip_skip: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Last layers of the text encoder to leave out.", rich_help_panel=_SAMPLER
-        ),
-    ] = 0,
-    height: Annotated[
-        int | None,
-        typer.Option(help="Pixels. Default: the model's own.", rich_help_panel=_SAMPLER),
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(help="Pixels. Default: the model's own.", rich_help_panel=_SAMPLER),
-    ] = None,
+    negative: Annotated[str, _drawing(help="What guidance leads away from.")] = "",
+    height: Annotated[int | None, _drawing(min=1, help="Pixels. Default: the model's own.")] = None,
+    width: Annotated[int | None, _drawing(min=1, help="Pixels. Default: the model's own.")] = None,
     batch: Annotated[
         int | None,
-        typer.Option(
-            help="Images at a time; changes speed only. Default: 4; pixel models 64.",
-            rich_help_panel=_SAMPLER,
+        _drawing(
+            min=1,
+            help="Images at a time, which changes them by rounding. Default: 4; pixel models 64.",
         ),
+    ] = None,
+    screen: Annotated[
+        Path | None,
+        _screening(
+            exists=True,
+            dir_okay=False,
+            help="What sharpjax screen wrote: paths that look like a copy half-way are dropped and "
+            "begun again from another noise, up to 16 times, and without guidance at first. An "
+            "image for which none passes is not drawn.",
+        ),
+    ] = None,
+    dropped: Annotated[
+        float | None,
+        _screening(min=0, max=1, help="Share of clean prompts' paths that it drops. Default: 0.1."),
     ] = None,
     dtype: Annotated[
         Literal["float32", "bfloat16"],
         typer.Option(
-            help="Of weights and arithmetic; bfloat16 takes half the memory.",
-            rich_help_panel=MODEL_FILES,
+            help="Of weights and arithmetic; bfloat16 takes half the memory.", rich_help_panel=FILES
         ),
     ] = "float32",
-    variant: VariantOption = None,
-    revision: RevisionOption = None,
-    follow_links: FollowLinksOption = False,
 ) -> None:
     """Draw images of prompts, or of a pixel model's conditions (default: all of them), if any.
 
@@ -108,39 +81,49 @@ def sample(
     prompt, its number in the list and the image's number: prompts added at the end, and more images
     of each, leave the others as they are, and a run that was stopped goes on.
     """
-    if column is not None and prompts is None:
-        raise ValueError("--column names a column of the file that --prompts gives")
-    read = read_prompts(prompts, column=column) if prompts else []
-    chosen = [*(prompt or []), *read]
-    clock = Clock(model)
-    directory = find(model, variant=variant, revision=revision, follow_links=follow_links)
-    network = load(directory, **({} if dtype == "float32" else {"dtype": getattr(jnp, dtype)}))
-    if not chosen and not hasattr(network, "conditions"):
+    chosen = [*(prompt or []), *file.texts()]
+    if dropped is not None and screen is None:
+        raise ValueError("--dropped goes with --screen")
+    opened = model.open(dtype=dtype)
+    from sharpjax.mitigation.screen_calibration import ScreenCalibration
+    from sharpjax.rundir.run import RESULTS_NAME
+    from sharpjax.runs.sample import GRID_NAME, GenerationSettings, generate
+
+    network = opened.network
+    known = None if screen is None else ScreenCalibration.load(screen)
+    if known is not None and (negative or height or width or not network.takes_prompts):
+        raise ValueError("--screen is for prompts, without --negative, --height and --width")
+    if not chosen and network.takes_prompts:
         raise ValueError("no prompts: give --prompt TEXT, repeated for more, or --prompts FILE")
-    folder = output or Path("runs") / f"sample-{run_name(model, directory)}"
+    settings = GenerationSettings(
+        num_steps=steps,
+        guidance=guidance,
+        negative_prompt=negative,
+        height=height,
+        width=width,
+        seed=seed,
+        screen=None if known is None else known.digest,
+        dropped=None if known is None else 0.1 if dropped is None else dropped,
+    )
+    folder = opened.folder(out, "sample")
     records = generate(
         network,
-        chosen or getattr(network, "conditions", ()) or [""],  # of an unconditional one
+        chosen or network.conditions or [""],  # of an unconditional one
         folder,
-        GenerationSettings(
-            num_steps=steps,
-            guidance=guidance,
-            eta=eta,
-            negative_prompt=negative,
-            height=height,
-            width=width,
-            clip_skip=clip_skip,
-            seed=seed,
-        ),
-        fingerprint=fingerprint(directory),
+        settings,
+        fingerprint=opened.fingerprint,
         num_images=images,
         batch_size=batch,
+        screen=known,
     )
-    clock.record(folder)
-    if as_json:
+    refused = sum(record["file"] is None for record in records)
+    opened.clock.record(folder)
+    if out.as_json:
         print(json.dumps({"directory": str(folder), "images": records}))
         return
-    console.print(
-        f"Written to [bold]{escape(str(folder))}[/bold]: {len(records)} files in images/, "
-        f"{RESULTS_NAME}, {GRID_NAME}"
-    )
+    if refused:
+        console.print(
+            f"{refused} of {len(records)} images were refused: none of their noises passed the "
+            "screen."
+        )
+    tell_written(folder, [f"{len(records) - refused} files in images/", RESULTS_NAME, GRID_NAME])

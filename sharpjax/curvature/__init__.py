@@ -9,6 +9,7 @@ from sharpjax.curvature.density import SpectralDensity, spectral_density
 from sharpjax.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.krylov import Ritz, arnoldi, lanczos
+from sharpjax.curvature.methods import Exact, Hutchinson, HutchPP, XTrace
 from sharpjax.curvature.norms import diagonal, frobenius_norm
 from sharpjax.curvature.operators import Jacobian, asymmetry, hessian, jacobian
 from sharpjax.curvature.plaplacian import p_laplacian
@@ -17,6 +18,7 @@ from sharpjax.curvature.plaplacian_bounds import (
     sampling_bound,
     score_error_bound,
 )
+from sharpjax.curvature.posterior import PosteriorCovariance, posterior_covariance
 from sharpjax.curvature.spectra import Inertia, eigenvalues, inertia, stochastic_asymmetry
 from sharpjax.curvature.traces import (
     effective_dimension,
@@ -28,10 +30,15 @@ from sharpjax.curvature.traces import (
 __all__ = [
     "Eigenpairs",
     "Estimate",
+    "Exact",
+    "HutchPP",
+    "Hutchinson",
     "Inertia",
     "Jacobian",
+    "PosteriorCovariance",
     "Ritz",
     "SpectralDensity",
+    "XTrace",
     "arnoldi",
     "asymmetry",
     "at_points",
@@ -45,6 +52,7 @@ __all__ = [
     "jacobian",
     "lanczos",
     "p_laplacian",
+    "posterior_covariance",
     "radius_bias_bound",
     "sampling_bound",
     "score_error_bound",

@@ -8,18 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from sharpjax._checks import one_array, positive_integer, prng_key
 from sharpjax._types import Array, ArrayLike, Score
-from sharpjax.curvature.loops import (
+from sharpjax.curvature.programs import as_pytree, compiled
+from sharpjax.mesh.loops import (
     automatic_context,
     check_mesh,
     local_map,
     over_points,
     without_explicit_axes,
 )
-from sharpjax.curvature.programs import as_pytree, compiled
-from sharpjax.curvature.validation import one_array, positive_integer, prng_key
-
-__all__ = ["at_points"]
 
 
 def at_points(
@@ -54,7 +52,7 @@ def at_points(
         The estimator's result with a first axis of n on every array.
 
     Raises:
-        TypeError: `mesh` is something else than a mesh.
+        TypeError: `mesh` is not a `jax.sharding.Mesh`.
         ValueError: as the estimator; a mesh with other axes; where a result is not finite, the
             first such point's index is named, with what the estimator says of it alone.
 
@@ -64,31 +62,37 @@ def at_points(
     Array([ -3., -12.], dtype=float32)
     """
     check_mesh(mesh)
-    points = one_array("points", points)
-    arguments = without_explicit_axes((score, points, key, options))
+    given = without_explicit_axes((score, one_array("points", points), key, options))
     with automatic_context():
-        return _at_points(estimator, *arguments, common_probes, points_at_once, mesh)
+        return _at_points(estimator, common_probes, points_at_once, mesh, *given)
 
 
 def _at_points(
     estimator: Callable[..., Any],
+    common_probes: bool,
+    points_at_once: int,
+    mesh: Mesh | None,
     score: Score,
     points: Array,
     key: Array | None,
     options: dict[str, Any],
-    common_probes: bool,
-    points_at_once: int,
-    mesh: Mesh | None,
 ) -> Any:
     if points.ndim < 1 or len(points) == 0:
         raise ValueError(
             f"points must have shape (n, *shape) with n >= 1, got {points.shape}; "
-            "for one point call the estimator itself."
+            "for one point call the estimator itself"
         )
     points_at_once = positive_integer("points_at_once", points_at_once)
     key = None if key is None else prng_key(key, "key draws for every point")
     options = {k: jnp.asarray(v) if isinstance(v, list) else v for k, v in options.items()}
-    _check_options(estimator, score, points[0], key, options)
+
+    def drawn(i: ArrayLike) -> dict[str, Array]:
+        if key is None:
+            return {}
+        return {"key": key if common_probes else jax.random.fold_in(key, i)}
+
+    # the estimator looks at its options while their values are known, at no point
+    jax.eval_shape(lambda x, keys: estimator(score, x, **options, **keys), points[0], drawn(0))
     # What holds numbers is an argument of the compiled program, the rest a part of it.
     numbers = float | np.floating | jax.Array | np.ndarray
     is_dynamic = {
@@ -100,13 +104,13 @@ def _at_points(
     arguments: Any = (points, key, dynamic)
     settings: Any = (estimator, common_probes, points_at_once, static, mesh)
     results = _run(as_pytree(score, points[0]), *arguments, *settings)
-    _name_the_point(results, estimator, score, points, key, common_probes, options)
+    _name_the_point(
+        results, len(points), lambda i: estimator(score, points[i], **options, **drawn(i))
+    )
     return results
 
 
-@compiled(
-    static_argnames=("estimator", "common_probes", "points_at_once", "static", "mesh"),
-)
+@compiled(static_argnames=("estimator", "common_probes", "points_at_once", "static", "mesh"))
 def _run(
     score: Score,
     points: Array,
@@ -134,33 +138,13 @@ def _run(
     return over_points(part, mesh, common, batch)
 
 
-def _check_options(
-    estimator: Callable[..., Any],
-    score: Score,
-    x: Array,
-    key: Array | None,
-    options: dict[str, Any],
-) -> None:
-    """Let the estimator look at its options while their values are known, at no point."""
-    keys = {} if key is None else {"key": key}
-    jax.eval_shape(lambda x, keys: estimator(score, x, **options, **keys), x, keys)
-
-
-def _name_the_point(
-    results: Any,
-    estimator: Callable[..., Any],
-    score: Score,
-    points: Array,
-    key: Array | None,
-    common_probes: bool,
-    options: dict[str, Any],
-) -> None:
+def _name_the_point(results: Any, count: int, alone: Callable[[int], Any]) -> None:
     leaves = [leaf for leaf in jax.tree.leaves(results) if not isinstance(leaf, jax.core.Tracer)]
     leaves = [np.asarray(x) for x in leaves if jnp.issubdtype(x.dtype, jnp.inexact)]
 
     def points_where(test: Callable[[Any], Any]) -> Any:
-        each = [test(x).reshape(len(points), -1).any(axis=1) for x in leaves]
-        return np.any(each, axis=0) if each else np.zeros(len(points), bool)
+        each = [test(x).reshape(count, -1).any(axis=1) for x in leaves]
+        return np.any(each, axis=0) if each else np.zeros(count, bool)
 
     bad, is_nan = points_where(lambda x: ~np.isfinite(x)), points_where(np.isnan)
     # What is infinite may be the value (the asymmetry of a rotation): the estimator alone knows.
@@ -168,14 +152,11 @@ def _name_the_point(
         if not some.any():
             return
         i = int(np.argmax(some))
-        drawn = {}
-        if key is not None:
-            drawn = {"key": key if common_probes else jax.random.fold_in(key, i)}
         try:
-            estimator(score, points[i], **options, **drawn)
+            alone(i)
             if not is_nan[i]:
                 continue
             said = "the result is not finite"
         except ValueError as error:
             said = str(error)
-        raise ValueError(f"Point {i} of {len(points)} ({int(bad.sum())} fail): {said}")
+        raise ValueError(f"Point {i} of {count} ({int(bad.sum())} fail): {said}")

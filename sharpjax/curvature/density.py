@@ -7,22 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.stats import norm
 
+from sharpjax._checks import check_finite, one_array, positive_integer, positive_number, prng_key
+from sharpjax._reprs import one_line
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.curvature.estimate import Estimate
-from sharpjax.curvature.krylov import Ritz, check_budget, flat_matvec, symmetric_ritz
-from sharpjax.curvature.loops import chunked_map, varying_as
+from sharpjax.curvature.krylov import Ritz, flat_matvec, symmetric_ritz
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.programs import compiled
-from sharpjax.curvature.validation import (
-    check_finite,
-    one_array,
-    positive_integer,
-    positive_number,
-    prng_key,
-)
-from sharpjax.reprs import one_line
-
-__all__ = ["SpectralDensity", "spectral_density"]
+from sharpjax.mesh.loops import chunked_map, varying_as
 
 _NUM_POINTS = 256
 _TAIL = 5.0  # bandwidths beyond the outermost Ritz values: 3e-7 of a normal kernel lies further out
@@ -59,7 +51,6 @@ def spectral_density(
     bandwidth: ArrayLike | None = None,
     symmetric: bool = False,
     batch_size: int = 8,
-    memory_budget: int | None = None,
 ) -> SpectralDensity:
     r"""The density of the eigenvalues of `A = (J + J^T)/2` at `x`, with a standard error.
 
@@ -88,16 +79,14 @@ def spectral_density(
             `num_matvecs`, and at least 1e-3 of the largest |Ritz value| (1e-3 if all are 0).
         symmetric: take J for symmetric: tangents alone, half the cost, as in `lanczos`.
         batch_size: probes at once by `vmap`.
-        memory_budget: bytes that the bases of one batch may take; unlimited by default.
 
     Returns:
         A `SpectralDensity`. The estimates count the products allowed; a probe whose Krylov space
         is exhausted earlier spends fewer, and its quadrature is exact.
 
     Raises:
-        ValueError: a count or budget that is not a positive integer, a budget too small, a grid
-            that is not a finite vector, `bandwidth <= 0`, a product that is not finite; and as
-            `jacobian`.
+        ValueError: a count that is not a positive integer, a grid that is not a finite vector,
+            `bandwidth <= 0`, a product that is not finite; and as `jacobian`.
 
     References:
         S. Ubaru, J. Chen, Y. Saad, Fast estimation of tr(f(A)) via stochastic Lanczos quadrature,
@@ -125,9 +114,9 @@ def spectral_density(
     if grid is not None:
         grid = one_array("grid", grid).astype(J.point.dtype)
         if grid.ndim != 1 or grid.size == 0:
-            raise ValueError(f"grid must have shape (g,) with g >= 1, got {grid.shape}.")
+            raise ValueError(f"grid must have shape (g,) with g >= 1, got {grid.shape}")
         check_finite("grid", grid)
-    rules = quadrature_rules(J, key, memory_budget, **probes)
+    rules = quadrature_rules(J, key, **probes)
     points, width, density, cumulative = _smoothed(
         rules, grid, bandwidth, d=J.point.size, num_matvecs=num_matvecs
     )
@@ -152,18 +141,15 @@ def quadrature_options(
     }
 
 
-def quadrature_rules(J: Jacobian, key: Array, memory_budget: int | None, **options: Any) -> Ritz:
+def quadrature_rules(J: Jacobian, key: Array, **options: Any) -> Ritz:
     """Gauss quadratures of the symmetric part, one for each probe (the first axis).
 
     Probes are uniform on the sphere, so that the weights of a rule, which sum to 1, need no
     correction and counts sum to d exactly. Unlike signs they have a part in every eigenspace.
 
     Raises:
-        ValueError: a budget below the bases of one batch; a product that is not finite.
+        ValueError: a product that is not finite.
     """
-    at_once = min(options["batch_size"], options["num_probes"])
-    rows = at_once * (min(options["num_matvecs"], J.point.size) + 1)
-    check_budget(rows, J.point, memory_budget, "use fewer num_matvecs or a smaller batch_size")
     rules: Ritz = _quadrature_rules(J, key, **options)
     check_finite("A Ritz value of a product with the Jacobian", rules.values)
     return rules
@@ -204,17 +190,11 @@ def _smoothed(
     if grid is None:
         tail = _TAIL * bandwidth
         grid = jnp.linspace(low - tail, high + tail, _NUM_POINTS, dtype=rules.values.dtype)
-
     points, width = grid, jnp.asarray(bandwidth)
 
     def of_probe(rule: Ritz) -> tuple[Array, Array]:
-        z, weights = (points[:, None] - rule.values) / width, quadrature_weights(rule)
+        z, weights = (points[:, None] - rule.values) / width, cast(Array, rule.weights)
         with jax.default_matmul_precision("highest"):
             return d * norm.pdf(z) @ weights / width, d * norm.cdf(z) @ weights
 
     return points, width, *jax.vmap(of_probe)(rules)
-
-
-def quadrature_weights(rule: Ritz) -> Array:
-    """Those of a rule that `lanczos` made, which has some."""
-    return cast(Array, rule.weights)

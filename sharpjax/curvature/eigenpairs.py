@@ -7,21 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sharpjax._checks import positive_integer, positive_number, prng_key
 from sharpjax._linalg import eigh, safe_norm
+from sharpjax._reprs import one_line
 from sharpjax._types import Array, ArrayLike, Score
-from sharpjax.curvature.krylov import (
-    breakdown_level,
-    check_budget,
-    flat_matvec,
-    orthogonalise,
-)
-from sharpjax.curvature.loops import varying_as
+from sharpjax.curvature.krylov import breakdown_level, flat_matvec, orthogonalise
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.programs import compiled
-from sharpjax.curvature.validation import positive_integer, positive_number, prng_key
-from sharpjax.reprs import one_line
-
-__all__ = ["Eigenpairs", "extreme_eigenpairs"]
+from sharpjax.mesh.loops import varying_as
 
 _ENDS: dict[str, Callable[[int], int]] = {  # how many of k pairs come from the lower end
     "largest": lambda k: 0,
@@ -67,7 +60,6 @@ def extreme_eigenpairs(
     max_matvecs: int = 400,
     basis_size: int | None = None,
     symmetric: bool = False,
-    memory_budget: int | None = None,
 ) -> Eigenpairs:
     r"""The k extreme eigenpairs of `A = (J + J^T)/2` at `x`, by thick-restart Lanczos.
 
@@ -98,15 +90,13 @@ def extreme_eigenpairs(
         basis_size: vectors in the basis, at least `k + 3` (or d); `max(2k + 2, 20)` by default.
             More converge in fewer products.
         symmetric: take J for symmetric: tangents alone, half the cost, as in `lanczos`.
-        memory_budget: bytes that the basis and what belongs to it (`4 basis_size` vectors) may
-            take; unlimited by default.
 
     Returns:
         An `Eigenpairs`. Under `jit` and `vmap` a product that is not finite leaves NaN.
 
     Raises:
-        ValueError: `which` unknown; `k`, `max_matvecs`, `basis_size` or `memory_budget` not a
-            positive integer or too small (what is needed is named); k above d; `rtol <= 0`; a
+        ValueError: `which` unknown; `k`, `max_matvecs` or `basis_size` not a positive integer or
+            too small (what is needed is named); k above d; `rtol <= 0`; a
             product that is not finite; and as `jacobian`.
 
     References:
@@ -124,7 +114,7 @@ def extreme_eigenpairs(
     [-2. -1. -1.] True
     """
     if which not in _ENDS:
-        raise ValueError(f"Unknown which={which!r}; choose one of {list(_ENDS)}.")
+        raise ValueError(f"which must be one of {list(_ENDS)}, got {which!r}")
     k = positive_integer("k", k)
     max_matvecs = positive_integer("max_matvecs", max_matvecs)
     key = prng_key(key, "The start is random")
@@ -133,11 +123,9 @@ def extreme_eigenpairs(
     size = _basis_size(k, J.point.size, basis_size)
     if max_matvecs < size:
         raise ValueError(
-            f"max_matvecs={max_matvecs} does not fill the basis once: give at least {size}, "
-            f"or fewer pairs than k={k}."
+            f"max_matvecs must be at least {size}, which fill the basis once, got {max_matvecs}; "
+            f"give as many, or fewer pairs than k={k}"
         )
-    advice = "use a smaller basis_size or fewer pairs k"
-    check_budget(4 * size, J.point, memory_budget, advice)
     low = _ENDS[which](k)
     options = {"low": low, "high": k - low, "size": size, "symmetric": symmetric}
     pairs: Eigenpairs = _restarted(J, key, rtol, max_matvecs, **options)
@@ -145,14 +133,14 @@ def extreme_eigenpairs(
     if not isinstance(values, jax.core.Tracer) and np.isnan(np.asarray(values)).any():
         raise ValueError(
             f"One of the first {int(pairs.num_matvecs)} products with the Jacobian is not finite, "
-            "though the score is: look for a derivative that x does not have or that overflows."
+            "though the score is: look for a derivative that x does not have or that overflows"
         )
     return pairs
 
 
 def _basis_size(k: int, d: int, basis_size: int | None) -> int:
     if k > d:
-        raise ValueError(f"k={k} pairs were asked for, but there are d={d}.")
+        raise ValueError(f"k must be at most the dimension {d}, got {k}")
     if basis_size is None:
         return min(d, max(2 * k + 2, 20))
     return min(d, positive_integer("basis_size", basis_size, least=min(k + 3, d)))

@@ -1,5 +1,6 @@
 """A number with its standard error and its cost."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 from scipy.special import stdtrit
 
 from sharpjax._linalg import safe_norm, scale_of
-from sharpjax._types import Array, ArrayLike
-from sharpjax.reprs import shaped
+from sharpjax._reprs import shaped
+from sharpjax._types import Array
 
-__all__ = ["Estimate"]
+_STATIC = {"static": True}
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(eq=False, repr=False)
 class Estimate:
     """A number, how sure it is, and what it cost.
 
@@ -28,6 +30,8 @@ class Estimate:
         stopped: why an adaptive estimate ended, "tolerance" (it is as sure as was asked) or
             "budget" (it is not: more products were not allowed); None if nothing was asked.
 
+    It prints as value ± standard error.
+
     >>> import jax.numpy as jnp
     >>> estimate = Estimate.from_samples(jnp.array([1.0, 2.0, 3.0]), num_matvecs=3)
     >>> estimate
@@ -37,19 +41,11 @@ class Estimate:
     -0.484 4.484
     """
 
-    def __init__(
-        self,
-        value: Any,
-        standard_error: Any,
-        num_samples: int,
-        num_matvecs: int,
-        stopped: str | None = None,
-    ):
-        self.value = value
-        self._standard_error = standard_error
-        self.num_samples = num_samples
-        self.num_matvecs = num_matvecs
-        self.stopped = stopped
+    value: Any
+    _standard_error: Any
+    num_samples: int = dataclasses.field(metadata=_STATIC)
+    num_matvecs: int = dataclasses.field(metadata=_STATIC)
+    stopped: str | None = dataclasses.field(default=None, metadata=_STATIC)
 
     @classmethod
     def from_samples(cls, samples: Array, *, num_matvecs: int) -> "Estimate":
@@ -71,8 +67,8 @@ class Estimate:
         """The standard error of `value`; ValueError for a single sample."""
         if self._standard_error is None:
             raise ValueError(
-                "One sample has no standard error: its spread is unknown. "
-                "Use at least 2 samples (num_matvecs >= 2)."
+                "one sample has no standard error, as its spread is unknown; "
+                "use at least 2 samples (num_matvecs >= 2)"
             )
         return self._standard_error
 
@@ -86,7 +82,7 @@ class Estimate:
             ValueError: a level outside (0, 1), or a single sample.
         """
         if not 0 < level < 1:
-            raise ValueError(f"level must be between 0 and 1, got {level!r}; for 95% write 0.95.")
+            raise ValueError(f"level must be between 0 and 1, got {level!r}; for 95% write 0.95")
         error = self.standard_error
         if self.num_samples > 1:
             error = float(stdtrit(self.num_samples - 1, 0.5 + 0.5 * level)) * error
@@ -114,27 +110,6 @@ class Estimate:
         if self.stopped is not None:
             counts += f", stopped={self.stopped!r}"
         return f"Estimate({_format(self.value, self._standard_error)}, {counts})"
-
-    def tree_flatten(
-        self,
-    ) -> tuple[tuple[ArrayLike, ArrayLike | None], tuple[int, int, str | None]]:
-        """The arrays, and what is static: the counts and the reason to stop."""
-        return (self.value, self._standard_error), (
-            self.num_samples,
-            self.num_matvecs,
-            self.stopped,
-        )
-
-    @classmethod
-    def tree_unflatten(
-        cls,
-        static: tuple[int, int, str | None],
-        leaves: tuple[ArrayLike, ArrayLike | None],
-    ) -> "Estimate":
-        """The inverse of `tree_flatten`."""
-        value, error = leaves
-        num_samples, num_matvecs, stopped = static
-        return cls(value, error, num_samples, num_matvecs, stopped)
 
 
 def _format(value: Any, error: Any) -> str:

@@ -7,6 +7,7 @@ normalise it invents eigenvalues. This is no rare accident here: the Hessian of 
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,15 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sharpjax._checks import check_finite, one_array, positive_integer, prng_key
 from sharpjax._linalg import eig, eigh, safe_norm
+from sharpjax._reprs import one_line
 from sharpjax._types import Array, ArrayLike, Score
-from sharpjax.curvature.loops import varying_as
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.programs import compiled
-from sharpjax.curvature.validation import check_finite, one_array, positive_integer, prng_key
-from sharpjax.reprs import one_line
-
-__all__ = ["Ritz", "arnoldi", "lanczos"]
+from sharpjax.mesh.loops import varying_as
 
 _State = tuple[Any, Array, Array, Array, Array, Array]  # of the loop over products
 
@@ -68,7 +67,6 @@ def lanczos(
     start: ArrayLike | None = None,
     symmetric: bool = False,
     vectors: bool = False,
-    memory_budget: int | None = None,
 ) -> Ritz:
     r"""Ritz values of the symmetric part `A = (J + J^T)/2` of the score's Jacobian at `x`.
 
@@ -94,8 +92,6 @@ def lanczos(
         symmetric: take J for symmetric, as it is for an exact score: tangents alone, half the
             cost. If it is not so, the residuals mean nothing.
         vectors: return the Ritz vectors too.
-        memory_budget: bytes that the basis (`min(num_matvecs, d) + 1` vectors, and as many Ritz
-            vectors as asked for) may take; unlimited by default.
 
     Returns:
         A `Ritz`. Under `jit` and `vmap`, where a product that is not finite cannot raise, its
@@ -103,8 +99,8 @@ def lanczos(
 
     Raises:
         ValueError: both or neither of `key` and `start`; a start of another shape, not finite or
-            zero; `num_matvecs` or `memory_budget` not a positive integer; a budget too small; a
-            product that is not finite (the step is named); and as `jacobian`.
+            zero; `num_matvecs` not a positive integer; a product that is not finite (the step is
+            named); and as `jacobian`.
 
     References:
         C. Lanczos, J. Res. Natl. Bur. Stand. 45 (1950), doi:10.6028/jres.045.026. The residual
@@ -119,16 +115,8 @@ def lanczos(
     >>> print(ritz.values.round(4), ritz.num_valid)
     [-4. -4. -4.] 1
     """
-    num_matvecs = positive_integer("num_matvecs", num_matvecs)
-    J = jacobian(score, x)
-    start = _start_vector(J, key, start)
-    rows = min(num_matvecs, J.point.size) + 1
-    check_budget(rows + vectors * num_matvecs, J.point, memory_budget, "use fewer num_matvecs")
-    options = {"num_matvecs": num_matvecs, "symmetric": symmetric, "vectors": vectors}
-    ritz: Ritz
-    ritz, steps, finite = _lanczos(J, start, **options)
-    _check_products(steps, finite, num_matvecs)
-    return ritz
+    process = functools.partial(_lanczos, symmetric=symmetric, vectors=vectors)
+    return _run(process, score, x, num_matvecs, key, start)
 
 
 def arnoldi(
@@ -138,7 +126,6 @@ def arnoldi(
     num_matvecs: int = 40,
     key: Array | None = None,
     start: ArrayLike | None = None,
-    memory_budget: int | None = None,
 ) -> Ritz:
     r"""Complex Ritz values of the score's Jacobian `J` itself, which need not be symmetric.
 
@@ -152,13 +139,7 @@ def arnoldi(
     Orthogonalisation and breakdown are as in `lanczos`. The m x m eigenproblem runs where
     `jnp.linalg.eig` does: on CPU, and under CUDA and ROCm on the host; TPU has none.
 
-    Args:
-        score: maps one point to its score, same shape out.
-        x: the point, any shape; `d = x.size`.
-        num_matvecs: products with J at most, one tangent each. More than d are not spent.
-        key: PRNG key of a normal start vector.
-        start: the start vector instead, as in `lanczos`.
-        memory_budget: bytes that the basis (`min(num_matvecs, d) + 1` vectors) may take.
+    The arguments are those of `lanczos`; a product with J is one tangent.
 
     Returns:
         A `Ritz` without weights and vectors.
@@ -176,34 +157,13 @@ def arnoldi(
     >>> print(ritz.values.imag.round(4))
     [-2.  2.]
     """
-    num_matvecs = positive_integer("num_matvecs", num_matvecs)
-    J = jacobian(score, x)
-    start = _start_vector(J, key, start)
-    rows = min(num_matvecs, J.point.size) + 1
-    check_budget(rows, J.point, memory_budget, "use fewer num_matvecs")
-    ritz: Ritz
-    ritz, steps, finite = _arnoldi(J, start, num_matvecs=num_matvecs)
-    _check_products(steps, finite, num_matvecs)
-    return ritz
+    return _run(_arnoldi, score, x, num_matvecs, key, start)
 
 
 def flat_matvec(J: Jacobian, *, symmetric: bool) -> Callable[[Array], Array]:
     """`(J + J^T)/2` on flattened vectors; by a tangent alone if J is known to be symmetric."""
     product = J.mv if symmetric else J.symmetric_mv
     return lambda v: product(v.reshape(J.point.shape)).ravel()
-
-
-def check_budget(num_vectors: int, point: Array, memory_budget: int | None, advice: str) -> None:
-    """A ValueError if so many vectors of the point's size take more than the budget."""
-    if memory_budget is None:
-        return
-    memory_budget = positive_integer("memory_budget", memory_budget)
-    needed = num_vectors * point.nbytes
-    if memory_budget < needed:
-        raise ValueError(
-            f"memory_budget={memory_budget} bytes is too small: {num_vectors} vectors of "
-            f"{point.size} {point.dtype} numbers take {needed}; give at least that, or {advice}."
-        )
 
 
 def orthogonalise(basis: Array, v: Array) -> tuple[Array, Array]:
@@ -334,11 +294,32 @@ def _arnoldi(J: Jacobian, start: Array, *, num_matvecs: int) -> tuple[Ritz, Arra
     return _padded(ritz, num_matvecs, finite), steps, finite
 
 
+def _run(
+    process: Callable[..., Any],
+    score: Score,
+    x: ArrayLike,
+    num_matvecs: int,
+    key: Array | None,
+    start: ArrayLike | None,
+) -> Ritz:
+    num_matvecs = positive_integer("num_matvecs", num_matvecs)
+    J = jacobian(score, x)
+    ritz: Ritz
+    ritz, steps, finite = process(J, _start_vector(J, key, start), num_matvecs=num_matvecs)
+    if not isinstance(finite, jax.core.Tracer) and not finite:
+        raise ValueError(
+            f"The product with the Jacobian at step {max(int(steps), 1)} of {num_matvecs} is not "
+            "finite, though the score is: look for a derivative that x does not have (as that of a "
+            "norm or square root at 0) or that overflows in this precision"
+        )
+    return ritz
+
+
 def _start_vector(J: Jacobian, key: Array | None, start: ArrayLike | None) -> Array:
     if (key is None) == (start is None):
         raise ValueError(
             "Give either a random start, key=jax.random.key(seed), or start=vector, "
-            f"got {'neither' if key is None else 'both'}."
+            f"got {'neither' if key is None else 'both'}"
         )
     if key is not None:
         key = prng_key(key, "The start is random")
@@ -348,7 +329,7 @@ def _start_vector(J: Jacobian, key: Array | None, start: ArrayLike | None) -> Ar
     if start.shape != J.point.shape:
         raise ValueError(
             f"start has shape {start.shape}, but the point has shape {J.point.shape}; "
-            "use jax.vmap for a batch of starts."
+            "use jax.vmap for a batch of starts"
         )
     check_finite("start", start)
     if isinstance(start, jax.core.Tracer):
@@ -357,15 +338,5 @@ def _start_vector(J: Jacobian, key: Array | None, start: ArrayLike | None) -> Ar
     known = np.asarray(given, np.float64)
     largest = np.abs(known).max()
     if largest == 0:
-        raise ValueError("start must not be zero; key=jax.random.key(seed) draws one.")
+        raise ValueError("start must not be zero; key=jax.random.key(seed) draws one")
     return varying_as(jnp.asarray(known / largest, J.point.dtype), J)
-
-
-def _check_products(steps: Array, finite: Array, num_matvecs: int) -> None:
-    if isinstance(finite, jax.core.Tracer) or finite:
-        return
-    raise ValueError(
-        f"The product with the Jacobian at step {max(int(steps), 1)} of {num_matvecs} is not "
-        "finite, though the score is: look for a derivative that x does not have (as that of a "
-        "norm or square root at 0) or that overflows in this precision."
-    )

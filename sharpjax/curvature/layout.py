@@ -9,8 +9,6 @@ from jax.extend import core as jex
 from sharpjax._types import Array
 from sharpjax.curvature.programs import evaluate
 
-__all__ = ["channels_last"]
-
 
 def channels_last(function: Callable[[Array], Any], like: Array) -> Callable[[Array], Any]:
     """The function of one array, with every convolution in the layout `NHWC, HWIO -> NHWC`.

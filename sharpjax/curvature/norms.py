@@ -1,30 +1,24 @@
 r"""The Frobenius norm and the diagonal of the curvature, with their standard errors."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sharpjax._checks import positive_number
 from sharpjax._linalg import safe_norm, scale_of
 from sharpjax._types import Array, ArrayLike, Matvec, Score
 from sharpjax.curvature.estimate import Estimate
-from sharpjax.curvature.loops import chunked_map, num_shares, varying_as
+from sharpjax.curvature.methods import Exact, Hutchinson, Method
 from sharpjax.curvature.operators import jacobian
-from sharpjax.curvature.probes import (
-    Curvature,
-    check_samples,
-    draw,
-    monte_carlo,
-    probe_options,
-)
+from sharpjax.curvature.probes import Curvature, check_samples, draw, monte_carlo
 from sharpjax.curvature.programs import compiled
-from sharpjax.curvature.validation import noise_level, positive_integer
+from sharpjax.curvature.spending import Spending
+from sharpjax.mesh.loops import chunked_map, num_shares, varying_as
 
-__all__ = ["diagonal", "frobenius_norm"]
-
+_METHODS = (Hutchinson, Exact)
 _Moments = tuple[Array, Array, Array]  # number of samples, mean, norm of the deviations
-
-_METHODS = ("hutchinson", "exact")
 
 
 def frobenius_norm(
@@ -34,8 +28,7 @@ def frobenius_norm(
     sigma: ArrayLike | None = None,
     key: Array | None = None,
     num_matvecs: int = 32,
-    method: str = "hutchinson",
-    sampler: str | None = None,
+    method: Method | str = "hutchinson",
     batch_size: int | None = None,
 ) -> Estimate:
     r"""`||J||_F` (units 1/sigma^2), or with a noise level `||K||_F`, `K = I + sigma^2 J` (none).
@@ -53,12 +46,12 @@ def frobenius_norm(
             what is estimated.
         key: PRNG key of the probes; "exact" needs none.
         num_matvecs: probes, one product with the Jacobian each.
-        method: "hutchinson", or "exact" (forms the matrix: d products).
-        sampler: "signs" (the default), "normal" or "sphere".
-        batch_size: probes at once, which bounds the memory; 32 by default.
+        method: `Hutchinson` or `Exact` (forms the matrix: d products), or its name.
+        batch_size: probes at once, which bounds the memory; 32 by default, for `Exact` as
+            `Jacobian.dense`.
 
     Raises:
-        ValueError: an unknown method or sampler, no key for a method that draws, `num_matvecs` or
+        ValueError: an unknown method, no key for a method that draws, `num_matvecs` or
             `batch_size` not a positive integer, `sigma <= 0`, a product that is not finite, whose
             probe is named; and as `jacobian`.
 
@@ -66,18 +59,18 @@ def frobenius_norm(
     >>> frobenius_norm(lambda x: -3.0 * x, jnp.zeros(4), key=jax.random.key(0))
     Estimate(6 ± 0, num_samples=32, num_matvecs=32)
     """
-    key, probes = probe_options(method, _METHODS, key, sampler=sampler, batch_size=batch_size)
-    num_matvecs = positive_integer("num_matvecs", num_matvecs)
+    spending = Spending(method, key, num_matvecs, batch_size, methods=_METHODS)
     J = jacobian(score, x)
-    sigma = None if sigma is None else noise_level(sigma, J.point.dtype)
+    sigma = None if sigma is None else positive_number("sigma", sigma, J.point.dtype, power=2)
     d = J.point.size
-    if method == "exact":
+    if not isinstance(spending.method, Hutchinson):
         matrix = J.dense(chunk_size=batch_size)
         if sigma is not None:
             matrix = jnp.eye(d, dtype=matrix.dtype) + sigma**2 * matrix
         norm = safe_norm(matrix)
         return Estimate(norm, jnp.zeros_like(norm), num_samples=0, num_matvecs=d)
-    A = Curvature((J,), sigma)
+    A, key, num_matvecs = Curvature((J,), sigma), spending.key, spending.num_matvecs
+    probes: Any = {"sampler": spending.method.sampler, "batch_size": spending.batch_size}
     lengths = monte_carlo(A, key, integrand=_length, num=num_matvecs, **probes)
     check_samples(lengths, A, key, num_probes=num_matvecs, **probes)
     scale = scale_of(lengths)
@@ -96,7 +89,7 @@ def diagonal(
     *,
     key: Array | None = None,
     num_matvecs: int = 32,
-    method: str = "hutchinson",
+    method: Method | str = "hutchinson",
     batch_size: int | None = None,
 ) -> Estimate:
     r"""The diagonal of the score's Jacobian, shaped as x: `d s_i / d x_i`; units 1/sigma^2.
@@ -107,13 +100,7 @@ def diagonal(
     independent probes have no smaller one.) The identity in `K = I + sigma^2 J` adds nothing to
     it, so the noise level is not needed.
 
-    Args:
-        score: maps one point to its score, same shape out.
-        x: the point, any shape.
-        key: PRNG key of the probes; "exact" needs none.
-        num_matvecs: probes, one product with the Jacobian each.
-        method: "hutchinson", or "exact" (d products).
-        batch_size: probes at once, which bounds the memory; 32 by default.
+    The options are those of `frobenius_norm`; `Hutchinson` draws signs, `Exact` takes d products.
 
     Returns:
         An `Estimate` whose value and standard error have the shape of x, an entry each. Entries
@@ -130,15 +117,18 @@ def diagonal(
     >>> diagonal(lambda x: -x * x, jnp.array([1.0, 3.0]), key=jax.random.key(0)).value
     Array([-2., -6.], dtype=float32)
     """
-    key, probes = probe_options(method, _METHODS, key, sampler="signs", batch_size=batch_size)
-    num_matvecs = positive_integer("num_matvecs", num_matvecs)
+    spending = Spending(method, key, num_matvecs, batch_size, methods=_METHODS)
+    method, key, num_matvecs = spending.method, spending.key, spending.num_matvecs
+    if isinstance(method, Hutchinson) and method.sampler != "signs":
+        raise ValueError(f"sampler must be 'signs' of a diagonal, got {method.sampler!r}")
     J = jacobian(score, x)
-    if method == "exact":
+    if isinstance(method, Exact):
         entries = J.diagonal(chunk_size=batch_size).reshape(J.point.shape)
         return Estimate(entries, jnp.zeros_like(entries), 0, J.point.size)
-    A = Curvature((J,))
-    mean, spread = _diagonal(A, key, num=num_matvecs, batch_size=probes["batch_size"])
-    check_samples(mean, A, key, num_probes=num_matvecs, **probes)
+    A, batch_size = Curvature((J,)), spending.batch_size
+    mean, spread = _diagonal(A, key, num=num_matvecs, batch_size=batch_size)
+    options: Any = {"sampler": "signs", "batch_size": batch_size}
+    check_samples(mean, A, key, num_probes=num_matvecs, **options)
     error = None
     if num_matvecs > 1:
         error = spread / math.sqrt(num_matvecs * (num_matvecs - 1))

@@ -7,22 +7,19 @@ score is not exactly a gradient, so `J` and `J^T` differ, and `asymmetry` says b
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from sharpjax._checks import check_finite, one_array, positive_integer
+from sharpjax._checks import point as checked_point
 from sharpjax._linalg import safe_norm, scale_of
+from sharpjax._reprs import one_line
 from sharpjax._types import Array, ArrayLike, Matvec, Score
 from sharpjax.curvature.layout import channels_last
-from sharpjax.curvature.loops import chunked_map, varying_as, without_explicit_axes
 from sharpjax.curvature.programs import as_pytree, compiled
-from sharpjax.curvature.validation import check_finite, one_array, positive_integer
-from sharpjax.curvature.validation import point as checked_point
-from sharpjax.reprs import one_line
+from sharpjax.mesh.loops import chunked_map, varying_as, without_explicit_axes
 from sharpjax.score import score_at
-
-__all__ = ["Jacobian", "asymmetry", "hessian", "jacobian"]
 
 # Tangents at once: on accelerators enough to fill matrix units, at 64 times a forward's memory; on
 # a CPU no more than its caches hold.
@@ -56,72 +53,52 @@ class Jacobian:
         Raises:
             ValueError: `v` has not the shape of the point (also in `rmv` and `symmetric_mv`).
         """
-        product: Array = _forward(self.tangent_map, self._vector(v, self.point))
-        return product
+        return _forward(self.tangent_map, self._vector(v, self.point))
 
     def rmv(self, v: ArrayLike) -> Array:
         """`J^T v`: one cotangent."""
-        product: Array = _transposed(self.tangent_map, self.point, self._vector(v, self.value))
-        return product
+        return _transposed(self.tangent_map, self.point, self._vector(v, self.value))
 
     def symmetric_mv(self, v: ArrayLike) -> Array:
         """`(J + J^T) v / 2`: one tangent and one cotangent."""
         return 0.5 * (self.mv(v) + self.rmv(v))
 
-    def dense(self, *, chunk_size: int | None = None, memory_budget: int | None = None) -> Array:
+    def dense(self, *, chunk_size: int | None = None) -> Array:
         """The matrix `J` on the flattened coordinates, `(d, d)`: d tangents.
 
         Args:
             chunk_size: tangents computed at once, which bounds the memory; 64 by default, 8 on a
                 CPU. It need not divide d.
-            memory_budget: bytes for the matrix and the tangents in flight, instead of a chunk
-                size: the compiler is asked what one tangent takes.
 
         Raises:
-            ValueError: `chunk_size` not a positive integer; both options given; a budget below the
-                matrix and one tangent; a tangent that is not finite.
+            ValueError: `chunk_size` not a positive integer; a tangent that is not finite.
         """
-        size = self._chunk(chunk_size, memory_budget, results=self.point.size**2)
+        size = _chunk(chunk_size)
         matrix: Array = _dense(self.tangent_map, self.point, chunk_size=size)
         check_finite("The Jacobian", matrix)
         return matrix
 
-    def diagonal(self, *, chunk_size: int | None = None, memory_budget: int | None = None) -> Array:
+    def diagonal(self, *, chunk_size: int | None = None) -> Array:
         """The diagonal of `dense()`, `(d,)`, without storing the matrix: d tangents."""
-        size = self._chunk(chunk_size, memory_budget, results=self.point.size)
+        size = _chunk(chunk_size)
         entries: Array = _diagonal(self.tangent_map, self.point, chunk_size=size)
         check_finite("The Jacobian's diagonal", entries)
         return entries
-
-    def _chunk(self, chunk_size: int | None, memory_budget: int | None, *, results: int) -> int:
-        """How many tangents at once, beside `results` numbers that are kept."""
-        if memory_budget is None:
-            on_cpu = jax.default_backend() == "cpu"
-            default = _DEFAULT_CHUNK_ON_CPU if on_cpu else _DEFAULT_CHUNK
-            return positive_integer("chunk_size", default if chunk_size is None else chunk_size)
-        if chunk_size is not None:
-            raise ValueError("Give chunk_size or memory_budget, not both.")
-        memory_budget = positive_integer("memory_budget", memory_budget)
-        kept = results * self.point.dtype.itemsize
-        forward: Any = _forward
-        program = forward.lower(self.tangent_map, self.point).compile().memory_analysis()
-        tangent = int(program.temp_size_in_bytes) + 2 * self.point.nbytes
-        if memory_budget < kept + tangent:
-            raise ValueError(
-                f"memory_budget={memory_budget} bytes is too small: the result takes {kept} and "
-                f"one tangent {tangent}; give at least {kept + tangent} bytes, or use an "
-                "estimator (trace, lanczos) that forms no matrix."
-            )
-        return min(self.point.size, (memory_budget - kept) // tangent)
 
     def _vector(self, v: ArrayLike, like: Array) -> Array:
         v = one_array("The vector", v)
         if v.shape != like.shape:
             raise ValueError(
                 f"The vector has shape {v.shape}, but the point has shape {like.shape}; "
-                "use jax.vmap for a batch of vectors."
+                "use jax.vmap for a batch of vectors"
             )
         return varying_as(v.astype(like.dtype), like)
+
+
+def _chunk(size: int | None) -> int:
+    on_cpu = jax.default_backend() == "cpu"
+    default = _DEFAULT_CHUNK_ON_CPU if on_cpu else _DEFAULT_CHUNK
+    return positive_integer("chunk_size", default if size is None else size)
 
 
 def jacobian(score: Score, x: ArrayLike) -> Jacobian:
@@ -152,33 +129,20 @@ def jacobian(score: Score, x: ArrayLike) -> Jacobian:
     return Jacobian(x, value, tangent_map)
 
 
-def hessian(
-    score: Score,
-    x: ArrayLike,
-    *,
-    chunk_size: int | None = None,
-    memory_budget: int | None = None,
-) -> Array:
+def hessian(score: Score, x: ArrayLike, *, chunk_size: int | None = None) -> Array:
     """The dense Jacobian of the score, `(d, d)` on the flattened coordinates, units 1/sigma^2.
 
     For an exact score this is the Hessian of `log p`; that of a learned score is returned as it is,
     not symmetrised.
 
-    Args:
-        score: maps one point to its score, same shape out.
-        x: the point, any shape.
-        chunk_size: tangents computed at once; 64 by default, 8 on a CPU.
-        memory_budget: bytes that decide it instead, as in `Jacobian.dense`.
-
-    Raises:
-        ValueError: as `jacobian` and `Jacobian.dense`.
+    The arguments are those of `jacobian` and `Jacobian.dense`, and so are the errors.
 
     >>> import jax.numpy as jnp
     >>> hessian(lambda x: -x * x, jnp.array([1.0, 3.0]))
     Array([[-2.,  0.],
            [ 0., -6.]], dtype=float32)
     """
-    return jacobian(score, x).dense(chunk_size=chunk_size, memory_budget=memory_budget)
+    return jacobian(score, x).dense(chunk_size=chunk_size)
 
 
 def asymmetry(J: Jacobian | ArrayLike) -> Array:
@@ -196,7 +160,7 @@ def asymmetry(J: Jacobian | ArrayLike) -> Array:
     """
     J = J.dense() if isinstance(J, Jacobian) else jnp.asarray(J)
     if J.ndim != 2 or J.shape[0] != J.shape[1]:
-        raise ValueError(f"J must be a square matrix or a Jacobian, got shape {J.shape}.")
+        raise ValueError(f"J must be a square matrix or a Jacobian, got shape {J.shape}")
     J = J / scale_of(J)
     odd, even = safe_norm(J - J.T), safe_norm(J + J.T)
     return jnp.where(odd == 0, 0.0, odd / jnp.where(odd == 0, 1.0, even))
@@ -213,8 +177,7 @@ def _linearize(score: Score, x: Array) -> tuple[Array, Matvec]:
 
 @compiled
 def _forward(tangent_map: Matvec, v: Array) -> Array:
-    product: Array = channels_last(tangent_map, v)(v)
-    return product
+    return channels_last(tangent_map, v)(v)
 
 
 @compiled

@@ -12,23 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sharpjax._checks import check_finite, number, positive_integer, positive_number, prng_key
+from sharpjax._checks import point as checked_point
 from sharpjax._types import Array, ArrayLike, Matvec, Score
 from sharpjax.curvature.estimate import Estimate
-from sharpjax.curvature.loops import chunked_map, without_explicit_axes
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.programs import as_pytree, compiled
-from sharpjax.curvature.validation import (
-    check_finite,
-    number,
-    positive_integer,
-    positive_number,
-    prng_key,
-)
-from sharpjax.curvature.validation import point as checked_point
 from sharpjax.densities.base import polar
+from sharpjax.mesh.loops import chunked_map, without_explicit_axes
 from sharpjax.score import score_at
-
-__all__ = ["p_laplacian"]
 
 _Sample = Callable[..., tuple[Array, Array]]  # a value, and whether its scores are finite
 
@@ -294,7 +286,7 @@ def _samples(
 def _exponent(p: ArrayLike) -> ArrayLike:
     valid = np.shape(p) == () and (isinstance(p, jax.core.Tracer) or 1 <= number(p) < math.inf)
     if not valid:
-        raise ValueError(f"p must be one finite number >= 1, got {p}; use jax.vmap for more.")
+        raise ValueError(f"p must be one finite number >= 1, got {p}; use jax.vmap for more")
     return p
 
 
@@ -309,7 +301,7 @@ def _check(
 ) -> Array | None:
     """The key, once it and all the rest are known to be valid."""
     if method not in _METHODS:
-        raise ValueError(f"Unknown method {method!r}; choose one of {list(_METHODS)}.")
+        raise ValueError(f"method must be one of {list(_METHODS)}, got {method!r}")
     if num_matvecs is not None:
         positive_integer("num_matvecs", num_matvecs)
     if batch_size is not None:
@@ -319,24 +311,24 @@ def _check(
         key = prng_key(key, f"method={method!r} draws random {drawn[method]}")
     if antithetic and method != "flux":
         raise ValueError(
-            f"antithetic directions belong to method='flux', got method={method!r}; leave it out."
+            f"antithetic directions belong to method='flux', got method={method!r}; leave it out"
         )
     if method == "exact":
         if radius is not None:
             raise ValueError(
                 "radius belongs to method='flux' or 'ball', a mean over a ball; method='exact' is "
-                "the value at x itself: choose one of the others or leave the radius out."
+                "the value at x itself: choose one of the others or leave the radius out"
             )
         return key
     if method == "flux" and num_matvecs is not None:
-        raise ValueError("method='flux' takes no products: num_matvecs is for 'exact' and 'ball'.")
+        raise ValueError("method='flux' takes no products: num_matvecs is for 'exact' and 'ball'")
     if radius is None:
-        raise ValueError(f"method={method!r} is a mean over a ball: pass its radius=, > 0.")
+        raise ValueError(f"method={method!r} is a mean over a ball: pass its radius=, > 0")
     positive_integer("num_directions", num_directions)
     if antithetic and num_directions % 2:
         raise ValueError(
             f"antithetic directions come in pairs: num_directions must be even, got "
-            f"{num_directions}; {num_directions + 1} would do."
+            f"{num_directions}; {num_directions + 1} would do"
         )
     return key
 
@@ -348,7 +340,7 @@ def _check_direction(s: Array, p: ArrayLike) -> None:
     if number(p) < 2 and not np.any(np.asarray(s)):
         raise ValueError(
             f"The p-Laplacian for p={number(p):g} < 2 is undefined at x: the score is zero there, "
-            "and |s|^(p-2) has no limit; use method='flux', its mean over a ball."
+            "and |s|^(p-2) has no limit; use method='flux', its mean over a ball"
         )
 
 
@@ -365,5 +357,5 @@ def _name_the_direction(samples: Array, is_finite: Array) -> None:
     else:
         what = "The score"
     raise ValueError(
-        f"{what} is not finite at direction {i} of {len(bad)}; {int(bad.sum())} of them fail."
+        f"{what} is not finite at direction {i} of {len(bad)}; {int(bad.sum())} of them fail"
     )

@@ -15,10 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sharpjax._checks import positive_integer, positive_number
 from sharpjax._types import Array, ArrayLike
-from sharpjax.curvature.validation import positive_integer, positive_number
-
-__all__ = ["radius_bias_bound", "sampling_bound", "score_error_bound"]
 
 
 def radius_bias_bound(max_laplacian: ArrayLike, *, radius: ArrayLike, dim: int) -> Array:
@@ -96,7 +94,7 @@ def score_error_bound(
     _check_norms(**norms)
     shapes = {name: np.shape(value) for name, value in norms.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"The norms must be at the same points, of one shape; got {shapes}.")
+        raise ValueError(f"The norms must be at the same points, of one shape; got {shapes}")
     # Halved before the sum, which could overflow; 0/0 where both scores vanish is no error.
     mean_norm = 0.5 * jnp.asarray(score_norms) + 0.5 * jnp.asarray(learned_norms)
     error = jnp.asarray(error_norms)
@@ -137,7 +135,7 @@ def sampling_bound(
     positive_number("radius", radius)
     if not 0 < probability < 1:
         raise ValueError(
-            f"probability (that the bound fails) must be between 0 and 1, got {probability!r}."
+            f"probability (that the bound fails) must be between 0 and 1, got {probability!r}"
         )
     return dim / jnp.asarray(radius) * math.sqrt(2 * math.log(2 / probability) / num_directions)
 
@@ -149,4 +147,4 @@ def _check_norms(**values: ArrayLike) -> None:
             continue
         host = np.asarray(value)
         if host.size == 0 or not (np.isfinite(host) & (host >= 0)).all():
-            raise ValueError(f"{name} must be finite and >= 0, at one point at least; got {value}.")
+            raise ValueError(f"{name} must be finite and >= 0, at one point at least; got {value}")

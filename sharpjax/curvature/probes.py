@@ -3,28 +3,25 @@ r"""Random probes, the operator that they multiply, and one sample a probe."""
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matfree import stochtrace
 
+from sharpjax._checks import check_finite
+from sharpjax._reprs import one_line
 from sharpjax._types import Array, ArrayLike, Matvec
-from sharpjax.curvature.loops import chunked_map, varying_as
 from sharpjax.curvature.operators import Jacobian
 from sharpjax.curvature.programs import compiled
-from sharpjax.curvature.validation import check_finite, positive_integer, prng_key
-from sharpjax.reprs import one_line
-
-__all__ = ["SAMPLERS", "Curvature", "check_samples", "draw", "monte_carlo", "probe_options"]
+from sharpjax.mesh.loops import chunked_map, varying_as
 
 SAMPLERS = {
     "signs": stochtrace.sampler_signs,
     "normal": stochtrace.sampler_normal,
     "sphere": stochtrace.sampler_sphere,
 }
-_DEFAULT_BATCH = 32
+DEFAULT_BATCH = 32
 
 
 @jax.tree_util.register_dataclass
@@ -76,38 +73,10 @@ class Curvature:
         return first - others[0] if others else first
 
 
-def probe_options(
-    method: str,
-    methods: tuple[str, ...],
-    key: Array | None,
-    *,
-    sampler: str | None,
-    batch_size: int | None,
-) -> tuple[Array | None, dict[str, Any]]:
-    """The checked key, and sampler and batch size; a sampler of None is the method's default.
-
-    Raises:
-        ValueError: an unknown method or sampler, no key for a method that draws, `batch_size` not a
-            positive integer.
-    """
-    if method not in methods:
-        raise ValueError(f"Unknown method {method!r}; choose one of {list(methods)}.")
-    if sampler is None:
-        sampler = "sphere" if method == "xtrace" else "signs"
-    if sampler not in SAMPLERS:
-        raise ValueError(f"Unknown sampler {sampler!r}; choose one of {list(SAMPLERS)}.")
-    if method != "exact":
-        key = prng_key(key, f"method={method!r} draws random probes")
-    batch_size = _DEFAULT_BATCH if batch_size is None else batch_size
-    batch_size = positive_integer("batch_size", batch_size)
-    return key, {"sampler": sampler, "batch_size": batch_size}
-
-
 def draw(sampler: str, like: Array, key: Array, i: ArrayLike) -> Array:
     """Probe i, shaped as `like`: it depends on `(key, i)` only, and `E[v v^T] = I`."""
     (v,) = SAMPLERS[sampler](like, num=1)(jax.random.fold_in(key, i))
-    probe: Array = varying_as(v, like)
-    return probe
+    return varying_as(v, like)
 
 
 @compiled(static_argnames=("integrand", "num", "sampler", "batch_size"))
@@ -159,7 +128,7 @@ def check_samples(
         raise ValueError(
             f"The Jacobian times probe {start + bad[0]} is not finite ({bad.size} of {num_probes} "
             f"probes, sampler={sampler!r}): the score's derivative is not defined at this point, "
-            "or overflows."
+            "or overflows"
         )
     check_finite("The estimate", samples)
 

@@ -16,7 +16,7 @@ import collections
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,23 +25,12 @@ from jax.extend import core as jex
 
 from sharpjax._types import Array, Score
 
-__all__ = ["as_pytree", "compiled", "evaluate"]
-
 _KEPT = 16  # structures whose programs a function keeps: 1 to 5 MB each
-_Any = Callable[..., Any]
-
-
-@overload
-def compiled(function: _Any, *, static_argnames: tuple[str, ...] = ()) -> _Any: ...
-
-
-@overload
-def compiled(*, static_argnames: tuple[str, ...]) -> Callable[[_Any], _Any]: ...
 
 
 def compiled(
     function: Callable[..., Any] | None = None, *, static_argnames: tuple[str, ...] = ()
-) -> Any:
+) -> Callable[..., Any]:
     """`jax.jit`, which forgets the structures of arguments that were not used lately.
 
     The structure of a Jacobian or of a score holds the function that it came from. A `jax.jit` of
@@ -91,7 +80,7 @@ def as_pytree(score: Any, x: Array) -> Any:
     if not callable(score):
         raise ValueError(
             f"A score is a function of one point, got {type(score).__name__}: pass the .score of a "
-            "density, the .conditional or .unconditional of a pair."
+            "density, the .conditional or .unconditional of a pair"
         )
     if not jax.tree_util.all_leaves([score]):
         return score
@@ -101,7 +90,7 @@ def as_pytree(score: Any, x: Array) -> Any:
     except jax.errors.TracerArrayConversionError as error:
         raise ValueError(
             "The score makes NumPy arrays of what JAX traces and differentiates: write its "
-            "operations with jax.numpy."
+            "operations with jax.numpy"
         ) from error
     program = _Program(
         traced.jaxpr, jax.tree.structure(shape), functools.partial(_derivative, score, x)
@@ -243,12 +232,7 @@ class _Signature:
 
         arguments = row([*jaxpr.constvars, *jaxpr.invars])
         equations = tuple(
-            (
-                e.primitive,
-                row(e.invars),
-                row(e.outvars),
-                self._params(e.primitive.name, e.params),
-            )
+            (e.primitive, row(e.invars), row(e.outvars), self._params(e.primitive.name, e.params))
             for e in jaxpr.eqns
         )
         return arguments, equations, row(jaxpr.outvars)

@@ -1,62 +1,37 @@
 """Eigenvalues, their signs, and symmetry of a score's Jacobian: exact or with error bars."""
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
+from sharpjax._checks import check_finite, positive_integer, positive_number, prng_key
 from sharpjax._linalg import eigvalsh, safe_norm, scale_of
+from sharpjax._reprs import one_line
 from sharpjax._types import Array, ArrayLike, Score
-from sharpjax.curvature.density import (
-    products_with_J,
-    quadrature_options,
-    quadrature_rules,
-    quadrature_weights,
-)
+from sharpjax.curvature.density import products_with_J, quadrature_options, quadrature_rules
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.krylov import Ritz
-from sharpjax.curvature.loops import chunked_map
 from sharpjax.curvature.operators import Jacobian, hessian, jacobian
 from sharpjax.curvature.programs import compiled
-from sharpjax.curvature.validation import (
-    check_finite,
-    positive_integer,
-    positive_number,
-    prng_key,
-)
-from sharpjax.reprs import one_line
-
-__all__ = ["Inertia", "eigenvalues", "inertia", "stochastic_asymmetry"]
+from sharpjax.mesh.loops import chunked_map
 
 
-def eigenvalues(
-    score: Score,
-    x: ArrayLike,
-    *,
-    chunk_size: int | None = None,
-    memory_budget: int | None = None,
-) -> Array:
+def eigenvalues(score: Score, x: ArrayLike, *, chunk_size: int | None = None) -> Array:
     """All eigenvalues of `(J + J^T)/2` at `x`, ascending, shape `(d,)`, units 1/sigma^2.
 
     Costs d tangents, O(d^2) memory and O(d^3) time. For an exact score at noise level sigma none
     is below `-1/sigma^2`, as `K = I + sigma^2 H` is positive semidefinite.
 
-    Args:
-        score: maps one point to its score, same shape out.
-        x: the point, any shape; `d = x.size`.
-        chunk_size: tangents computed at once; 64 by default, 8 on a CPU.
-        memory_budget: bytes that decide it instead, as in `Jacobian.dense`.
-
-    Raises:
-        ValueError: as `hessian`.
+    The arguments are those of `hessian`, and so are the errors.
 
     >>> import jax.numpy as jnp
     >>> eigenvalues(lambda x: -jnp.array([4.0, 1.0]) * x, jnp.zeros(2))
     Array([-4., -1.], dtype=float32)
     """
-    J = hessian(score, x, chunk_size=chunk_size, memory_budget=memory_budget)
-    values: Array = eigvalsh(0.5 * (J + J.T))
-    return values
+    J = hessian(score, x, chunk_size=chunk_size)
+    return eigvalsh(0.5 * (J + J.T))
 
 
 @jax.tree_util.register_dataclass
@@ -93,7 +68,6 @@ def inertia(
     num_matvecs: int = 40,
     symmetric: bool = False,
     batch_size: int = 8,
-    memory_budget: int | None = None,
 ) -> Inertia:
     r"""How many eigenvalues of `A = (J + J^T)/2` at `x` are negative, near zero and positive.
 
@@ -111,12 +85,11 @@ def inertia(
             below which a sign means nothing. A learned score's own error is larger, and so is the
             rounding of its tangents; give the level that matters.
         method: "exact" (d tangents) or "slq".
-        key: PRNG key of the probes, for "slq" as all the rest but the budget.
+        key: PRNG key of the probes, for "slq"; all the rest as in `spectral_density`.
         num_probes: start vectors.
-        num_matvecs: products with A at most for each, one tangent and one cotangent each.
-        symmetric: take J for symmetric: tangents alone, half the cost, as in `lanczos`.
+        num_matvecs: products with A at most for each.
+        symmetric: take J for symmetric.
         batch_size: probes at once by `vmap`.
-        memory_budget: bytes for the dense matrix, or for the bases of one batch.
 
     Raises:
         ValueError: an unknown method, `tolerance <= 0`; "slq" without a key, or as
@@ -132,11 +105,11 @@ def inertia(
     1.0 1.0 2.0
     """
     if method not in ("exact", "slq"):
-        raise ValueError(f"Unknown method {method!r}; choose one of ['exact', 'slq'].")
+        raise ValueError(f"method must be 'exact' or 'slq', got {method!r}")
     if tolerance is not None:
         tolerance = positive_number("tolerance", tolerance)
     if method == "exact":
-        values = eigenvalues(score, x, memory_budget=memory_budget)
+        values = eigenvalues(score, x)
         tolerance = _tolerance(tolerance, values, values.size)
         counts = _three_parts(values, jnp.ones_like(values), tolerance)
         zero = jnp.zeros_like(counts)
@@ -144,7 +117,7 @@ def inertia(
         return Inertia(parts[0], parts[1], parts[2], tolerance, quadrature_error=zero)
     key, probes = quadrature_options(key, num_probes, num_matvecs, symmetric, batch_size)
     J = jacobian(score, x)
-    rules = quadrature_rules(J, key, memory_budget, **probes)
+    rules = quadrature_rules(J, key, **probes)
     tolerance = _tolerance(tolerance, rules.values, J.point.size)
     counts, errors = _count_nodes(rules, tolerance, d=J.point.size)
     cost = products_with_J(J, **probes)
@@ -221,7 +194,7 @@ def _count_nodes(rules: Ritz, tolerance: Array, *, d: int) -> tuple[Array, Array
     def of_probe(rule: Ritz) -> tuple[Array, Array]:
         low, high = (_misplaced(rule, t) for t in (-tolerance, tolerance))
         bounds = jnp.stack([low, low + high, high])
-        return d * _three_parts(rule.values, quadrature_weights(rule), tolerance), d * bounds
+        return d * _three_parts(rule.values, cast(Array, rule.weights), tolerance), d * bounds
 
     return jax.vmap(of_probe)(rules)
 
@@ -242,7 +215,7 @@ def _misplaced(rule: Ritz, t: Array) -> Array:
        from the weight `||q_>||^2` by at most `2 e + e^2`.
     """
     i = jnp.sum((rule.values < t) & (jnp.arange(rule.values.size) < rule.num_valid))
-    weights = quadrature_weights(rule)
+    weights = cast(Array, rule.weights)  # of Lanczos, which has some
     around = jnp.pad(weights, 1)[jnp.stack([i, i + 1])]
     distance = jnp.abs(rule.values - t)
     parts = jnp.where(rule.residuals > 0, rule.residuals / distance, 0.0)
@@ -274,6 +247,5 @@ def _ratio(norms: Array) -> tuple[Array, Array]:
     # Divided by n - 1, and by 0 for a single sample, whose error is not asked for.
     spread = jnp.sqrt(jnp.var(relative) / (len(norms) - 1))
     error = jnp.where(a == 0, 0.0, 0.5 * value * spread)
-    return value, jnp.where(
-        b == 0, value, error
-    )  # of an infinite value (0 if J is) no error is known
+    # Of an infinite value (0 if J is) no error is known.
+    return value, jnp.where(b == 0, value, error)

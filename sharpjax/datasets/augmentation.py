@@ -1,32 +1,21 @@
-r"""Fresh renderings of pictograms: pose, colour and background, on arrays.
+r"""Renderings of pictures: pose, colour and background, on arrays.
 
-A rendering puts a picture with an alpha channel, ``(size, size, 4)``, on a plain background of
-``IMAGE_SIZE`` pixels a side.  An output pixel at the offset ``o`` from the middle shows the point
-``A^{-1}(o - shift)`` of the picture, ``A = scale * rotation * flip``, interpolated between the four
+A rendering puts a picture with an alpha channel, `(size, size, 4)`, on a plain background of
+`IMAGE_SIZE` pixels a side.  An output pixel at the offset `o` from the middle shows the point
+`A^{-1}(o - shift)` of the picture, `A = scale * rotation * flip`, interpolated between the four
 nearest pixels; colours are premultiplied by alpha, so that the rim of a shape keeps its colour.
 """
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax._types import Array, ArrayLike
+from sharpjax._reprs import one_line
+from sharpjax._types import Array
 
 IMAGE_SIZE = 64
-
-# Ranges of the draws.  Backgrounds are pale: a sampler's initial noise tells the background of an
-# image (at the last step of Stable Diffusion's schedule flat colour is not yet gone), and the paler
-# the less of an image this is.
-ROTATION = math.radians(20)
-SCALE = (0.72, 1.0)
-SHIFT = 5.0  # pixels, either way
-HUE = math.radians(25)
-BRIGHTNESS = (0.85, 1.1)
-SATURATION = 0.25  # of the background, at most
-VALUE = (0.8, 1.0)  # of the background
 
 # RGB -> luminance and two chrominance axes (the Y, I and Q of television), in which hue is an angle
 _YIQ = np.array(
@@ -37,16 +26,16 @@ _YIQ = np.array(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """How to render; every field has the batch's shape, ``background`` three channels more.
+    """How to render; every field has the batch's shape, `background` three channels more.
 
     Attributes:
         rotation: radians.
         scale: 1 keeps the picture's size.
-        shift: ``(..., 2)`` pixels down and to the right.
+        shift: `(..., 2)` pixels down and to the right.
         flip: 1, or -1 for left and right exchanged.
         hue: radians around the colour circle.
         brightness: factor of the picture's colours.
-        background: ``(..., 3)`` RGB in [0, 1].
+        background: `(..., 3)` RGB in [0, 1].
     """
 
     rotation: jax.Array
@@ -57,35 +46,11 @@ class Augmentation:
     brightness: jax.Array
     background: jax.Array
 
-    @classmethod
-    def draw(cls, key: jax.Array) -> "Augmentation":
-        """One at random; batches by ``jax.vmap`` over keys."""
-        keys = jax.random.split(key, 9)
-
-        def uniform(
-            k: Array, low: ArrayLike, high: ArrayLike, shape: tuple[int, ...] = ()
-        ) -> Array:
-            return jax.random.uniform(k, shape, minval=low, maxval=high)
-
-        tone = uniform(keys[6], 0.0, 1.0)
-        saturation = uniform(keys[7], 0.0, SATURATION)
-        value = uniform(keys[8], *VALUE)
-        # RGB of a colour: its value, less the saturation where the hue is far from the channel
-        angle = 2 * jnp.pi * (tone - jnp.arange(3) / 3)
-        background = value * (1 - saturation * (1 - jnp.cos(angle)) / 2)
-        return cls(
-            rotation=uniform(keys[0], -ROTATION, ROTATION),
-            scale=uniform(keys[1], *SCALE),
-            shift=uniform(keys[2], -SHIFT, SHIFT, (2,)),
-            flip=jnp.where(jax.random.bernoulli(keys[3]), 1.0, -1.0),
-            hue=uniform(keys[4], -HUE, HUE),
-            brightness=uniform(keys[5], *BRIGHTNESS),
-            background=background,
-        )
+    __repr__ = one_line
 
 
 def render(picture: jax.Array, how: Augmentation) -> jax.Array:
-    """One rendering, ``(size, size, 4)`` uint8 -> ``(3, IMAGE_SIZE, IMAGE_SIZE)`` in [-1, 1]."""
+    """One rendering, `(size, size, 4)` uint8 -> `(3, IMAGE_SIZE, IMAGE_SIZE)` in [-1, 1]."""
     size = picture.shape[0]
     colour = picture.astype(jnp.float32) / 255
     alpha = colour[..., 3:]
@@ -124,5 +89,4 @@ def _bilinear(picture: jax.Array, row: jax.Array, column: jax.Array) -> jax.Arra
 
     upper = (1 - right) * at(i, j) + right * at(i, j + 1)
     lower = (1 - right) * at(i + 1, j) + right * at(i + 1, j + 1)
-    result: jax.Array = (1 - down) * upper + down * lower
-    return result
+    return (1 - down) * upper + down * lower

@@ -3,7 +3,9 @@ r"""Densities with closed-form scores and Hessians: the truth that estimators ar
 * [`Gaussian`][sharpjax.densities.Gaussian], `N(mean, covariance)`;
 * [`GaussianMixture`][sharpjax.densities.GaussianMixture], with full covariances;
 * [`Empirical`][sharpjax.densities.Empirical], a noised data set: the exact-score oracle, the
-  score that a perfectly trained network would have.
+  score that a perfectly trained network would have;
+* [`LowRankMixture`][sharpjax.densities.LowRankMixture], the same for broad conditions: a Gaussian
+  of low rank for each thing, at the dimension of images.
 
 Each is a pytree, so it crosses `jit` and `vmap` as an argument. Its methods take **one** point (use
 `jax.vmap` for more), and each method of a point, read from an instance (`p.score`), is a
@@ -16,5 +18,6 @@ trace, and never when JAX rebuilds the object from its leaves).
 
 from sharpjax.densities.empirical import Empirical
 from sharpjax.densities.gaussian import Gaussian, GaussianMixture
+from sharpjax.densities.low_rank import LowRankMixture
 
-__all__ = ["Empirical", "Gaussian", "GaussianMixture"]
+__all__ = ["Empirical", "Gaussian", "GaussianMixture", "LowRankMixture"]

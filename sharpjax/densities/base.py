@@ -1,37 +1,20 @@
 """What every density is: a pytree whose constructor validates, with methods of one point."""
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import GetAttrKey, Partial, register_pytree_with_keys
+from jax.tree_util import Partial
 
+from sharpjax._checks import host_value
+from sharpjax._reprs import one_line
 from sharpjax._types import Array, ArrayLike
-from sharpjax.densities.validation import host_value
-from sharpjax.reprs import one_line
-
-_T = TypeVar("_T")
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
-
-
-def pytree(cls: type[_T]) -> type[_T]:
-    """A frozen dataclass and pytree; JAX rebuilds it past `__post_init__` (any leaves may come)."""
-    made: Any = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
-    names = [field.name for field in dataclasses.fields(made)]
-    register_pytree_with_keys(
-        made,
-        lambda self: ([(GetAttrKey(name), getattr(self, name)) for name in names], None),
-        lambda _, leaves: build(made, **dict(zip(names, leaves, strict=True))),
-        lambda self: ([getattr(self, name) for name in names], None),
-    )
-    result: type[_T] = made
-    return result
 
 
 def build(cls: type, **fields: Any) -> Any:
@@ -42,7 +25,7 @@ def build(cls: type, **fields: Any) -> Any:
 
 
 def assign(self: Any, **fields: Any) -> None:
-    """Set fields of a frozen instance, from its ``__post_init__``."""
+    """Set fields of a frozen instance, from its `__post_init__`."""
     for name, value in fields.items():
         object.__setattr__(self, name, value)
 
@@ -68,19 +51,45 @@ class point_method:
 
 
 class Density:
-    """What the densities share: how they print, and the shape and precision of one point."""
+    """What the densities share: how they print, what one point is, and its p-Laplacian."""
+
+    _points: ClassVar[tuple[str, int]]  # the field that holds some, and its axes before theirs
+
+    __repr__ = one_line
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one point."""
-        raise NotImplementedError
+        name, axes = self._points
+        return getattr(self, name).shape[axes:]
 
     @property
     def dtype(self) -> Any:
         """The precision of the parameters."""
-        raise NotImplementedError
+        return getattr(self, self._points[0]).dtype
 
-    __repr__ = one_line
+    @point_method
+    def p_laplacian(self, x: Array, p: ArrayLike) -> Array:
+        r"""`div(|s|^{p-2} s)` at `x`, a scalar, exact; units sigma^{-p}.
+
+        `|s|^{p-2} (tr H + (p-2) u^T H u)` with `u = s/|s|`. Where `s = 0`: NaN for `p < 2`
+        (undefined there), `tr H` for `p = 2`, 0 for `p > 2`. O(n d) of a data set.
+
+        Raises:
+            ValueError: `p < 1`.
+
+        At radius `r` of an isotropic Gaussian the 1-Laplacian is `-(d - 1)/r`:
+
+        >>> from sharpjax.densities import Gaussian
+        >>> p = Gaussian(mean=jnp.zeros(3), covariance=jnp.eye(3))
+        >>> print(f"{p.p_laplacian(jnp.array([0.0, 4.0, 0.0]), 1):.4f}")
+        -0.5000
+        """
+        return _p_laplacian(*self._second_order(x), p)
+
+    def _second_order(self, x: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
+        """The score, `tr H` and `v -> v^T H v`."""
+        raise NotImplementedError
 
 
 def _as_point(density: Density, x: ArrayLike) -> Array:
@@ -88,7 +97,7 @@ def _as_point(density: Density, x: ArrayLike) -> Array:
     if x.shape != density.shape:
         raise ValueError(
             f"x has shape {x.shape}, but {type(density).__name__} takes one point of shape "
-            f"{density.shape}; use jax.vmap for a batch."
+            f"{density.shape}; use jax.vmap for a batch"
         )
     return x.astype(jnp.promote_types(x.dtype, density.dtype))
 
@@ -115,17 +124,13 @@ def weighted_square(weights: Array, rows: Array) -> Array:
     return half + half.T
 
 
-def p_laplacian_from(
+def _p_laplacian(
     score: Array, trace: Array, quadratic: Callable[[Array], Array], p: ArrayLike
 ) -> Array:
-    r"""div(|s|^{p-2} s) from s, tr H and the quadratic form v -> v^T H v.
-
-    d_i (|s|^{p-2} s_i) = |s|^{p-2} d_i s_i + (p-2) |s|^{p-4} s_i (H s)_i, summed over i:
-    |s|^{p-2} (tr H + (p-2) u^T H u), with u = s/|s|.
-    """
+    """The sum over i of d_i (|s|^{p-2} s_i) = |s|^{p-2} d_i s_i + (p-2) |s|^{p-4} s_i (H s)_i."""
     host = host_value(p)
     if np.shape(p) != () or (host is not None and not host >= 1):
-        raise ValueError(f"p must be one number >= 1, got {p}.")
+        raise ValueError(f"p must be one number >= 1, got {p}")
     p = jnp.asarray(p, score.dtype)
     norm, direction, is_zero = polar(score)
     root = norm ** (0.5 * (p - 2))  # half before, half after: |s|^{p-2} alone may be out of range

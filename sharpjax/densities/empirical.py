@@ -1,25 +1,27 @@
 """A noised data set: the exact-score oracle, the score of a perfectly trained network."""
 
-from typing import TYPE_CHECKING, Any, cast
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 
+from sharpjax._checks import checked_pytree, level, positive_integer
 from sharpjax._types import Array, ArrayLike, Numbers
 from sharpjax.densities.base import (
     HALF_LOG_TWO_PI,
     Density,
     assign,
     build,
-    p_laplacian_from,
     point_method,
-    pytree,
     weighted_square,
 )
-from sharpjax.densities.validation import as_count, as_level, check_weights, floats
+from sharpjax.densities.validation import check_weights, floats
 
 
-@pytree
+@checked_pytree
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Empirical(Density):
     r"""A data set, and once noised the exact density of its noised points.
 
@@ -61,6 +63,8 @@ class Empirical(Density):
     alpha: Array | float = 1.0
     sigma: Array | float | None = None
 
+    _points: ClassVar = "points", 1
+
     if TYPE_CHECKING:  # the constructor makes arrays of what it is given
 
         def __init__(
@@ -76,7 +80,7 @@ class Empirical(Density):
         if points.ndim < 2 or points.size == 0:
             raise ValueError(
                 "Empirical: points must have shape (n, *shape), n >= 1 points of at least one "
-                f"coordinate each, got {points.shape}."
+                f"coordinate each, got {points.shape}"
             )
         count = len(points)
         if self.weights is None:
@@ -84,20 +88,10 @@ class Empirical(Density):
         else:
             points, weights = floats("Empirical", points=points, weights=self.weights)
             check_weights("Empirical", self.weights, weights, count, "points")
-        level = self.alpha, 1.0 if self.sigma is None else self.sigma
-        alpha, sigma = as_level(*level, points.dtype)
+        given = self.alpha, 1.0 if self.sigma is None else self.sigma
+        alpha, sigma = level("Empirical", *given, points.dtype)
         known = None if self.sigma is None else sigma
         assign(self, points=points, weights=weights, alpha=alpha, sigma=known)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one point."""
-        return self.points.shape[1:]
-
-    @property
-    def dtype(self) -> Any:
-        """The precision of the parameters."""
-        return self.points.dtype
 
     @property
     def _noise(self) -> Array:
@@ -105,7 +99,7 @@ class Empirical(Density):
         if self.sigma is None:
             raise ValueError(
                 "Empirical without noise is a sum of point masses and has no density; "
-                "call .noised(alpha, sigma) first."
+                "call .noised(alpha, sigma) first"
             )
         return cast(Array, self.sigma)  # the constructor made an array of it
 
@@ -169,7 +163,7 @@ class Empirical(Density):
         """
         v = jnp.asarray(v)
         if v.shape != self.shape:
-            raise ValueError(f"v has shape {v.shape}, but a point has shape {self.shape}.")
+            raise ValueError(f"v has shape {v.shape}, but a point has shape {self.shape}")
         posterior, centred = self._centred(x)
         pulled = (posterior * (centred @ v.ravel().astype(x.dtype))) @ centred
         return ((self.alpha / self._noise) ** 2 * pulled.reshape(self.shape) - v) / self._noise**2
@@ -196,26 +190,13 @@ class Empirical(Density):
         dimension: Array = self.effective_dimension(x)
         return (dimension - x.size) / self._noise**2
 
-    @point_method
-    def p_laplacian(self, x: Array, p: ArrayLike) -> Array:
-        r"""`div(|s|^{p-2} s)` at `x`, a scalar, exact, in O(n d); units sigma^{-p}.
-
-        `|s|^{p-2} (tr H + (p-2) u^T H u)` with `u = s/|s|`. Where `s = 0`: NaN for `p < 2`
-        (undefined there), `tr H` for `p = 2`, 0 for `p > 2`.
-
-        Raises:
-            ValueError: `p < 1`.
-        """
-
-        def quadratic(u: Array) -> Array:
-            return jnp.sum(u * self.hvp(x, u))
-
-        return p_laplacian_from(self.score(x), self.trace_hessian(x), quadratic, p)
+    def _second_order(self, x: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
+        return self.score(x), self.trace_hessian(x), lambda u: jnp.sum(u * self.hvp(x, u))
 
     def sample(self, key: Array, n: int) -> Array:
         """`n` independent points, shape `(n, *shape)`: data points drawn by weight, then noised."""
         key_point, key_noise = jax.random.split(key)
-        n = as_count(n)
+        n = positive_integer("n", n)
         index = jax.random.categorical(key_point, jnp.log(self.weights), shape=(n,))
         clean = self.alpha * self.points[index]
         if self.sigma is None:
@@ -231,10 +212,9 @@ class Empirical(Density):
         Raises:
             ValueError: `alpha < 0`, `sigma <= 0`, either not a scalar or its square out of range.
         """
-        alpha, sigma = as_level(alpha, sigma, self.dtype)
+        alpha, sigma = level("noised", alpha, sigma, self.dtype)
         if self.sigma is not None:
             sigma = jnp.hypot(alpha * self.sigma, sigma)
-        alpha, sigma = as_level(alpha * self.alpha, sigma, self.dtype)
-        level = {"alpha": alpha, "sigma": sigma}
-        noised: Empirical = build(Empirical, points=self.points, weights=self.weights, **level)
-        return noised
+        alpha, sigma = level("noised", alpha * self.alpha, sigma, self.dtype)
+        fields = {"points": self.points, "weights": self.weights}
+        return build(Empirical, **fields, alpha=alpha, sigma=sigma)

@@ -1,10 +1,13 @@
 """The normal distribution and mixtures of it, with full covariances."""
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from sharpjax._checks import checked_pytree, host_value, level, positive_integer
 from sharpjax._linalg import cholesky, inverse_of_lower
 from sharpjax._types import Array, ArrayLike, Numbers
 from sharpjax.densities.base import (
@@ -12,19 +15,10 @@ from sharpjax.densities.base import (
     Density,
     assign,
     build,
-    p_laplacian_from,
     point_method,
-    pytree,
     weighted_square,
 )
-from sharpjax.densities.validation import (
-    as_count,
-    as_level,
-    check_covariance,
-    check_weights,
-    floats,
-    host_value,
-)
+from sharpjax.densities.validation import check_covariance, check_weights, floats
 
 
 def _whitener(covariance: Array) -> Array:
@@ -51,12 +45,14 @@ def _precision(whitener: Array) -> Array:
     return whitener.T @ whitener
 
 
-def _noised_covariance(covariance: Array, alpha: Array, sigma: Array) -> Array:
+def _noised_covariance(covariance: Array, alpha: ArrayLike, sigma: ArrayLike) -> Array:
     """alpha^2 S + sigma^2 I, for one covariance or a stack."""
-    return alpha**2 * covariance + sigma**2 * jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
+    eye = jnp.eye(covariance.shape[-1], dtype=covariance.dtype)
+    return jnp.asarray(alpha**2 * covariance + sigma**2 * eye)
 
 
-@pytree
+@checked_pytree
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Gaussian(Density):
     r"""The normal distribution `N(mean, covariance)` on `R^d`.
 
@@ -80,6 +76,8 @@ class Gaussian(Density):
     mean: Array
     covariance: Array
 
+    _points: ClassVar = "mean", 0
+
     if TYPE_CHECKING:  # the constructor makes arrays of what it is given
 
         def __init__(self, mean: Numbers, covariance: Numbers) -> None: ...
@@ -87,24 +85,14 @@ class Gaussian(Density):
     def __post_init__(self) -> None:
         mean, covariance = floats("Gaussian", mean=self.mean, covariance=self.covariance)
         if mean.ndim != 1 or mean.size == 0:
-            raise ValueError(f"Gaussian: mean must have shape (d,) with d >= 1, got {mean.shape}.")
+            raise ValueError(f"Gaussian: mean must have shape (d,) with d >= 1, got {mean.shape}")
         if covariance.shape != 2 * mean.shape:
             raise ValueError(
                 f"Gaussian: covariance has shape {covariance.shape}; with a mean of shape "
-                f"{mean.shape} it must be square, {2 * mean.shape}."
+                f"{mean.shape} it must be square, {2 * mean.shape}"
             )
         check_covariance("Gaussian: covariance", self.covariance, covariance)
         assign(self, mean=mean, covariance=covariance)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one point, `(d,)`."""
-        return self.mean.shape
-
-    @property
-    def dtype(self) -> Any:
-        """The precision of the parameters."""
-        return self.mean.dtype
 
     @point_method
     def log_prob(self, x: Array) -> Array:
@@ -121,30 +109,14 @@ class Gaussian(Density):
         """`-S^{-1}`, the same at every `x`; shape `(d, d)`, units 1/sigma^2."""
         return -_precision(_whitener(self.covariance)).astype(x.dtype)
 
-    @point_method
-    def p_laplacian(self, x: Array, p: ArrayLike) -> Array:
-        r"""`div(|s|^{p-2} s)` at `x`, a scalar, exact; units sigma^{-p}.
-
-        `|s|^{p-2} (tr H + (p-2) u^T H u)` with `u = s/|s|`. Where `s = 0`: NaN for `p < 2`
-        (undefined there), `tr H` for `p = 2`, 0 for `p > 2`.
-
-        Raises:
-            ValueError: `p < 1`.
-
-        At radius `r` of an isotropic Gaussian the 1-Laplacian is `-(d - 1)/r`:
-
-        >>> import jax.numpy as jnp
-        >>> p = Gaussian(mean=jnp.zeros(3), covariance=jnp.eye(3))
-        >>> print(f"{p.p_laplacian(jnp.array([0.0, 4.0, 0.0]), 1):.4f}")
-        -0.5000
-        """
+    def _second_order(self, x: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
         half = _whitener(self.covariance)
         score = _normal_score(x, self.mean, half)
-        return p_laplacian_from(score, -jnp.sum(half**2), lambda u: -jnp.sum((half @ u) ** 2), p)
+        return score, -jnp.sum(half**2), lambda u: -jnp.sum((half @ u) ** 2)
 
     def sample(self, key: Array, n: int) -> Array:
         """`n` independent points, shape `(n, d)`."""
-        z = jax.random.normal(key, (as_count(n), *self.shape), self.dtype)
+        z = jax.random.normal(key, (positive_integer("n", n), *self.shape), self.dtype)
         factor = cholesky(self.covariance)
         return self.mean + jnp.matmul(z, factor.T, precision="highest")
 
@@ -154,14 +126,14 @@ class Gaussian(Density):
         Raises:
             ValueError: `alpha < 0`, `sigma <= 0`, either not a scalar or its square out of range.
         """
-        alpha, sigma = as_level(alpha, sigma, self.dtype)
+        alpha, sigma = level("noised", alpha, sigma, self.dtype)
         covariance = _noised_covariance(self.covariance, alpha, sigma)
         mean, covariance = floats("Gaussian.noised", mean=alpha * self.mean, covariance=covariance)
-        noised: Gaussian = build(Gaussian, mean=mean, covariance=covariance)
-        return noised
+        return build(Gaussian, mean=mean, covariance=covariance)
 
 
-@pytree
+@checked_pytree
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class GaussianMixture(Density):
     r"""The mixture `sum_k w_k N(mean_k, S_k)` on `R^d`.
 
@@ -185,6 +157,8 @@ class GaussianMixture(Density):
     means: Array
     covariances: Array
 
+    _points: ClassVar = "means", 1
+
     if TYPE_CHECKING:  # the constructor makes arrays of what it is given
 
         def __init__(self, weights: Numbers, means: Numbers, covariances: Numbers) -> None: ...
@@ -198,13 +172,13 @@ class GaussianMixture(Density):
         )
         if means.ndim != 2 or 0 in means.shape:
             raise ValueError(
-                f"GaussianMixture: means must have shape (k, d) with k, d >= 1, got {means.shape}."
+                f"GaussianMixture: means must have shape (k, d) with k, d >= 1, got {means.shape}"
             )
         count, dim = means.shape
         if covariances.shape != (count, dim, dim):
             raise ValueError(
                 f"GaussianMixture: covariances have shape {covariances.shape}; with means of shape "
-                f"{means.shape} they must be square, one a component: {(count, dim, dim)}."
+                f"{means.shape} they must be square, one a component: {(count, dim, dim)}"
             )
         check_weights("GaussianMixture", self.weights, weights, count, "means")
         for k in range(count) if host_value(self.covariances) is not None else ():
@@ -212,20 +186,15 @@ class GaussianMixture(Density):
             check_covariance(name, self.covariances[k], covariances[k])
         assign(self, weights=weights, means=means, covariances=covariances)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one point, `(d,)`."""
-        return self.means.shape[1:]
-
-    @property
-    def dtype(self) -> Any:
-        """The precision of the parameters."""
-        return self.means.dtype
-
     def _log_joint(self, x: Array, whiteners: Array) -> Array:
         """`log w_k + log N(x; mean_k, S_k)`, shape (k,)."""
         log_normals = jax.vmap(_log_normal, (None, 0, 0))(x, self.means, whiteners)
         return jnp.log(self.weights) + log_normals
+
+    def _components(self, x: Array, whiteners: Array) -> tuple[Array, Array]:
+        """`r_k` and `s_k`: posterior probabilities at `x`, (k,), and scores, (k, d)."""
+        scores = jax.vmap(_normal_score, (None, 0, 0))(x, self.means, whiteners)
+        return jax.nn.softmax(self._log_joint(x, whiteners)), scores
 
     @point_method
     def log_prob(self, x: Array) -> Array:
@@ -238,37 +207,26 @@ class GaussianMixture(Density):
 
         `r_k` is the posterior probability of component k at `x`, `s_k` its score.
         """
-        whiteners = _whitener(self.covariances)
-        scores = jax.vmap(_normal_score, (None, 0, 0))(x, self.means, whiteners)
-        return jax.nn.softmax(self._log_joint(x, whiteners)) @ scores
+        posterior, scores = self._components(x, _whitener(self.covariances))
+        return posterior @ scores
 
     @point_method
     def hessian(self, x: Array) -> Array:
         """`sum_k r_k (-S_k^{-1} + (s_k - s)(s_k - s)^T)`, shape `(d, d)`, units 1/sigma^2."""
         whiteners = _whitener(self.covariances)
-        posterior = jax.nn.softmax(self._log_joint(x, whiteners))
-        scores = jax.vmap(_normal_score, (None, 0, 0))(x, self.means, whiteners)
+        posterior, scores = self._components(x, whiteners)
         spread = weighted_square(posterior, scores - posterior @ scores)
         precisions = jax.vmap(_precision)(whiteners)
         return spread - jnp.tensordot(posterior, precisions, 1)
 
-    @point_method
-    def p_laplacian(self, x: Array, p: ArrayLike) -> Array:
-        r"""`div(|s|^{p-2} s)` at `x`, a scalar, exact; units sigma^{-p}.
-
-        `|s|^{p-2} (tr H + (p-2) u^T H u)` with `u = s/|s|`. Where `s = 0`: NaN for `p < 2`
-        (undefined there), `tr H` for `p = 2`, 0 for `p > 2`.
-
-        Raises:
-            ValueError: `p < 1`.
-        """
+    def _second_order(self, x: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
         hessian = self.hessian(x)
-        return p_laplacian_from(self.score(x), jnp.trace(hessian), lambda u: u @ hessian @ u, p)
+        return self.score(x), jnp.trace(hessian), lambda u: u @ hessian @ u
 
     def sample(self, key: Array, n: int) -> Array:
         """`n` independent points, shape `(n, d)`."""
         key_component, key_normal = jax.random.split(key)
-        n = as_count(n)
+        n = positive_integer("n", n)
         component = jax.random.categorical(key_component, jnp.log(self.weights), shape=(n,))
         z = jax.random.normal(key_normal, (n, *self.shape), self.dtype)
 
@@ -288,13 +246,10 @@ class GaussianMixture(Density):
         Raises:
             ValueError: `alpha < 0`, `sigma <= 0`, either not a scalar or its square out of range.
         """
-        alpha, sigma = as_level(alpha, sigma, self.dtype)
+        alpha, sigma = level("noised", alpha, sigma, self.dtype)
         means, covariances = floats(
             "GaussianMixture.noised",
             means=alpha * self.means,
             covariances=_noised_covariance(self.covariances, alpha, sigma),
         )
-        noised: GaussianMixture = build(
-            GaussianMixture, weights=self.weights, means=means, covariances=covariances
-        )
-        return noised
+        return build(GaussianMixture, weights=self.weights, means=means, covariances=covariances)

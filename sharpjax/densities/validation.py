@@ -3,26 +3,18 @@
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sharpjax._checks import host_value
 from sharpjax._types import Array, ArrayLike
-
-
-def host_value(value: Any) -> np.ndarray | None:
-    """The numbers in `value` where they are known now; None under a trace."""
-    try:
-        return np.asarray(value)
-    except jax.errors.TracerArrayConversionError:
-        return None
 
 
 def _range(dtype: Any) -> tuple[float, str]:
     """The least number that a type holds in full, and what to do about others."""
     tiny = float(jnp.finfo(dtype).tiny)
     advice = f"{np.dtype(dtype).name}, which computes here"
-    return tiny, f"{advice}; change the units, or compute in float64 (jax_enable_x64)."
+    return tiny, f"{advice}; change the units, or compute in float64 (jax_enable_x64)"
 
 
 def floats(owner: str, **values: Any) -> list[Array]:
@@ -31,14 +23,14 @@ def floats(owner: str, **values: Any) -> list[Array]:
         arrays = [jnp.asarray(value) for value in values.values()]
     dtype = jnp.promote_types(jnp.result_type(*arrays, float), jnp.float32)
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"{owner} needs real numbers, got dtype {dtype} among {list(values)}.")
+        raise ValueError(f"{owner} needs real numbers, got dtype {dtype} among {list(values)}")
     for name, value in values.items():
         host = host_value(value)
         if host is None:
             continue
         host = host.astype(np.float64)
         if not np.isfinite(host).all():
-            raise ValueError(f"{owner}: {name} holds NaN or infinite numbers; remove them first.")
+            raise ValueError(f"{owner}: {name} holds NaN or infinite numbers; remove them first")
         if np.abs(host).max(initial=0.0) > float(jnp.finfo(dtype).max):
             raise ValueError(
                 f"{owner}: {name} holds numbers as large as {np.abs(host).max():.6g}, beyond "
@@ -59,25 +51,25 @@ def check_weights(owner: str, weights: ArrayLike, stored: Array, count: int, of:
     if stored.shape != (count,):
         raise ValueError(
             f"{owner}: weights have shape {stored.shape}, but there are {count} {of}; "
-            f"give weights of shape ({count},)."
+            f"give weights of shape ({count},)"
         )
     host = host_value(weights)
     if host is None:
         return
     host = host.astype(np.float64)
     if (host < 0).any():
-        raise ValueError(f"{owner}: weights must be >= 0, the smallest is {host.min():.6g}.")
+        raise ValueError(f"{owner}: weights must be >= 0, the smallest is {host.min():.6g}")
     tiny, advice = _range(stored.dtype)
     if ((host > 0) & (host < tiny)).any():
         raise ValueError(
-            f"{owner}: the weight {host[host > 0].min():.6g} is no longer one in {advice} "
-            "A weight may also be 0."
+            f"{owner}: a weight must be 0 or at least {tiny:.6g}, got {host[host > 0].min():.6g}, "
+            f"which is no number in {advice}"
         )
     tolerance = (count + 8) * rounding_unit(weights, stored)
     if abs(host.sum() - 1.0) > tolerance:
         raise ValueError(
             f"{owner}: weights must sum to 1 (within {tolerance:.1e}), they sum to "
-            f"{host.sum():.9g}; divide them by their sum."
+            f"{host.sum():.9g}; divide them by their sum"
         )
 
 
@@ -99,7 +91,7 @@ def check_covariance(owner: str, covariance: ArrayLike, stored: Array) -> None:
         i, j = np.unravel_index(asymmetry.argmax(), host.shape)
         raise ValueError(
             f"{owner} is not symmetric: entries [{i}, {j}] and [{j}, {i}] differ by "
-            f"{asymmetry.max():.6g}; pass (C + C.T) / 2 if that is meant."
+            f"{asymmetry.max():.6g}; pass (C + C.T) / 2 if that is meant"
         )
     try:
         # 1 - pivot/diagonal is the share of a coordinate explained by those before it: the test
@@ -115,38 +107,5 @@ def check_covariance(owner: str, covariance: ArrayLike, stored: Array) -> None:
         raise ValueError(
             f"{owner} is not positive definite in {stored.dtype}: its smallest eigenvalue is "
             f"{smallest:.6g} (the largest entry is {np.abs(host).max():.6g}); remove the "
-            "degenerate directions or add a multiple of the identity, as noised(1, sigma) does."
+            "degenerate directions or add a multiple of the identity, as noised(1, sigma) does"
         )
-
-
-def as_level(alpha: ArrayLike, sigma: ArrayLike, dtype: Any) -> tuple[Array, Array]:
-    """A valid noise level: alpha >= 0, sigma > 0, both scalars, with squares that `dtype` holds."""
-    tiny, advice = _range(dtype)
-    least = math.sqrt(tiny)
-    for name, value in (("alpha", alpha), ("sigma", sigma)):
-        if np.shape(value) != ():
-            raise ValueError(
-                f"{name} has shape {np.shape(value)}; one noise level is a scalar: use jax.vmap."
-            )
-        host = host_value(value)
-        bad = host is not None and not (host > 0 or (host == 0 and name == "alpha"))
-        if bad or (host is not None and not np.isfinite(host)):
-            rule = ">= 0" if name == "alpha" else "> 0"
-            raise ValueError(
-                f"{name} must be finite and {rule}, got {float(np.asarray(host)):.6g}."
-            )
-        # An alpha whose square is no number is as good as 0: nothing is divided by it.
-        lowest = 0.0 if name == "alpha" else least
-        if host is not None and not lowest <= host <= 1 / least:
-            raise ValueError(
-                f"{name}={float(host):.6g} must be from {lowest:.3g} to {1 / least:.3g}, so that "
-                f"its square and the inverse of that are numbers of {advice}"
-            )
-    return jnp.asarray(alpha, dtype), jnp.asarray(sigma, dtype)
-
-
-def as_count(n: int) -> int:
-    """A number of samples."""
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise ValueError(f"n must be an integer >= 1, got {n!r}.")
-    return int(n)

@@ -1,11 +1,12 @@
 """Which conditions are memorized: statistics of a pair of scores, and how well they tell."""
 
-from sharpjax.detection.evaluation import Evaluation, evaluate
+from sharpjax.detection.evaluation import Comparison, Evaluation, compare, evaluate
+from sharpjax.detection.maps import memorization_map
 from sharpjax.detection.oracle import TrainingSet
-from sharpjax.detection.run import detect
+from sharpjax.detection.plugins import load_plugins
+from sharpjax.detection.registry import STATISTICS, register
 from sharpjax.detection.settings import DetectSettings
 from sharpjax.detection.statistics import (
-    STATISTICS,
     effective_dimension,
     hessian_score,
     hessian_score_difference,
@@ -15,14 +16,18 @@ from sharpjax.detection.statistics import (
 
 __all__ = [
     "STATISTICS",
+    "Comparison",
     "DetectSettings",
     "Evaluation",
     "TrainingSet",
-    "detect",
+    "compare",
     "effective_dimension",
     "evaluate",
     "hessian_score",
     "hessian_score_difference",
+    "load_plugins",
+    "memorization_map",
+    "register",
     "score_difference",
     "trace_difference",
 ]

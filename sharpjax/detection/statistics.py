@@ -1,88 +1,36 @@
 r"""Statistics of memorization: scalars of a pair of scores at a noise.
 
-With :math:`s_D = s_c - s_u` and :math:`H_D = H_c - H_u`.  A condition with one training image
+With $s_D = s_c - s_u$ and $H_D = H_c - H_u$.  A condition with one training image
 pulls every noise towards that image, so its score differs much from the unconditional one; and the
-landscape around it is as sharp as the noise allows, so nothing of :math:`K_c = I + \sigma^2 H_c`
+landscape around it is as sharp as the noise allows, so nothing of $K_c = I + \sigma^2 H_c$
 is left open.
 
-Each function is jittable and returns a scalar (:func:`guidance_alignment` its two terms).  What it
-is computed from is said by ``where`` in :data:`STATISTICS`:
-
-============  =====================================================================================
-first         ``(pair, x)`` at the first timestep of sampling with ``alpha > 0`` (at ``alpha = 0``
-              the two scores are one: refused), with pure noise for ``x``; given the pair's
-              linearization at ``x`` too, several of them share it.  Under ``jax.vmap`` over the
-              conditions at one and the same noise, the unconditional score is linearized once for
-              all of them
-level         ``(pair, x, key, num_probes)`` at a state of any level, by random probes
-end           the same at the end of sampling
-noise         pairs of two levels, both at pure noise: no denoising
-path          a :class:`~sharpjax.detection.trajectory.Trajectory`
-images        the finished images of one prompt
-latent        the unconditional score close to a finished example: no prompt
-============  =====================================================================================
+Each function is jittable and returns a scalar; two return what their statistic is made of, which is
+combined by `sharpjax.detection.calibration`.  What it is computed from is said by `where`; see
+`sharpjax.detection.registry.register`.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sharpjax import curvature
+from sharpjax._checks import check_signal
 from sharpjax._linalg import safe_norm
 from sharpjax._types import Array
+from sharpjax.detection.maps import PROBES, hutchinson_diagonal, memorization_map
+from sharpjax.detection.registry import STATISTICS as STATISTICS
+from sharpjax.detection.registry import Parts, register
 from sharpjax.detection.trajectory import Trajectory
-from sharpjax.levels import check_signal
 from sharpjax.score import LinearizedPair, ScorePair
 
-_Function = TypeVar("_Function", bound=Callable[..., Array])
-Where = Literal["first", "level", "end", "noise", "path", "images", "latent"]
 
-
-@dataclasses.dataclass(frozen=True)
-class Statistic:
-    """An entry of the registry.
-
-    Attributes:
-        function: what it is computed by.
-        direction: ``+1`` if larger means memorized, ``-1`` if smaller does.
-        where: what it is computed from.
-        cost: network evaluations a noise; F forward, T tangent, beside the sampling itself.
-        source: where it was published.
-        unconditional: whether it asks the unconditional score.
-    """
-
-    function: Callable[..., Array]
-    direction: int
-    where: Where
-    cost: str
-    source: str
-    unconditional: bool = True
-
-
-STATISTICS: dict[str, Statistic] = {}
-"""Every statistic by its name, in the order of tables."""
-
-
-def _register(
-    *, direction: int, where: Where, cost: str, source: str, unconditional: bool = True
-) -> Callable[[_Function], _Function]:
-    def add(function: _Function) -> _Function:
-        entry = Statistic(function, direction, where, cost, source, unconditional)
-        STATISTICS[function.__name__] = entry
-        return function
-
-    return add
-
-
-@_register(direction=+1, where="first", cost="2F", source="Wen et al. 2024")
+@register(direction=+1, where="first", cost="2F", source="Wen et al. 2024")
 def score_difference(
     pair: ScorePair, x: Array, *, linearized: LinearizedPair | None = None
 ) -> Array:
-    r""":math:`\|s_D(x)\|`, units 1/sigma.  Larger means memorized.  Cost 2F.
+    r"""$\|s_D(x)\|$, units 1/sigma.  Larger means memorized.  Cost 2F.
 
     Wen et al., ICLR 2024, "Detecting, explaining, and mitigating memorization in diffusion
     models" (there with noise predictions: multiply by sigma).
@@ -92,7 +40,9 @@ def score_difference(
     return safe_norm(difference)
 
 
-@_register(direction=+1, where="first", cost="2F + 2T", source="Jeon et al. 2025")
+@register(
+    direction=+1, where="first", cost="2F + 2T", source="Jeon et al. 2025", options=["squared"]
+)
 def hessian_score_difference(
     pair: ScorePair,
     x: Array,
@@ -100,7 +50,7 @@ def hessian_score_difference(
     squared: bool = False,
     linearized: LinearizedPair | None = None,
 ) -> Array:
-    r""":math:`\|H_D(x)\, s_D(x)\|`, units 1/sigma^3.  Larger means memorized.  Cost 2F + 2T.
+    r"""$\|H_D(x)\, s_D(x)\|$, units 1/sigma^3.  Larger means memorized.  Cost 2F + 2T.
 
     Jeon, Kim & No, ICML 2025, "Understanding and mitigating memorization in generative models via
     sharpness of probability landscapes"; squared in the paper, not in its public code.
@@ -111,9 +61,15 @@ def hessian_score_difference(
     return length**2 if squared else length
 
 
-@_register(direction=+1, where="first", cost="2F + 2T", source="Jeon et al. 2025, first version")
+@register(
+    direction=+1,
+    where="first",
+    cost="2F + 2T",
+    source="Jeon et al. 2025, first version",
+    shared="F + T",
+)
 def hessian_score(pair: ScorePair, x: Array, *, linearized: LinearizedPair | None = None) -> Array:
-    r""":math:`\|H_c s_c - H_u s_u\|`, units 1/sigma^3.  Larger means memorized.  Cost 2F + 2T.
+    r"""$\|H_c s_c - H_u s_u\|$, units 1/sigma^3.  Larger means memorized.  Cost 2F + 2T.
 
     The first arXiv version of Jeon, Kim & No 2025.
     """
@@ -123,9 +79,16 @@ def hessian_score(pair: ScorePair, x: Array, *, linearized: LinearizedPair | Non
     return safe_norm(conditional - here.unconditional_tangent(here.unconditional))
 
 
-@_register(direction=-1, where="level", cost="2F + 2 probes T", source="sharpjax")
+@register(
+    direction=-1,
+    where="level",
+    cost="2F + 2 probes T",
+    source="sharpjax",
+    options=["num_probes"],
+    exact=lambda own, every, sigma: (own - every) / sigma**2,
+)
 def trace_difference(pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4) -> Array:
-    r""":math:`\operatorname{tr} H_c - \operatorname{tr} H_u`, units 1/sigma^2.
+    r"""$\operatorname{tr} H_c - \operatorname{tr} H_u$, units 1/sigma^2.
 
     Smaller (more negative) means memorized: the condition leaves fewer directions open than no
     condition does.  Both traces use the same probes, so that what they share cancels.
@@ -135,64 +98,78 @@ def trace_difference(pair: ScorePair, x: Array, *, key: Array, num_probes: int =
     theirs = curvature.effective_dimension(
         pair.unconditional, x, sigma=pair.sigma, key=key, num_matvecs=num_probes
     )
-    difference: Array = (ours - theirs.value) / pair.sigma**2
-    return difference
+    return (ours - theirs.value) / pair.sigma**2
 
 
-@_register(direction=-1, where="level", cost="F + probes T", source="sharpjax", unconditional=False)
+@register(
+    direction=-1,
+    where="level",
+    cost="F + probes T",
+    source="sharpjax",
+    options=["num_probes"],
+    unconditional=False,
+    exact=lambda own, every, sigma: own,
+)
 def effective_dimension(pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4) -> Array:
-    r""":math:`\operatorname{tr} K_c`, :math:`K = I + \sigma^2 H`; dimensionless.
+    r"""$\operatorname{tr} K_c$, $K = I + \sigma^2 H$; dimensionless.
 
     Smaller means memorized: 0 for a single image, at every noise level.
     """
     estimate = curvature.effective_dimension(
         pair.conditional, x, sigma=pair.sigma, key=key, num_matvecs=num_probes
     )
-    value: Array = estimate.value
-    return value
+    return estimate.value
 
 
-@_register(direction=+1, where="end", cost="2F + 2 probes T", source="Kim & Lee 2026")
-def diagonal_curvature_difference(
-    pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4
+@register(direction=+1, where="end", cost="2F + 32T", source="Kim & Lee 2026")
+def curvature_difference(
+    pair: ScorePair, x: Array, *, key: Array, num_probes: int = PROBES
 ) -> Array:
-    r""":math:`\|\mathrm{diag}(-H_c) - \mathrm{diag}(-H_u)\|_1 / d`, units 1/sigma^2.
+    r"""Mean over pixels of what the condition sharpens: units 1/sigma.
 
-    Larger means memorized.  The diagonal of the difference is Hutchinson's,
-    :math:`\frac1k \sum_i v_i \circ H_D v_i` with signs :math:`v_i`; its noise adds to the absolute
-    values, by about :math:`\sqrt{2/\pi}` standard deviations of an entry where that is 0, and falls
-    as :math:`1/\sqrt k`.  Cost 2F + 2 probes T.
+    $$
+    \Delta h = \operatorname{mean}_{\text{pixels}}\, \max\Bigl(0,
+    -\sum_{\text{channels}} \operatorname{diag} J\Bigr), \qquad J = \sigma H_D .
+    $$
 
-    Kim & Lee 2026; how they reduce the diagonal to a number is not known to us.
+    Larger means memorized: as $H = (K - I)/\sigma^2$, a pixel's value is what is left open
+    there without the condition less what is left with it, $\sum_{\text{channels}}
+    \operatorname{diag}(K_u - K_c) / \sigma$, and nothing where the condition opens more than it
+    closes.  $J$ is the Jacobian of $-(\epsilon_c - \epsilon_u)$, which the public code
+    takes for the score, so that nothing is divided by a small sigma.
+
+    It is the mean of `sharpjax.detection.memorization_map`, which says how the diagonal is
+    estimated, and has its arguments.
+
+    Kim & Lee, ICML 2026, "Localizing memorized regions in diffusion models via coordinate-wise
+    curvature differences", arXiv:2605.26756; there a map over pixels, whose mean this is.
     """
-    check_signal(pair.alpha, "diagonal_curvature_difference")
-    here = pair.linearize(x)
-
-    def one(k: Array) -> Array:
-        v = jax.random.rademacher(jax.random.fold_in(key, k), x.shape, x.dtype)
-        return v * here.difference_tangent(v)
-
-    return jnp.mean(jnp.abs(jax.lax.map(one, jnp.arange(num_probes)).mean(axis=0)))
+    check_signal(pair.alpha, "curvature_difference")
+    return memorization_map(pair, x, key=key, num_probes=num_probes).mean()
 
 
-@_register(direction=+1, where="noise", cost="4F", source="Asthana & Belagiannis 2026")
-def guidance_alignment(first: ScorePair, later: ScorePair, x: Array) -> Array:
-    r"""Two terms, ``(2,)``: how guidance lies to the score, and how strong it is.  Cost 4F.
+@register(
+    direction=+1, where="end", cost="2F + 2 probes T", source="sharpjax", options=["num_probes"]
+)
+def diagonal_distance(pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4) -> Array:
+    r"""$\|\mathrm{diag}(-H_c) - \mathrm{diag}(-H_u)\|_1 / d$, units 1/sigma^2.
 
-    The mean over pixels of the cosine over channels between :math:`s_D` and :math:`s_u` at a late
-    level, and :math:`\|s_D\|` at the first, both at the same pure noise ``x``: nothing is denoised.
-    The statistic is their weighted sum after each is standardised on prompts known to be clean
-    (:func:`combined_alignment`).  Larger means memorized.
-
-    Args:
-        first: the pair at the first timestep of sampling with ``alpha > 0``.
-        later: at the third-last timestep.
-        x: pure noise, ``(channels, *space)``.
-
-    Asthana & Belagiannis 2026.
+    Larger means memorized.  Unlike `curvature_difference` it counts entries that the
+    condition opens like those that it closes, each by itself and not a pixel's channels together.
+    The diagonal of the difference is Hutchinson's,
+    $\frac1k \sum_i v_i \circ H_D v_i$ with signs $v_i$; its noise adds to the absolute
+    values, by about $\sqrt{2/\pi}$ standard deviations of an entry where that is 0, and falls
+    as $1/\sqrt k$.  Cost 2F + 2 probes T.
     """
+    check_signal(pair.alpha, "diagonal_distance")
+    tangent = pair.linearize(x).difference_tangent
+    return jnp.mean(jnp.abs(hutchinson_diagonal(tangent, x, key, num_probes)))
+
+
+def alignment_terms(first: ScorePair, later: ScorePair, x: Array) -> Array:
+    """What both alignments of guidance are made of, `(2,)`: the cosine, and the length of `s_D`."""
     for pair in (first, later):
-        check_signal(pair.alpha, "guidance_alignment")
+        check_signal(pair.alpha, "the alignment of guidance")
     unconditional, conditional = later.both(x)
     difference = conditional - unconditional
     lengths = safe_norm(difference, axis=0) * safe_norm(unconditional, axis=0)
@@ -202,27 +179,82 @@ def guidance_alignment(first: ScorePair, later: ScorePair, x: Array) -> Array:
 
 
 def combined_alignment(
-    terms: Array | np.ndarray,
-    mean: Array | np.ndarray,
-    std: Array | np.ndarray,
-    *,
-    weights: tuple[float, float] = (1.0, 1.0),
+    terms: Array | np.ndarray, mean: Array | np.ndarray, std: Array | np.ndarray
 ) -> Array:
-    """The weighted sum of :func:`guidance_alignment`'s terms, ``(..., 2)`` to ``(...)``.
+    """The sum of `standardised_alignment`'s terms, `(..., 2)` to `(...)`.
 
-    Each is standardised by its ``mean`` and ``std``, ``(2,)``, over prompts known to be clean; one
+    Each is standardised by its `mean` and `std`, `(2,)`, over prompts known to be clean; one
     that does not vary over these stays in its own units.
     """
     standardised = (jnp.asarray(terms) - mean) / jnp.where(std > 0, std, 1)
-    result: Array = standardised @ jnp.array(weights)
-    return result
+    return standardised @ jnp.ones(2)
 
 
-@_register(direction=+1, where="path", cost="0", source="Wen et al. 2024")
+@register(
+    direction=+1,
+    where="noise",
+    cost="4F",
+    source="Asthana & Belagiannis 2026",
+    options=["alignment_weights"],
+    terms=alignment_terms,
+)
+def guidance_alignment(
+    first: ScorePair,
+    later: ScorePair,
+    x: Array,
+    *,
+    alignment_weights: tuple[float, float] = (1.0, 2.0),
+    terms: Array | None = None,
+) -> Array:
+    r"""How strong guidance is, and how it lies to the score: $w_1 \|\epsilon_D\| + w_2 \cos$.
+
+    Dimensionless.  $\|\epsilon_D\| = \sigma \|s_D\|$ at the first level, $\cos$ the
+    mean over pixels of the cosine over channels between $s_D$ and $s_u$ at a late one
+    (which is that between $\epsilon_D$ and $\epsilon_u$), both at the same pure noise
+    `x`: nothing is denoised.  Larger means memorized.  Cost 4F.
+
+    Asthana & Belagiannis, ICLR 2026, "Detecting and mitigating memorization in diffusion models
+    through anisotropy of the log-probability", arXiv:2601.20642.  The weights are their public
+    code's for Stable Diffusion 1.4; for 2 they are `(1, 0.1)`.  There that code departs from the
+    formula: it takes the cosine of the network's *v* predictions, which is that between
+    $s_D$ and $s_u + x$, and $\|\epsilon_D\|/\sigma^2$ for the length.
+
+    Args:
+        first: the pair at the first timestep of sampling with `alpha > 0`.
+        later: at the third-last timestep.
+        x: pure noise, `(channels, *space)`.
+        alignment_weights: of the length and of the cosine.
+        terms: what `alignment_terms` gave, if that is known.
+    """
+    cosine, length = alignment_terms(first, later, x) if terms is None else terms
+    return alignment_weights[0] * first.sigma * length + alignment_weights[1] * cosine
+
+
+@register(
+    direction=+1,
+    where="noise",
+    cost="4F",
+    source="sharpjax",
+    terms=alignment_terms,
+    parts=Parts("alignment", combined_alignment),
+)
+def standardised_alignment(
+    first: ScorePair, later: ScorePair, x: Array, *, terms: Array | None = None
+) -> Array:
+    r"""The two terms of `guidance_alignment`, `(2,)`: the cosine, and $\|s_D\|$.
+
+    The statistic is their sum after each is standardised on prompts known to be clean
+    (`combined_alignment`), in place of weights that fit one model.  Larger means memorized.
+    Cost 4F.
+    """
+    return alignment_terms(first, later, x) if terms is None else terms
+
+
+@register(direction=+1, where="path", cost="0", source="Wen et al. 2024")
 def path_score_difference(path: Trajectory, *, num_steps: int | None = None) -> Array:
-    r"""Mean over steps of :math:`\sigma_t \|s_D\|`, the length of the noises' difference.
+    r"""Mean over steps of $\sigma_t \|s_D\|$, the length of the noises' difference.
 
-    Dimensionless.  Larger means memorized.  ``num_steps`` takes only the first steps.  Cost 0
+    Dimensionless.  Larger means memorized.  `num_steps` takes only the first steps.  Cost 0
     beyond sampling.
 
     Wen et al., ICLR 2024.
@@ -231,44 +263,51 @@ def path_score_difference(path: Trajectory, *, num_steps: int | None = None) -> 
     return jnp.mean((path.sigmas * safe_norm(difference, axis=1))[:num_steps])
 
 
-@_register(direction=+1, where="path", cost="0", source="Kim & Lee 2026")
+@register(direction=+1, where="path", cost="0", source="Kim & Lee 2026")
 def last_step_difference(path: Trajectory) -> Array:
-    r"""Mean over entries of :math:`(s_c - s_u)^2` at the last step, units 1/sigma^2.
+    r"""Mean over entries of $(s_c - s_u)^2$ at the last step, units 1/sigma^2.
 
     Larger means memorized.  Cost 0 beyond sampling.
 
-    Kim & Lee 2026.
+    The proxy of `curvature_difference` (Kim & Lee, ICML 2026, arXiv:2605.26756; there summed
+    over channels, which is so many times as much).
     """
     return jnp.mean(path.difference[-1] ** 2)
-
-
-@_register(direction=+1, where="path", cost="0", source="Broken memories, 2026")
-def step_displacement(path: Trajectory, *, mean: Array, std: Array) -> Array:
-    r"""Largest z-score over steps of :math:`\|z_t - z_{t+1}\|`; dimensionless.
-
-    Larger means memorized.  ``mean`` and ``std``, ``(num_steps,)``, are those of the length of each
-    step over prompts known to be clean.  Cost 0 beyond sampling.
-
-    "Broken memories" 2026.
-    """
-    return largest_step(path.displacements, mean=mean, std=std)
 
 
 def largest_step(
     displacements: Array | np.ndarray, *, mean: Array | np.ndarray, std: Array | np.ndarray
 ) -> Array:
-    """The z-score of the longest step, ``(..., num_steps)`` to ``(...)``.
+    """The z-score of the longest step, `(..., num_steps)` to `(...)`.
 
     A step that is of one length for all clean prompts is measured in its own units.
     """
     return jnp.max((displacements - mean) / jnp.where(std > 0, std, 1), axis=-1)
 
 
-@_register(direction=-1, where="images", cost="0", source="Carlini et al. 2023")
+@register(
+    direction=+1,
+    where="path",
+    cost="0",
+    source="Broken memories, 2026",
+    parts=Parts("displacement", largest_step, over_noises=True),
+)
+def step_displacement(path: Trajectory) -> Array:
+    r"""The length of every step, $\|z_t - z_{t+1}\|$, `(num_steps,)`, whose largest z-score counts.
+
+    That is by the mean and standard deviation of each over prompts known to be clean
+    (`largest_step`); dimensionless.  Larger means memorized.  Cost 0 beyond sampling.
+
+    "Broken memories" 2026.
+    """
+    return path.displacements
+
+
+@register(direction=-1, where="images", cost="0", source="Carlini et al. 2023", least_noises=2)
 def tiled_l2(images: Array) -> Array:
     """Smallest distance of two of the images, the distance being that of their worst tile.
 
-    ``(n, channels, height, width)`` with ``n >= 2``; each is cut into 4 x 4 tiles, and two images
+    `(n, channels, height, width)` with `n >= 2`; each is cut into 4 x 4 tiles, and two images
     are as far apart as the tiles in one place that differ most (l2 norm over a tile's entries).
     Smaller means memorized: a memorized prompt gives the same image again.  Cost 0 beyond sampling.
 
@@ -289,7 +328,13 @@ def tiled_l2(images: Array) -> Array:
     return jnp.sqrt(squares.sum(axis=(1, 3, 5)).max(axis=(1, 2)).min())
 
 
-@_register(direction=-1, where="latent", cost="directions F", source="Brokman et al. 2025")
+@register(
+    direction=-1,
+    where="latent",
+    cost="directions F",
+    source="Brokman et al. 2025",
+    options=["num_directions"],
+)
 def p_laplacian(
     pair: ScorePair,
     z: Array,
@@ -299,12 +344,12 @@ def p_laplacian(
     num_directions: int = 128,
     method: str = "flux",
 ) -> Array:
-    r""":math:`\Delta_p \log p_t` of the unconditional score about a finished example ``z``.
+    r"""$\Delta_p \log p_t$ of the unconditional score about a finished example `z`.
 
-    By default the flux through the sphere of radius :math:`\sigma\sqrt d` about
-    :math:`\alpha z`, which is where noising ``z`` leads to; ``method="exact"`` at its middle.
+    By default the flux through the sphere of radius $\sigma\sqrt d$ about
+    $\alpha z$, which is where noising `z` leads to; `method="exact"` at its middle.
     Units sigma^-p.  Smaller (more negative) means memorized.  Needs no prompt.  Cost:
-    ``num_directions`` F; exact: F + (d + 1) T.
+    `num_directions` F; exact: F + (d + 1) T.
 
     Args:
         pair: at a small noise level (t = 10 of 1,000).
@@ -312,7 +357,7 @@ def p_laplacian(
         key: draws the directions.
         p: exponent, at least 1.
         num_directions: of the flux.
-        method: ``flux`` or ``exact``.
+        method: `flux` or `exact`.
 
     Brokman et al., SSVM 2025, arXiv:2505.08246.
     """
@@ -325,5 +370,7 @@ def p_laplacian(
         }
     centre = pair.alpha * z
     found = curvature.p_laplacian(pair.unconditional, centre, p=p, method=method, **options)
-    value: Array = found.value
-    return value
+    return found.value
+
+
+from sharpjax.detection import gap as gap  # noqa: E402  registered after those above

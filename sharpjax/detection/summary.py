@@ -1,34 +1,22 @@
 """What the records of a detection run add up to: figures of a statistic, a row per condition."""
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
-from sharpjax.detection.calibration import Calibration, scalars
-from sharpjax.detection.cases import Case
-from sharpjax.detection.evaluation import (
-    Comparison,
-    Evaluation,
-    compare,
-    evaluate,
-    fraction,
-    spearman,
-)
+from sharpjax._reprs import one_line
+from sharpjax.detection.calibration import Calibration, Threshold, scalars
+from sharpjax.detection.evaluation import Comparison, Evaluation, compare, evaluate, spearman
 from sharpjax.detection.statistics import STATISTICS
-from sharpjax.prompts import distinct
-from sharpjax.reprs import one_line
-from sharpjax.rundir import write_csv
+from sharpjax.prompts import Case, distinct
 
 # what other statistics are compared with, and verdicts go by: the simplest, and on both bundled
 # models among the best
 REFERENCE = "score_difference"
 
-
-# columns of ``results.csv`` that say what is known beforehand
+# columns of `results.csv` that say what is known beforehand
 _KNOWN = {"source": "source", "level": "level", "copy_rate": "copy_rate", "known": "verdict"}
 
 
@@ -37,13 +25,13 @@ class Summary:
     """One statistic over all conditions.
 
     Attributes:
-        name: ``statistic@t``.
-        network: figures of the network's values, ``None`` without ground truth.
+        name: `statistic@t`.
+        network: figures of the network's values, `None` without ground truth.
         one_noise: of their first noise alone; None where there is one, or one value a condition.
         by_source: against the clean conditions of each source, if there are several.
         by_source_one_noise: the same of the first noise alone.
         by_level: of the memorized conditions of each level, if there are several.
-        comparison: with :data:`REFERENCE` on the same conditions, where that is there too.
+        comparison: with `REFERENCE` on the same conditions, where that is there too.
         oracle: figures of the exact score's values.
         rank_correlation: Spearman's with the level and its p-value, over conditions of any level.
         oracle_rank_correlation: the same of the exact score.
@@ -67,7 +55,7 @@ class Judged:
 
     Attributes:
         cases: what is known of them.
-        records: ``network`` and ``oracle`` of each.
+        records: `network` and `oracle` of each.
         failed: the records of the others.
     """
 
@@ -102,7 +90,7 @@ class Judged:
         return list(self.records[0].get(who, ())) if self.records else []
 
     def means(self, who: str, name: str, *, noises: int | None = None) -> np.ndarray:
-        """Of one column over (the first) noises, ``(conditions,)``."""
+        """Of one column over (the first) noises, `(conditions,)`."""
         return np.array([np.mean(record[who][name][:noises]) for record in self.records])
 
     def extremes(self, name: str) -> list[str]:
@@ -123,78 +111,67 @@ class Judged:
 
 
 def direction(name: str) -> int:
-    """+1 if larger means memorized, for a column ``statistic@t``."""
+    """+1 if larger means memorized, for a column `statistic@t`."""
     return STATISTICS[name.split("@")[0]].direction
 
 
-def summarize(judged: Judged, *, nearest: bool = False) -> list[Summary]:
-    """Figures of every column; conditions judged ``between`` or not at all are left out of the ROC.
-
-    Args:
-        judged: conditions with their values.
-        nearest: see :func:`~sharpjax.detection.evaluation.evaluate`.
-    """
+def summarize(judged: Judged) -> list[Summary]:
+    """Figures of every column; the ROC is without conditions judged `between` or not at all."""
     verdicts = judged.verdicts
     memorized, clean = verdicts == "memorized", verdicts == "clean"
+    rows, both = memorized | clean, memorized.any() and clean.any()
     sources = np.array([case.source for case in judged.cases], dtype=str)
     levels = np.array([case.level for case in judged.cases], dtype=int)
     planted = levels > 0
     reference = next((n for n in judged.names() if n.split("@")[0] == REFERENCE), None)
 
     def figures(
-        name: str, values: np.ndarray, positive: np.ndarray, negative: np.ndarray
+        name: str,
+        values: np.ndarray,
+        positive: np.ndarray = memorized,
+        negative: np.ndarray = clean,
     ) -> Evaluation | None:
         rows = positive | negative
-        if not positive.any() or not negative.any():
-            return None
-        return evaluate(direction(name) * values[rows], positive[rows], nearest=nearest)
+        return evaluate(direction(name) * values[rows], positive[rows]) if both else None
 
     def apart(
-        name: str, values: np.ndarray, labels: np.ndarray, chosen: np.ndarray, *, positive: bool
+        name: str, values: np.ndarray, labels: np.ndarray, chosen: np.ndarray
     ) -> dict[Any, Evaluation]:
-        """Of each label's conditions among the chosen ones, against all of the other class."""
-        kinds = dict.fromkeys(labels[chosen].tolist())
-        if len(kinds) < 2:
-            return {}
+        """Of each label's conditions among those of one class, against all of the other."""
+        kinds = list(dict.fromkeys(labels[chosen].tolist()))
         found = {}
-        for kind in sorted(kinds) if positive else kinds:
+        for kind in kinds if len(kinds) > 1 else ():
             own = chosen & (labels == kind)
-            found[kind] = (
-                figures(name, values, own, clean)
-                if positive
-                else figures(name, values, memorized, own)
-            )
-        return {kind: one for kind, one in found.items() if one is not None}
+            sides = (own, clean) if chosen is memorized else (memorized, own)
+            if (one := figures(name, values, *sides)) is not None:
+                found[kind] = one
+        return found
 
     def rank(values: np.ndarray) -> tuple[float, float] | None:
         return spearman(values[planted], levels[planted]) if planted.any() else None
 
+    def against(values: np.ndarray, name: str) -> Comparison | None:
+        if not both or reference in (None, name):
+            return None
+        theirs = direction(reference) * judged.means("network", reference)
+        return compare(direction(name) * values[rows], theirs[rows], memorized[rows])
+
     summaries = []
     for name in judged.names():
         values = judged.means("network", name)
-        first = judged.means("network", name, noises=1)
         several = len(judged.records[0]["network"][name]) > 1
-        rows = memorized | clean
-        both = memorized.any() and clean.any()
+        first = judged.means("network", name, noises=1)
         exact = judged.means("oracle", name) if name in judged.names("oracle") else None
         summaries.append(
             Summary(
                 name,
-                network=figures(name, values, memorized, clean),
-                one_noise=figures(name, first, memorized, clean) if several else None,
-                by_source=apart(name, values, sources, clean, positive=False),
-                by_source_one_noise=apart(name, first, sources, clean, positive=False)
-                if several
-                else {},
-                by_level=apart(name, values, levels, memorized, positive=True),
-                comparison=compare(
-                    direction(name) * values[rows],
-                    direction(reference) * judged.means("network", reference)[rows],
-                    memorized[rows],
-                )
-                if both and reference not in (None, name)
-                else None,
-                oracle=None if exact is None else figures(name, exact, memorized, clean),
+                network=figures(name, values),
+                one_noise=figures(name, first) if several else None,
+                by_source=apart(name, values, sources, clean),
+                by_source_one_noise=apart(name, first, sources, clean) if several else {},
+                by_level=dict(sorted(apart(name, values, levels, memorized).items())),
+                comparison=against(values, name),
+                oracle=None if exact is None else figures(name, exact),
                 rank_correlation=rank(values),
                 oracle_rank_correlation=None if exact is None else rank(exact),
             )
@@ -202,56 +179,56 @@ def summarize(judged: Judged, *, nearest: bool = False) -> list[Summary]:
     return summaries
 
 
-def write_table(
-    path: Path,
-    judged: Judged,
-    calibration: Calibration | None = None,
-    *,
-    decide_by: str | None = None,
-) -> Path:
-    """``results.csv``: a row per condition; mean and 95% t-interval over noises of each column.
+def table_rows(
+    judged: Judged, thresholds: Mapping[str, Threshold], decide_by: str | None
+) -> list[dict[str, Any]]:
+    """Of `results.csv`: each condition's means over noises of each column, and standard errors.
 
-    What is known of a condition is in ``known``.  With a calibration there is the margin of each
-    column beyond its threshold, positive for memorized, and ``verdict`` goes by one of them.
-    Conditions that failed are there with what failed.
+    What is known of a condition is in `known`.  With thresholds there is the margin of each column
+    beyond its own, positive for memorized, and `verdict` goes by one of them, if it is there.
+    Conditions that failed are there with what failed.  Further columns of the file of prompts stand
+    at the end, under their names; `given NAME` where a column here has that name.
     """
+    known = {
+        name: field
+        for name, field in _KNOWN.items()
+        if any(getattr(case, field) for case in judged.cases)
+    }
+    carried = list(dict.fromkeys(name for case in judged.cases for name in case.others))
     rows = []
     for record, case in zip(judged.records, judged.cases, strict=True):
         row: dict[str, Any] = {"condition": case.condition}
-        for name, field in _KNOWN.items():
-            if any(getattr(one, field) for one in judged.cases):
-                row[name] = getattr(case, field)
-        limits = calibration.thresholds if calibration else {}
+        row |= {name: getattr(case, field) for name, field in known.items()}
         network = record["network"]
-        if decide_by in limits and decide_by in network:
-            row["verdict"] = limits[decide_by].verdict(float(np.mean(network[decide_by])))
+        if decide_by in thresholds and decide_by in network:
+            row["verdict"] = thresholds[decide_by].verdict(float(np.mean(network[decide_by])))
         for who in ("network", "oracle"):
             for name, values in record.get(who, {}).items():
-                mean, half = mean_and_half_width(values)
-                row |= {f"{who} {name}": mean, f"{who} {name} half-width": half}
-                if who == "network" and name in limits:
-                    row[f"margin {name}"] = limits[name].margin(mean)
-        if judged.failed:
-            row["failed"] = ""
-        rows.append(row)
-    if rows:
-        lost = [
-            dict.fromkeys(rows[0], "") | {"condition": r["condition"], "failed": r["failed"]}
-            for r in judged.failed
-        ]
-        write_csv(path, rows + lost)
-    return path
+                mean, error = mean_and_error(values)
+                row |= {f"{who} {name}": mean, f"{who} {name} standard error": error}
+                if who == "network" and name in thresholds:
+                    row[f"margin {name}"] = thresholds[name].margin(mean)
+        row |= {"failed": ""} if judged.failed else {}
+        names = {name: f"given {name}" if name in row else name for name in carried}
+        rows.append(row | {names[name]: case.others.get(name, "") for name in carried})
+    empty = dict.fromkeys(rows[0] if rows else (), "")
+    lost = [{"condition": one["condition"], "failed": one["failed"]} for one in judged.failed]
+    return [*rows, *(empty | one for one in lost)]
 
 
-def mean_and_half_width(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
-    """Mean over noises and the half-width of its t-interval, NaN of a single noise.
+def carried(row: Mapping[str, str]) -> dict[str, str]:
+    """Of a row of `results.csv`, the columns that came from the file of prompts."""
+    ours = {"condition", "verdict", "failed", *_KNOWN}
+    return {
+        name: text
+        for name, text in row.items()
+        if name not in ours and not name.startswith(("network ", "oracle ", "margin "))
+    }
 
-    Raises:
-        ValueError: a level outside (0, 1).
-    """
-    fraction("level", level)
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean over noises and its standard error, NaN of a single noise."""
     data = np.asarray(values, np.float64)
     if len(data) < 2:
         return float(data.mean()), float("nan")
-    error = data.std(ddof=1) / np.sqrt(len(data))
-    return float(data.mean()), float(stdtrit(len(data) - 1, 0.5 + level / 2) * error)
+    return float(data.mean()), float(data.std(ddof=1) / np.sqrt(len(data)))

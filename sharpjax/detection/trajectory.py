@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sharpjax._reprs import one_line
 from sharpjax._types import Array
 from sharpjax.conditional import ConditionalModel
-from sharpjax.reprs import one_line
+from sharpjax.detection.baseline import Baseline
 from sharpjax.sampling import sample
 from sharpjax.score import score_from_prediction
 
@@ -17,14 +18,14 @@ from sharpjax.score import score_from_prediction
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """A path of ``n`` steps; batches by ``jax.vmap``.
+    """A path of `n` steps; batches by `jax.vmap`.
 
     Attributes:
-        states: ``(n + 1, *shape)``, noise first, the example last.
-        unconditional: ``(n, *shape)``, ``s_u`` at the state that a step starts from, units 1/sigma.
-        conditional: ``(n, *shape)``, ``s_c`` there.
-        timesteps: ``(n,)``.
-        sigmas: ``(n,)`` noise of each of these states.
+        states: `(n + 1, *shape)`, noise first, the example last.
+        unconditional: `(n, *shape)`, `s_u` at the state that a step starts from, units 1/sigma.
+        conditional: `(n, *shape)`, `s_c` there.
+        timesteps: `(n,)`.
+        sigmas: `(n,)` noise of each of these states.
     """
 
     states: Array
@@ -37,15 +38,14 @@ class Trajectory:
 
     @property
     def difference(self) -> Array:
-        """``s_D = s_c - s_u`` at every step, ``(n, *shape)``."""
+        """`s_D = s_c - s_u` at every step, `(n, *shape)`."""
         return self.conditional - self.unconditional
 
     @property
     def displacements(self) -> Array:
-        """Length of every step, ``(n,)``, units of the state: 1."""
+        """Length of every step, `(n,)`, units of the state: 1."""
         steps = jnp.diff(self.states, axis=0)
-        lengths: Array = jnp.linalg.norm(steps.reshape(len(steps), -1), axis=1)
-        return lengths
+        return jnp.linalg.norm(steps.reshape(len(steps), -1), axis=1)
 
 
 def follow(
@@ -56,35 +56,43 @@ def follow(
     num_steps: int = 50,
     guidance: float | Array = 7.5,
 ) -> Trajectory:
-    """DDIM from ``noise`` with classifier-free guidance; 2F a step.
+    """DDIM from `noise` with classifier-free guidance; 2F a step, 4F with a baseline.
 
-    A path that starts at ``alpha = 0`` (zero terminal signal-to-noise ratio) follows the network's
-    predictions instead of the scores: the two scores are one there, ``-x/sigma^2``.
+    Of a `Baseline` guidance is by the judged model's own scores, and what is kept are its own
+    conditional score and the baseline's.
+
+    A path that starts at `alpha = 0` (zero terminal signal-to-noise ratio) follows the network's
+    predictions instead of the scores: the two scores are one there, `-x/sigma^2`.
 
     Args:
         model: any conditional model.
         condition: encoded.
-        noise: ``x_T``, of the model's shape.
+        noise: `x_T`, of the model's shape.
         num_steps: of the sampler.
-        guidance: ``s_u + guidance (s_c - s_u)`` leads the path.
+        guidance: `s_u + guidance (s_c - s_u)` leads the path.
 
     Raises:
-        ValueError: a start at ``alpha = 0`` with a network that predicts the noise.
+        ValueError: a start at `alpha = 0` with a network that predicts the noise.
     """
     schedule = model.schedule
     timesteps, *levels = schedule.levels(num_steps)
     silent = schedule.is_pure_noise(timesteps[0])
     kind = schedule.prediction_type if silent else "score"
 
-    def predict(x: Array, t: Array) -> Any:
-        of = model.predictions(condition, t) if silent else model.scores(condition, t).both
-        unconditional, conditional = both = of(x)
-        return unconditional + guidance * (conditional - unconditional), both
+    leading, own = model, condition
+    if isinstance(model, Baseline):
+        leading, own = model.model, condition[0]
 
-    states, both = sample(
-        predict, noise, schedule, num_steps=num_steps, trajectory=True, has_aux=True,
-        prediction_type=kind,
-    )  # fmt: skip
+    def both_of(of: Any, condition: Any, x: Array, t: Array) -> Array:
+        return of.predictions(condition, t)(x) if silent else of.scores(condition, t).both(x)
+
+    def predict(x: Array, t: Array) -> Any:
+        unconditional, conditional = both = both_of(leading, own, x, t)
+        kept = both if leading is model else both_of(model, condition, x, t)
+        return unconditional + guidance * (conditional - unconditional), kept
+
+    options: Any = {"trajectory": True, "has_aux": True, "prediction_type": kind}
+    states, both = sample(predict, noise, schedule, num_steps=num_steps, **options)
     alphas, sigmas = (level[: len(timesteps)] for level in levels)
     if silent:
         alpha, sigma = (level.reshape(-1, *[1] * noise.ndim) for level in (alphas, sigmas))

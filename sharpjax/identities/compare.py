@@ -1,4 +1,4 @@
-"""How the two sides of an identity are compared: every verdict comes from numbers.
+"""How the two sides of an identity are compared: "right" and "wrong" come from numbers.
 
 Each comparison takes batches of draws, `(left, closed form[, printed form])` with one number a
 draw each, and the number of standard errors that chance is granted. Means are accumulated, so that
@@ -6,18 +6,11 @@ no more than a batch is held.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 
 import numpy as np
-
-__all__ = [
-    "Comparison",
-    "bounds_every_draw",
-    "bounds_the_mean",
-    "equal_at_every_draw",
-    "equal_means",
-]
 
 # A printed form is wrong when it is off by more than this many standard errors, and right when it
 # agrees and a relative error of RESOLUTION would have been seen.
@@ -52,7 +45,8 @@ class Comparison:
         num_violations: where every draw was compared: how many did not obey.
         printed: the smallest and the largest value of the printed form.
         printed_z: standard errors between the estimate and the printed form, where it is worst.
-        printed_verdict: "right", "wrong" or "not separable" with this many draws.
+        printed_verdict: "right", "wrong" or "not separable" with this many draws; of a row also
+            "not claimed" (the source states it for other settings) and "not seen" (its text).
     """
 
     kind: str
@@ -138,6 +132,9 @@ def equal_at_every_draw(batches: Batches, limit: float) -> Comparison:
     )
 
 
+_bound = functools.partial(Comparison, kind="bound", limit=1.0)
+
+
 def bounds_the_mean(batches: Batches, limit: float) -> Comparison:
     """`|E[left]| <= max closed form`, but for the error that chance is granted."""
     left, right = _joined(batches)
@@ -145,13 +142,11 @@ def bounds_the_mean(batches: Batches, limit: float) -> Comparison:
     moments.add(left)
     observed, error, largest = abs(moments.mean), moments.standard_error, float(right.max())
     certain = max(observed - limit * error, 0.0)  # in this order NaN stays NaN
-    return Comparison(
-        kind="bound",
+    return _bound(
         estimate=observed,
         standard_error=error,
         closed_form=largest,
         deviation=_ratio(certain, largest),
-        limit=1.0,
         num_draws=len(left),
     )
 
@@ -168,13 +163,11 @@ def bounds_every_draw(
     observed = np.abs(left - left.mean()) if centred else left
     ratios = observed / np.maximum(right, TINY)
     worst = int(np.argsort(ratios)[len(ratios) - 1 - math.floor(share * len(ratios))])
-    return Comparison(
-        kind="bound",
+    return _bound(
         estimate=float(observed[worst]),
         standard_error=0.0,
         closed_form=float(right[worst]),
         deviation=float(ratios[worst]),
-        limit=1.0,
         num_draws=len(left),
         num_violations=int(np.sum(~(ratios <= 1.0))),
     )

@@ -6,15 +6,6 @@ import numpy as np
 
 from sharpjax.densities import Empirical, Gaussian, GaussianMixture
 
-__all__ = [
-    "WEIGHTS",
-    "from_density",
-    "random_basis",
-    "random_covariance",
-    "random_data_set",
-    "random_direction",
-]
-
 # Of the three components of every mixture.
 WEIGHTS = np.array([0.5, 0.3, 0.2])
 
@@ -22,8 +13,7 @@ WEIGHTS = np.array([0.5, 0.3, 0.2])
 def random_direction(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Uniform on the unit sphere; the last axis is that of the coordinates."""
     z = rng.normal(size=shape)
-    result: np.ndarray = z / np.linalg.norm(z, axis=-1, keepdims=True)
-    return result
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
 
 
 def random_basis(rng: np.random.Generator, dim: int) -> np.ndarray:
@@ -32,16 +22,12 @@ def random_basis(rng: np.random.Generator, dim: int) -> np.ndarray:
 
 
 def random_covariance(
-    rng: np.random.Generator,
-    dim: int,
-    eigenvalues: tuple[float, float],
-    basis: np.ndarray | None = None,
+    rng: np.random.Generator, dim: int, eigenvalues: tuple[float, float], basis: Any = None
 ) -> np.ndarray:
     """A covariance with eigenvalues from this range, in this basis or a random one."""
     basis = random_basis(rng, dim) if basis is None else basis
     matrix = (basis * rng.uniform(*eigenvalues, size=dim)) @ basis.T
-    result: np.ndarray = 0.5 * (matrix + matrix.T)
-    return result
+    return 0.5 * (matrix + matrix.T)
 
 
 def random_data_set(rng: np.random.Generator, dim: int) -> Empirical:
@@ -56,8 +42,7 @@ def from_density(
     weights, means, factors = _components(density)
     component = rng.choice(len(weights), size=num, p=weights)
     z = rng.normal(size=(num, means.shape[1]))
-    result: np.ndarray = means[component] + np.einsum("nij,nj->ni", factors[component], z)
-    return result
+    return means[component] + np.einsum("nij,nj->ni", factors[component], z)
 
 
 def _components(

@@ -7,7 +7,8 @@ L2 to L5 are one lemma. With `y = x - mu_c`, `x ~ p_c`, an affine map of y has t
 `E|A y + b|^2 = tr(A S_c A^T) + |b|^2`, and `S_c = -H_c^{-1}` is where the minus comes from.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,6 @@ import numpy as np
 
 from sharpjax._types import Array, Score
 from sharpjax.densities import Gaussian, GaussianMixture
-from sharpjax.identities.compare import equal_means
 from sharpjax.identities.drawing import (
     WEIGHTS,
     from_density,
@@ -25,29 +25,23 @@ from sharpjax.identities.drawing import (
     random_data_set,
     random_direction,
 )
-from sharpjax.identities.identity import Identity
-
-__all__ = ["IDENTITIES"]
+from sharpjax.identities.identity import Identity, Printed
 
 # Eigenvalues of covariances. The conditional density is the sharper one, and the two ranges are
 # apart: no printed form can come near the right one by chance. Condition numbers are at most 2, so
 # that a few thousand draws know each mean to a few percent.
 WIDE, NARROW = (1.2, 2.4), (0.4, 0.8)
 
+# Of the printed forms: Jeon, Kim and No, in Proceedings of Machine Learning Research 267, 27091.
+ICML = "Jeon et al., ICML 2025, "
+
 
 class Pair(NamedTuple):
-    """An unconditional and a conditional normal density."""
+    """An unconditional and a conditional normal density, and their common eigenvectors, if any."""
 
     p: Gaussian
     p_c: Gaussian
-
-
-class CommutingPair(NamedTuple):
-    """A pair whose covariances have the same eigenvectors, the columns of `basis`."""
-
-    p: Gaussian
-    p_c: Gaussian
-    basis: np.ndarray
+    basis: np.ndarray | None = None  # columns
 
 
 # --- Settings and draws ---------------------------------------------------------------------------
@@ -83,9 +77,10 @@ def _pairs(rng: np.random.Generator, dim: int) -> dict[str, Pair]:
     }
 
 
-def _commuting_pair(rng: np.random.Generator, dim: int) -> dict[str, CommutingPair]:
+def _commuting_pair(rng: np.random.Generator, dim: int) -> dict[str, Pair]:
     basis = random_basis(rng, dim)
-    return {"commuting, m = 0": CommutingPair(*_pair(rng, dim, basis=basis, shift=0.0), basis)}
+    pair = _pair(rng, dim, basis=basis, shift=0.0)
+    return {"commuting, m = 0": pair._replace(basis=basis)}
 
 
 def _from_p_c(pair: Pair, rng: np.random.Generator, num: int) -> np.ndarray:
@@ -98,8 +93,7 @@ def _from_p_c(pair: Pair, rng: np.random.Generator, num: int) -> np.ndarray:
 def _product(score: Score, x: Array) -> Array:
     """`H(x) s(x)`: the tangent of a score along itself."""
     value, tangent_map = jax.linearize(score, x)
-    result: Array = tangent_map(value)
-    return result
+    return tangent_map(value)
 
 
 def _score(p: Any, x: Array) -> Array:
@@ -124,17 +118,30 @@ def _product_of_differences(pair: Pair, x: Array) -> Array:
 
 # --- Closed forms, correct and as printed ---------------------------------------------------------
 
-
-def _matrices(pair: Pair | CommutingPair) -> tuple[Array, Array, Array, Array]:
-    """`H, H_c, H_c^{-1}, m`."""
-    H, H_c = (density.hessian(density.mean) for density in (pair.p, pair.p_c))
-    return H, H_c, -pair.p_c.covariance, pair.p.mean - pair.p_c.mean
+_Matrix = Callable[[Array, Array], Array]  # of H and H_c, or of their eigenvalues
 
 
-def _eigenvalues(pair: CommutingPair) -> Iterator[Array]:
-    """`lambda` of `H` and `lambda_c` of `H_c`, paired by their common eigenvectors."""
-    H, H_c, _, _ = _matrices(pair)
-    return (jnp.sum(pair.basis * (A @ pair.basis), axis=0) for A in (H, H_c))
+def _lemma(mean: _Matrix, square: _Matrix, sign: int = -1) -> Callable[[Pair, Array], Array]:
+    """`‖mean m‖² + sign tr(square H_c⁻¹)`, where the sign of the lemma is minus."""
+
+    def closed_form(pair: Pair, x: Array) -> Array:
+        H, H_c = (density.hessian(density.mean) for density in (pair.p, pair.p_c))
+        m, H_c_inverse = pair.p.mean - pair.p_c.mean, -pair.p_c.covariance
+        trace = jnp.trace(square(H, H_c) @ H_c_inverse)
+        return jnp.sum((mean(H, H_c) @ m) ** 2) + sign * trace
+
+    return closed_form
+
+
+def _sum(term: _Matrix, sign: int = -1) -> Callable[[Pair, Array], Array]:
+    """`sign Σ term(λ, λ_c)` over the eigenvectors that `H` and `H_c` have in common."""
+
+    def closed_form(pair: Pair, x: Array) -> Array:
+        H, H_c = (density.hessian(density.mean) for density in (pair.p, pair.p_c))
+        λ, λ_c = (jnp.sum(pair.basis * (A @ pair.basis), axis=0) for A in (H, H_c))
+        return sign * jnp.sum(term(λ, λ_c))
+
+    return closed_form
 
 
 def _minus_trace(p: Any, x: Array) -> Array:
@@ -151,154 +158,90 @@ def _with_covariance_for_hessian(p: Any, x: Array) -> Array:
     return -jnp.trace(H @ H @ H)
 
 
-def _l2(pair: Pair, x: Array) -> Array:
-    H, H_c, H_c_inverse, m = _matrices(pair)
-    D = H_c - H
-    return jnp.sum((H @ m) ** 2) - jnp.trace(D @ D @ H_c_inverse)
+def _square(A: Array) -> Array:
+    return A @ A
 
 
-def _l2_printed(pair: Pair, x: Array) -> Array:
-    H, H_c, H_c_inverse, m = _matrices(pair)
-    D = H_c - H
-    return jnp.sum((H @ m) ** 2) + jnp.trace(D @ D @ H_c_inverse)
-
-
-def _l2_sum(pair: CommutingPair, x: Array) -> Array:
-    λ, λ_c = _eigenvalues(pair)
-    return -jnp.sum((λ - λ_c) ** 2 / λ_c)
-
-
-def _l2_sum_printed(pair: CommutingPair, x: Array) -> Array:
-    return -_l2_sum(pair, x)
-
-
-def _l4(pair: Pair, x: Array) -> Array:
-    H, H_c, H_c_inverse, m = _matrices(pair)
-    A = H_c @ H_c - H @ H
-    return jnp.sum((H @ H @ m) ** 2) - jnp.trace(A @ A @ H_c_inverse)
-
-
-def _l4_sum(pair: CommutingPair, x: Array) -> Array:
-    λ, λ_c = _eigenvalues(pair)
-    return -jnp.sum((λ_c**2 - λ**2) ** 2 / λ_c)
-
-
-def _l4_sum_printed(pair: CommutingPair, x: Array) -> Array:
-    λ, λ_c = _eigenvalues(pair)
-    return jnp.sum((λ - λ_c) ** 4 / λ_c**4)
-
-
-def _l5(pair: Pair, x: Array) -> Array:
-    H, H_c, H_c_inverse, m = _matrices(pair)
-    D = H_c - H
-    return jnp.sum((D @ H @ m) ** 2) - jnp.trace(D @ D @ D @ D @ H_c_inverse)
-
-
-def _l5_sum(pair: CommutingPair, x: Array) -> Array:
-    λ, λ_c = _eigenvalues(pair)
-    return -jnp.sum((λ - λ_c) ** 4 / λ_c)
-
-
-def _l5_sum_printed(pair: CommutingPair, x: Array) -> Array:
-    return -_l5_sum(pair, x)
+_l2 = functools.partial(_lemma, lambda H, H_c: H, lambda H, H_c: _square(H_c - H))
+_l2_sum = functools.partial(_sum, lambda λ, λ_c: (λ - λ_c) ** 2 / λ_c)
+_l5_sum = functools.partial(_sum, lambda λ, λ_c: (λ - λ_c) ** 4 / λ_c)
 
 
 # --- The table ------------------------------------------------------------------------------------
 
+_of_densities = functools.partial(Identity, draw=from_density)
+_of_pairs = functools.partial(Identity, settings=_pairs, draw=_from_p_c)
+_of_commuting = functools.partial(Identity, settings=_commuting_pair, draw=_from_p_c)
+_l3 = functools.partial(
+    _of_densities,
+    name="L3",
+    statement="E‖Hs‖² = -tr(H³)",
+    settings=_gaussian,
+    left=_hessian_score,
+    closed_form=_minus_trace_of_cube,
+)
+
 IDENTITIES = (
-    Identity(
+    _of_densities(
         name="L1",
         statement="E‖s‖² = -E[tr H(x)]",
         settings=_densities,
-        draw=from_density,
         left=_score,
         closed_form=_minus_trace,
-        printed_statement="-tr H(x)",
-        printed=_minus_trace,
-        compare=equal_means,
+        printed=Printed(ICML + "Lemma 4.1, of Gaussians", "-tr H(x)", _minus_trace, ("Gaussian",)),
     ),
-    Identity(
+    _of_pairs(
         name="L2",
         statement="E_c‖s_c - s‖² = ‖Hm‖² - tr((H - H_c)² H_c⁻¹)",
-        settings=_pairs,
-        draw=_from_p_c,
         left=_score_difference,
-        closed_form=_l2,
-        printed_statement="‖Hm‖² + tr((H - H_c)² H_c⁻¹)",
-        printed=_l2_printed,
-        compare=equal_means,
+        closed_form=_l2(),
+        printed=Printed(ICML + "Lemma 4.2", "‖Hm‖² + tr((H - H_c)² H_c⁻¹)", _l2(sign=+1)),
     ),
-    Identity(
+    _of_commuting(
         name="L2",
         statement="E_c‖s_c - s‖² = -Σ (λ - λ_c)²/λ_c",
-        settings=_commuting_pair,
-        draw=_from_p_c,
         left=_score_difference,
-        closed_form=_l2_sum,
-        printed_statement="Σ (λ - λ_c)²/λ_c",
-        printed=_l2_sum_printed,
-        compare=equal_means,
+        closed_form=_l2_sum(),
+        printed=Printed(ICML + "Lemma 4.2, commuting, m = 0", "Σ (λ - λ_c)²/λ_c", _l2_sum(sign=+1)),
     ),
-    Identity(
-        name="L3",
-        statement="E‖Hs‖² = -tr(H³)",
-        settings=_gaussian,
-        draw=from_density,
-        left=_hessian_score,
-        closed_form=_minus_trace_of_cube,
-        printed_statement="-tr(H³)",
-        printed=_minus_trace_of_cube,
-        compare=equal_means,
+    _l3(printed=Printed(ICML + "Lemma 4.3, as proved (B.4)", "-tr(H³)", _minus_trace_of_cube)),
+    _l3(
+        printed=Printed(
+            ICML + "Lemma 4.3, as stated", "-tr(H³) with H = -S", _with_covariance_for_hessian
+        ),
     ),
-    Identity(
-        name="L3",
-        statement="E‖Hs‖² = -tr(H³)",
-        settings=_gaussian,
-        draw=from_density,
-        left=_hessian_score,
-        closed_form=_minus_trace_of_cube,
-        printed_statement="-tr(H³) with H = -S",
-        printed=_with_covariance_for_hessian,
-        compare=equal_means,
-    ),
-    Identity(
+    _of_pairs(
         name="L4",
         statement="E_c‖H_c s_c - H s‖² = ‖H²m‖² - tr((H_c² - H²)² H_c⁻¹)",
-        settings=_pairs,
-        draw=_from_p_c,
         left=_difference_of_products,
-        closed_form=_l4,
-        compare=equal_means,
+        closed_form=_lemma(lambda H, H_c: H @ H, lambda H, H_c: _square(_square(H_c) - _square(H))),
     ),
-    Identity(
+    _of_commuting(
         name="L4",
         statement="E_c‖H_c s_c - H s‖² = -Σ (λ_c² - λ²)²/λ_c",
-        settings=_commuting_pair,
-        draw=_from_p_c,
         left=_difference_of_products,
-        closed_form=_l4_sum,
-        printed_statement="Σ (λ - λ_c)⁴/λ_c⁴",
-        printed=_l4_sum_printed,
-        compare=equal_means,
+        closed_form=_sum(lambda λ, λ_c: (λ_c**2 - λ**2) ** 2 / λ_c),
+        printed=Printed(
+            "a summary of another version of Jeon et al. (text not seen)",
+            "Σ (λ - λ_c)⁴/λ_c⁴",
+            _sum(lambda λ, λ_c: (λ - λ_c) ** 4 / λ_c**4, sign=+1),
+        ),
     ),
-    Identity(
+    _of_pairs(
         name="L5",
         statement="E_c‖H_D s_D‖² = ‖DHm‖² - tr(D⁴ H_c⁻¹)",
-        settings=_pairs,
-        draw=_from_p_c,
         left=_product_of_differences,
-        closed_form=_l5,
-        compare=equal_means,
+        closed_form=_lemma(
+            lambda H, H_c: (H_c - H) @ H, lambda H, H_c: functools.reduce(jnp.matmul, [H_c - H] * 4)
+        ),
     ),
-    Identity(
+    _of_commuting(
         name="L5",
         statement="E_c‖H_D s_D‖² = -Σ (λ - λ_c)⁴/λ_c",
-        settings=_commuting_pair,
-        draw=_from_p_c,
         left=_product_of_differences,
-        closed_form=_l5_sum,
-        printed_statement="Σ (λ - λ_c)⁴/λ_c",
-        printed=_l5_sum_printed,
-        compare=equal_means,
+        closed_form=_l5_sum(),
+        printed=Printed(
+            ICML + "section 4.4, after Lemma 4.3", "Σ (λ - λ_c)⁴/λ_c", _l5_sum(sign=+1)
+        ),
     ),
 )

@@ -32,24 +32,22 @@ from sharpjax.identities.drawing import (
     random_data_set,
     random_direction,
 )
-from sharpjax.identities.identity import Identity
-
-__all__ = ["IDENTITIES"]
+from sharpjax.identities.identity import Identity, Printed
 
 EIGENVALUES = (0.5, 1.0)  # of the covariances
 RADIUS = 0.75
 NUM_DIRECTIONS = 64
 PROBABILITY = 0.05
+BOUNDS_NOT_SEEN = Printed("Brokman et al., bounds of arXiv:2505.08246v2: text not seen")
 
 
 class Ball(NamedTuple):
-    """A ball, a density, a p, and what the printed flux is multiplied by."""
+    """A ball, a density and a p."""
 
     density: Any
     centre: np.ndarray  # (d,)
     radius: np.float64
     p: np.float64
-    printed_factor: np.float64  # d/R gives the printed form what it lacks; its power stays wrong
 
 
 class Learned(NamedTuple):
@@ -83,13 +81,7 @@ def _isotropic(rng: np.random.Generator, dim: int) -> Gaussian:
 
 def _ball(rng: np.random.Generator, dim: int, density: Gaussian | GaussianMixture) -> Ball:
     """A ball that holds no zero of the score, so that F is smooth in it, and p = 1."""
-    return Ball(
-        density,
-        3.0 * random_direction(rng, dim),
-        np.float64(RADIUS),
-        np.float64(1),
-        np.float64(1),
-    )
+    return Ball(density, 3.0 * random_direction(rng, dim), np.float64(RADIUS), np.float64(1))
 
 
 def _densities(rng: np.random.Generator, dim: int) -> dict[str, Any]:
@@ -102,17 +94,11 @@ def _densities(rng: np.random.Generator, dim: int) -> dict[str, Any]:
 
 def _balls(rng: np.random.Generator, dim: int) -> dict[str, Ball]:
     ball = _ball(rng, dim, _mixture(rng, dim))
-    rescaled = ball._replace(printed_factor=np.float64(dim / RADIUS))
-    return {
-        "Gaussian, p = 1": _ball(rng, dim, _gaussian(rng, dim)),
-        "mixture, p = 1": ball,
-        "mixture, p = 2": rescaled._replace(p=np.float64(2)),
-        "mixture, p = 3": rescaled._replace(p=np.float64(3)),
-    }
+    return {f"mixture, p = {p}": ball._replace(p=np.float64(p)) for p in (1, 2, 3)}
 
 
-def _isotropic_at_radius(rng: np.random.Generator, dim: int) -> dict[str, Gaussian]:
-    return {"isotropic, at radius r": _isotropic(rng, dim)}
+def _balls_of_later_code(rng: np.random.Generator, dim: int) -> dict[str, Ball]:
+    return {f"{name} (later)": ball for name, ball in _balls(rng, dim).items()}
 
 
 def _isotropic_at_mode(rng: np.random.Generator, dim: int) -> dict[str, Ball]:
@@ -122,21 +108,13 @@ def _isotropic_at_mode(rng: np.random.Generator, dim: int) -> dict[str, Ball]:
 
 def _balls_for_bias(rng: np.random.Generator, dim: int) -> dict[str, Ball]:
     ball = _ball(rng, dim, _isotropic(rng, dim))
-    return {
-        "bias: isotropic, p = 1": ball,
-        "bias: isotropic, p = 4": ball._replace(
-            p=np.float64(4)
-        ),  # attained: the laplacian is constant
-    }
+    attained = ball._replace(p=np.float64(4))  # the laplacian is constant
+    return {"bias: isotropic, p = 1": ball, "bias: isotropic, p = 4": attained}
 
 
 def _learned(rng: np.random.Generator, dim: int) -> dict[str, Learned]:
     weights = rng.normal(size=(dim, dim))
     return {"score error: Gaussian": Learned(_gaussian(rng, dim), weights, np.float64(RADIUS))}
-
-
-def _ball_for_sampling(rng: np.random.Generator, dim: int) -> dict[str, Ball]:
-    return {f"sampling: N={NUM_DIRECTIONS}, q={PROBABILITY}": _ball(rng, dim, _gaussian(rng, dim))}
 
 
 # --- Draws ----------------------------------------------------------------------------------------
@@ -145,33 +123,16 @@ def _ball_for_sampling(rng: np.random.Generator, dim: int) -> dict[str, Ball]:
 def _in_ball(ball: Ball, rng: np.random.Generator, num: int) -> np.ndarray:
     """`v` uniform in the ball about 0: a direction, and a radius whose d-th power is uniform."""
     dim = ball.centre.size
-    result: np.ndarray = (
-        RADIUS * rng.uniform(size=(num, 1)) ** (1 / dim) * random_direction(rng, num, dim)
-    )
-    return result
+    return RADIUS * rng.uniform(size=(num, 1)) ** (1 / dim) * random_direction(rng, num, dim)
 
 
 def _direction(ball: Ball, rng: np.random.Generator, num: int) -> np.ndarray:
     return random_direction(rng, num, ball.centre.size)
 
 
-def _in_ball_and_direction(
-    ball: Ball, rng: np.random.Generator, num: int
-) -> tuple[np.ndarray, np.ndarray]:
-    return _in_ball(ball, rng, num), _direction(ball, rng, num)
-
-
-def _many_directions(ball: Ball, rng: np.random.Generator, num: int) -> np.ndarray:
-    return random_direction(rng, num, NUM_DIRECTIONS, ball.centre.size)
-
-
 def _point_and_p(density: Gaussian | GaussianMixture, rng: np.random.Generator, num: int) -> Any:
     """A point of the density, and p = 1, 1.5, 2 or 3."""
     return from_density(density, rng, num), rng.choice([1.0, 1.5, 2.0, 3.0], size=num)
-
-
-def _direction_and_radius(density: Gaussian, rng: np.random.Generator, num: int) -> Any:
-    return random_direction(rng, num, density.mean.size), rng.uniform(0.5, 3.0, size=num)
 
 
 def _learned_at_centre(learned: Learned, rng: np.random.Generator, num: int) -> Any:
@@ -187,30 +148,17 @@ def _learned_at_centre(learned: Learned, rng: np.random.Generator, num: int) -> 
 def _field(density: Gaussian | GaussianMixture, p: Any, x: Array) -> Array:
     """`F(x) = |s|^{p-2} s`."""
     s = density.score(x)
-    result: Array = jnp.linalg.norm(s) ** (p - 2) * s
-    return result
+    return jnp.linalg.norm(s) ** (p - 2) * s
 
 
-def _divergence(density: Gaussian | GaussianMixture, p: Any, x: Array) -> Array:
+def _divergence(density: Gaussian | GaussianMixture, x: Array, p: Any) -> Array:
     """The trace of the Jacobian of F by forward mode: d tangents of the definition."""
     return jnp.trace(jax.jacfwd(functools.partial(_field, density, p))(x))
 
 
-def _divergence_at_point(density: Gaussian | GaussianMixture, draw: Any) -> Array:
-    x, p = draw
-    return _divergence(density, p, x)
-
-
-def _divergence_at_radius(density: Gaussian, draw: Any) -> Array:
-    n, radius = draw
-    return _divergence(density, 1.0, density.mean + radius * n)
-
-
-def _value_in_ball(ball: Ball, draw: Any) -> Array:
-    """`div F` at a point of the ball, whose mean over the ball is the left side of P2."""
-    v, _ = draw
-    result: Array = ball.density.p_laplacian(ball.centre + v, ball.p)
-    return result
+def _value_in_ball(ball: Ball, v: Array) -> Array:
+    """`div F` at a point of the ball."""
+    return ball.density.p_laplacian(ball.centre + v, ball.p)
 
 
 def _through_sphere(ball: Ball, n: Array) -> Array:
@@ -226,11 +174,7 @@ def _both_ways(function: Callable[[Array], Array], n: Array) -> Array:
 
 def _bias_in_ball(ball: Ball, v: Array) -> Array:
     """`div F(x ± v) - div F(x)`, whose mean over the ball is the bias of the radius."""
-
-    def value(v: Array) -> Array:
-        result: Array = ball.density.p_laplacian(ball.centre + v, ball.p)
-        return result
-
+    value = functools.partial(_value_in_ball, ball)
     return _both_ways(value, v) - value(jnp.zeros_like(v))
 
 
@@ -246,21 +190,10 @@ def _flux_error(learned: Learned, draw: Any) -> Array:
     _, directions, _ = draw
     s, t = (v / jnp.linalg.norm(v, axis=1)[:, None] for v in _scores_on_sphere(learned, draw))
     difference = jnp.mean(jnp.sum((t - s) * directions, axis=1))
-    result: Array = directions.shape[1] / learned.radius * jnp.abs(difference)
-    return result
-
-
-def _flux(ball: Ball, directions: Array) -> Array:
-    return jnp.mean(jax.vmap(functools.partial(_through_sphere, ball))(directions))
+    return directions.shape[1] / learned.radius * jnp.abs(difference)
 
 
 # --- Closed forms, correct and as printed ---------------------------------------------------------
-
-
-def _p_laplacian(density: Gaussian | GaussianMixture, draw: Any) -> Array:
-    x, p = draw
-    result: Array = density.p_laplacian(x, p)
-    return result
 
 
 def _flux_form(ball: Ball, draw: Any) -> Array:
@@ -268,26 +201,16 @@ def _flux_form(ball: Ball, draw: Any) -> Array:
     return _both_ways(functools.partial(_through_sphere, ball), n)
 
 
-def _public_code(ball: Ball, draw: Any) -> Array:
-    """`cos |s|^{p-2}`, cos between the score and the direction."""
+def _first_public_code(ball: Ball, draw: Any) -> Array:
+    """`cos`, between score and direction, and for p != 1 `cos |s|^{p-2}`; times d/R."""
 
     def through_sphere(n: Array) -> Array:
         s = ball.density.score(ball.centre + ball.radius * n)
         norm = jnp.linalg.norm(s)
-        result: Array = jnp.dot(s, n) / norm * norm ** (ball.p - 2)
-        return result
+        power = jnp.where(ball.p == 1, 1.0, norm ** (ball.p - 2))
+        return n.size / ball.radius * jnp.dot(s, n) / norm * power
 
-    return ball.printed_factor * _both_ways(through_sphere, draw[1])
-
-
-def _at_radius(density: Gaussian, draw: Any) -> Array:
-    n, radius = draw
-    result: Array = -(n.size - 1) / radius
-    return result
-
-
-def _at_mode(ball: Ball, n: Array) -> Array:
-    return jnp.asarray(-n.size / ball.radius)
+    return _both_ways(through_sphere, draw[1])
 
 
 def _radius_bias_bound(ball: Ball, v: Array) -> Array:
@@ -318,52 +241,67 @@ def _sampling_bound(ball: Ball, directions: Array) -> Array:
 
 # --- The table ------------------------------------------------------------------------------------
 
+# Printed by two versions of one code.
+_ball_mean = functools.partial(
+    Identity,
+    name="P2",
+    statement="ball mean of Δ_p u = (d/R) E_n[F(x + Rn)·n]",
+    draw=lambda ball, rng, num: (_in_ball(ball, rng, num), _direction(ball, rng, num)),
+    left=lambda ball, draw: _value_in_ball(ball, draw[0]),
+    closed_form=_flux_form,
+    compare=functools.partial(equal_means, printed_mean=True),
+)
+
+_at_every_draw = functools.partial(Identity, compare=equal_at_every_draw, num_draws=256)
+_bound = functools.partial(Identity, name="P4", printed=BOUNDS_NOT_SEEN)
+
 IDENTITIES = (
-    Identity(
+    _at_every_draw(
         name="P1",
         statement="Δ_p u = ‖s‖^{p-2} (tr H + (p-2) ŝᵀHŝ), ŝ = s/‖s‖",
         settings=_densities,
         draw=_point_and_p,
-        left=_divergence_at_point,
-        closed_form=_p_laplacian,
-        compare=equal_at_every_draw,
-        num_draws=256,
+        left=lambda density, draw: _divergence(density, *draw),
+        closed_form=lambda density, draw: density.p_laplacian(*draw),
         points_per_draw=lambda dim: dim,
     ),
-    Identity(
-        name="P2",
-        statement="ball mean of Δ_p u = (d/R) E_n[F(x + Rn)·n]",
+    _ball_mean(
         settings=_balls,
-        draw=_in_ball_and_direction,
-        left=_value_in_ball,
-        closed_form=_flux_form,
-        printed_statement="E_n[cos ‖s‖^{p-2}]; × d/R added for p > 1",
-        printed=_public_code,
-        compare=functools.partial(equal_means, printed_mean=True),
+        printed=Printed(
+            "Brokman et al., first code, p_laplace_core.py (1e35509b)",
+            "E_n[cos] for p = 1, else E_n[cos ‖s‖^{p-2}]; × d/R",
+            _first_public_code,
+        ),
     ),
-    Identity(
+    _ball_mean(
+        settings=_balls_of_later_code,
+        printed=Printed(
+            "Brokman et al., later code, core/p_laplace.py (6922e7aa)",
+            "E_n[‖s‖^{p-2} s·n]; × d/R",
+            _flux_form,
+        ),
+    ),
+    _at_every_draw(
         name="P3",
         statement="Δ_1 u = -(d-1)/r",
-        settings=_isotropic_at_radius,
-        draw=_direction_and_radius,
-        left=_divergence_at_radius,
-        closed_form=_at_radius,
-        compare=equal_at_every_draw,
-        num_draws=256,
+        settings=lambda rng, dim: {"isotropic, at radius r": _isotropic(rng, dim)},
+        draw=lambda density, rng, num: (
+            random_direction(rng, num, density.mean.size),
+            rng.uniform(0.5, 3.0, size=num),
+        ),
+        left=lambda density, draw: _divergence(density, density.mean + draw[1] * draw[0], 1.0),
+        closed_form=lambda density, draw: -(draw[0].size - 1) / draw[1],
         points_per_draw=lambda dim: dim,
     ),
-    Identity(
+    _at_every_draw(
         name="P3",
         statement="(d/R) E_n[F(Rn)·n] = -d/R, p = 1",
         settings=_isotropic_at_mode,
         draw=_direction,
         left=_through_sphere,
-        closed_form=_at_mode,
-        compare=equal_at_every_draw,
-        num_draws=256,
+        closed_form=lambda ball, n: jnp.asarray(-n.size / ball.radius),
     ),
-    Identity(
-        name="P4",
+    _bound(
         statement="|ball mean of Δ_p u - Δ_p u(x)| ≤ R²/(2(d+2)) max |ΔΔ_p u|",
         settings=_balls_for_bias,
         draw=_in_ball,
@@ -372,8 +310,7 @@ IDENTITIES = (
         compare=bounds_the_mean,
         num_draws=2**14,
     ),
-    Identity(
-        name="P4",
+    _bound(
         statement="|flux of t - flux of s| ≤ (d/R) E[2‖t - s‖/(‖s‖ + ‖t‖)], t learned",
         settings=_learned,
         draw=_learned_at_centre,
@@ -383,12 +320,13 @@ IDENTITIES = (
         num_draws=256,
         points_per_draw=lambda dim: NUM_DIRECTIONS,
     ),
-    Identity(
-        name="P4",
+    _bound(
         statement="|flux, N directions - flux| ≤ (d/R) √(2 ln(2/q)/N), but for a share q",
-        settings=_ball_for_sampling,
-        draw=_many_directions,
-        left=_flux,
+        settings=lambda rng, dim: {
+            f"sampling: N={NUM_DIRECTIONS}, q={PROBABILITY}": _ball(rng, dim, _gaussian(rng, dim))
+        },
+        draw=lambda ball, rng, num: random_direction(rng, num, NUM_DIRECTIONS, ball.centre.size),
+        left=lambda ball, v: jnp.mean(jax.vmap(functools.partial(_through_sphere, ball))(v)),
         closed_form=_sampling_bound,
         compare=functools.partial(bounds_every_draw, share=PROBABILITY, centred=True),
         num_draws=1024,

@@ -9,15 +9,13 @@ import jax
 import numpy as np
 from scipy.special import ndtri
 
-from sharpjax.curvature.validation import positive_integer
-from sharpjax.identities import moments, plaplacian
+from sharpjax._checks import positive_integer
+from sharpjax.identities import denoising, moments, plaplacian
 from sharpjax.identities.identity import Identity, Row, evaluate
-from sharpjax.progress import progress
+from sharpjax.rundir.progress import progress
 
-__all__ = ["IDENTITIES", "verify"]
-
-IDENTITIES = moments.IDENTITIES + plaplacian.IDENTITIES
-"""L1 to L5 and P1 to P4, as `verify` takes them."""
+IDENTITIES = moments.IDENTITIES + plaplacian.IDENTITIES + denoising.IDENTITIES
+"""L1 to L5, P1 to P4 and D1, as `verify` takes them."""
 
 # The chance that some row of a correct table fails.
 FALSE_ALARM = 1e-3
@@ -66,14 +64,14 @@ def verify(*, dim: int = 5, num_samples: int = 50_000, seed: int = 0) -> list[Ro
                 num_draws = identity.num_draws or num_samples
                 found = identity.compare(_batches(identity, setting, rng, num_draws, dim), limit)
                 fields = {f.name: getattr(found, f.name) for f in dataclasses.fields(found)}
+                if printed := identity.printed:
+                    fields |= {
+                        "printed_statement": printed.statement,
+                        "printed_source": printed.source,
+                        "printed_verdict": printed.verdict(name, found.printed_verdict),
+                    }
                 rows.append(
-                    Row(
-                        name=identity.name,
-                        setting=name,
-                        statement=identity.statement,
-                        printed_statement=identity.printed_statement,
-                        **fields,
-                    )
+                    Row(name=identity.name, setting=name, statement=identity.statement, **fields)
                 )
                 bar.advance(note=f"{identity.name}, {name}")
     return rows

@@ -3,11 +3,10 @@
 The descent that every method of mitigation shares, whatever it moves (the initial noise, the
 encoded prompt) and whatever it lowers (the sharpness, the score difference).  One compilation
 serves all prompts: what differs between them is an argument.  Programs of old losses and
-optimizers are given up (:mod:`sharpjax.curvature.programs`): memory does not grow with the calls.
+optimizers are given up (`sharpjax.curvature.programs`): memory does not grow with the calls.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,13 +16,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from sharpjax._reprs import one_line
 from sharpjax._types import Array, ArrayLike
-from sharpjax.curvature.loops import over_points
 from sharpjax.curvature.programs import as_pytree, compiled
-from sharpjax.reprs import one_line
+from sharpjax.mesh.loops import over_points
+from sharpjax.mitigation.optimizers import adam
 from sharpjax.score import ScorePair
 
-STEP_SIZE = 0.05  # of Adam, per entry
 MAX_STEPS = 50
 OUTCOMES = ("met", "budget", "not finite")
 _MET, _BUDGET, _NOT_FINITE, _RUNNING = range(4)
@@ -34,12 +33,12 @@ class Descent:
     """Where a batch of descents ended.
 
     Attributes:
-        point: ``(n, *shape)``; of one whose measure or gradient became NaN or infinite, the last
+        point: `(n, *shape)`; of one whose measure or gradient became NaN or infinite, the last
             at which both were finite.
-        before: the measure at the start, ``(n,)``.
-        after: the measure at ``point``, ``(n,)``.
-        steps: of the optimizer, ``(n,)``.
-        outcome: ``met`` the threshold, spent its ``budget`` of steps, or ``not finite``, ``(n,)``.
+        before: the measure at the start, `(n,)`.
+        after: the measure at `point`, `(n,)`.
+        steps: of the optimizer, `(n,)`.
+        outcome: `met` the threshold, spent its `budget` of steps, or `not finite`, `(n,)`.
     """
 
     point: Array
@@ -50,11 +49,10 @@ class Descent:
 
     __repr__ = one_line
 
-
-@functools.cache
-def adam(step_size: float = STEP_SIZE) -> optax.GradientTransformation:
-    """Adam, the same object for the same step size: the descent is compiled once for it."""
-    return optax.adam(step_size)
+    def figures(self, i: int) -> dict[str, Any]:
+        """Of one of them, for a record."""
+        numbers = {"before": float(self.before[i]), "after": float(self.after[i])}
+        return numbers | {"steps": int(self.steps[i]), "outcome": str(self.outcome[i])}
 
 
 def descend(
@@ -67,13 +65,13 @@ def descend(
     optimizer: optax.GradientTransformation | None = None,
     mesh: Mesh | None = None,
 ) -> Descent:
-    """Minimise ``loss(fixed, x, start)`` over ``x``, from every starting point on its own.
+    """Minimise `loss(fixed, x, start)` over `x`, from every starting point on its own.
 
     Args:
         loss: gives what is minimised, and the measure that the threshold is for (the same without
             penalties). At module level or kept by the caller: a fresh one is compiled anew.
         fixed: what it depends on; a pytree of arrays and pairs, whose scores may be any functions.
-        start: ``(n, *shape)``.
+        start: `(n, *shape)`.
         threshold: a point whose measure is at most this stays where it is.
         max_steps: of the optimizer; 0 only evaluates.
         optimizer: any of optax; Adam by default. Make it once and pass the same object: a fresh one
@@ -100,19 +98,15 @@ def descend(
     fixed = jax.tree.map(
         lambda node: _as_argument(node, start[0]), fixed, is_leaf=lambda n: isinstance(n, ScorePair)
     )
-    ended = _descend(
-        fixed, start, jnp.asarray(threshold, start.dtype), jnp.asarray(max_steps),
-        loss=loss, optimizer=adam() if optimizer is None else optimizer, mesh=mesh,
-    )  # fmt: skip
-    point, before, after, steps, outcome = ended
-    return Descent(
-        point, np.asarray(before), np.asarray(after), np.asarray(steps),
-        np.array(OUTCOMES)[np.asarray(outcome)],
-    )  # fmt: skip
+    optimizer = adam() if optimizer is None else optimizer
+    limits = jnp.asarray(threshold, start.dtype), jnp.asarray(max_steps)
+    ended = _descend(fixed, start, *limits, loss=loss, optimizer=optimizer, mesh=mesh)
+    before, after, steps, outcome = map(np.asarray, ended[1:])
+    return Descent(ended[0], before, after, steps, np.array(OUTCOMES)[outcome])
 
 
 def _as_argument(node: Any, x: Array) -> Any:
-    """A pair whose scores may be plain functions, as one that crosses ``jit``."""
+    """A pair whose scores may be plain functions, as one that crosses `jit`."""
     if not isinstance(node, ScorePair):
         return node
     stacked = node.stacked
@@ -148,20 +142,15 @@ def _descend(
             return jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
 
         def running(state: Any) -> Array:
-            result: Array = state[-1] == _RUNNING
-            return result
+            return state[-1] == _RUNNING
 
         def step(state: Any) -> Any:
             # One evaluation in the whole program: a network's gradient takes long to compile.
             x, last, before, after, memory, steps, _ = state
             measure, gradient = evaluate(x)
             fine, first = finite(measure, gradient), steps == 0
-            outcome = jnp.where(
-                ~fine, _NOT_FINITE,
-                jnp.where(
-                    measure <= threshold, _MET, jnp.where(steps >= max_steps, _BUDGET, _RUNNING)
-                ),
-            )  # fmt: skip
+            outcome = jnp.where(steps >= max_steps, _BUDGET, _RUNNING)
+            outcome = jnp.where(~fine, _NOT_FINITE, jnp.where(measure <= threshold, _MET, outcome))
             goes_on = outcome == _RUNNING
             updates, memory = optimizer.update(gradient, memory, x)
             onward = optax.apply_updates(x, updates)
@@ -176,17 +165,13 @@ def _descend(
             )
 
         nothing = jnp.zeros((), start.dtype)
-        state = (
-            start, start, nothing, nothing, optimizer.init(start),
-            jnp.zeros((), max_steps.dtype), jnp.asarray(_RUNNING),
-        )  # fmt: skip
+        no_steps, running_on = jnp.zeros((), max_steps.dtype), jnp.asarray(_RUNNING)
+        memory = optimizer.init(start)
+        state = start, start, nothing, nothing, memory, no_steps, running_on
         x, _, before, after, _, steps, outcome = jax.lax.while_loop(running, step, state)
         return x, before, after, steps, outcome
 
     def part(common: Any, start: Array) -> Any:
         return jax.vmap(one, (None, 0))(common, start)
 
-    result: tuple[Array, Array, Array, Array, Array] = over_points(
-        part, mesh, (fixed, threshold, max_steps), start
-    )
-    return result
+    return over_points(part, mesh, (fixed, threshold, max_steps), start)

@@ -2,18 +2,29 @@
 
 import dataclasses
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from sharpjax._reprs import one_line
 from sharpjax._types import Array
 from sharpjax.conditional import ConditionalModel
-from sharpjax.mitigation.calibration import Levels
-from sharpjax.mitigation.perturbation import Vocabulary
-from sharpjax.reprs import one_line
+from sharpjax.mitigation.descent import Descent, descend
+from sharpjax.mitigation.levels import Levels
+from sharpjax.mitigation.screen import FREE, Look
+from sharpjax.networks.text_attention import TextAttention
 from sharpjax.score import ScorePair
+
+PENALTY = 1.0
+
+
+class Vocabulary(Protocol):
+    """What is asked of a tokenizer."""
+
+    def num_tokens(self, prompt: str) -> int:
+        """Ids that a prompt takes, start and end included, before any is cut."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +34,18 @@ class Problem:
     Attributes:
         model: of prompts.
         prompt: the text.
-        noise: ``(n, *shape)``: the same for every method, so that they are compared image by image.
+        noise: `(n, *shape)`: the same for every method, so that they are compared image by image.
         key: of whatever a method draws.
         guidance: of sampling without mitigation.
         num_steps: of sampling.
         levels: what is usual among clean prompts: thresholds are quantiles of it.
         vocabulary: the model's tokenizer.
-        max_steps: of a descent.
+        max_steps: of a descent, at most; None leaves it to the method.
+        penalty: of the noise's length in SAIL's loss: its share, at the usual length, of what is
+            usual of the sharpness among clean prompts.
         mesh: devices that share the noises.
+        look: of screened sampling, without a threshold; None: half-way.
+        free: share of the steps without guidance there.
     """
 
     model: ConditionalModel
@@ -41,15 +56,18 @@ class Problem:
     num_steps: int
     levels: Levels
     vocabulary: Vocabulary
-    max_steps: int
+    max_steps: int | None = None
+    penalty: float = PENALTY
     mesh: Mesh | None = None
+    look: Look | None = None
+    free: float = FREE
 
     __repr__ = one_line
 
     @property
     def t(self) -> int:
-        """The first timestep of sampling with ``alpha > 0``: before it no prompt has a say."""
-        return int(self.model.schedule.timesteps_with_signal(self.num_steps)[0])
+        """The first timestep of sampling with `alpha > 0`: before it no prompt has a say."""
+        return self.model.schedule.first_step(self.num_steps)
 
     @property
     def pair(self) -> ScorePair:
@@ -63,10 +81,29 @@ class Problem:
             warnings.simplefilter("ignore", UserWarning)
             return self.model.encode([self.prompt])[0]
 
-    @property
-    def rng(self) -> np.random.Generator:
-        """Draws of words and places."""
-        return np.random.default_rng(np.asarray(jax.random.key_data(self.key)))
+    def usual(self, loss: str) -> float:
+        """The median of a loss over clean prompts."""
+        return self.levels.threshold(loss, 0.5).value
+
+    def descend(
+        self,
+        loss: Callable[[Any, Array, Array], tuple[Array, Array]],
+        threshold: float,
+        max_steps: int,
+    ) -> Descent:
+        """Each noise by itself, by a loss of the pair."""
+        return descend(
+            loss,
+            self.pair,
+            self.noise,
+            threshold=threshold,
+            max_steps=self.budget(max_steps),
+            mesh=self.mesh,
+        )
+
+    def budget(self, steps: int) -> int:
+        """Of a descent that takes so many steps by itself."""
+        return steps if self.max_steps is None else self.max_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +111,15 @@ class Treatment:
     """What is sampled instead.
 
     Attributes:
-        context: encoded prompts, ``(n, tokens, width)``.
-        noise: ``(n, *shape)``.
-        guidance: one number, or one for each step.
+        context: encoded prompts, `(n, tokens, width)`.
+        noise: `(n, *shape)`.
+        guidance: one number, one for each step, or `(n, num_steps)`.
         evaluations: forward passes before sampling, an image: a tangent counts as one, a gradient
             as twice what it goes back through.
         details: of each image: what to report of the method, JSON values.
+        refused: `(n,)` images that are not to be drawn, as no noise was found for them; None: none.
+        attention: to the prompt, `n` rows; None: as it was trained.
+        repulsion: as `guidance`, of what leads away from the prompt as it is.
     """
 
     context: Array
@@ -87,5 +127,8 @@ class Treatment:
     guidance: float | np.ndarray
     evaluations: np.ndarray
     details: list[dict[str, Any]]
+    refused: np.ndarray | None = None
+    attention: TextAttention | None = None
+    repulsion: float | np.ndarray = 0.0
 
     __repr__ = one_line

@@ -1,21 +1,9 @@
-"""Flax NNX ports of the diffusers networks, and the models built from them."""
+"""A network with its noise schedule and conditions, whose scores are functions of a point."""
 
-from sharpjax.models.autoencoder_kl import AutoencoderKL
-from sharpjax.models.checkpoints import from_pretrained, save_pretrained
-from sharpjax.models.clip_text import CLIPTextModel, CLIPTextModelWithProjection
-from sharpjax.models.mlp import ScoreMLP
-from sharpjax.models.tokenizer import Tokenizer
-from sharpjax.models.unet_2d import UNet2DModel
-from sharpjax.models.unet_2d_condition import UNet2DConditionModel
+from sharpjax.models.latent_diffusion import LatentDiffusion
+from sharpjax.models.latent_diffusion_3 import LatentDiffusion3
+from sharpjax.models.latent_diffusion_xl import LatentDiffusionXL
+from sharpjax.models.load import load
+from sharpjax.models.pixel_diffusion import PixelDiffusion
 
-__all__ = [
-    "AutoencoderKL",
-    "CLIPTextModel",
-    "CLIPTextModelWithProjection",
-    "ScoreMLP",
-    "Tokenizer",
-    "UNet2DConditionModel",
-    "UNet2DModel",
-    "from_pretrained",
-    "save_pretrained",
-]
+__all__ = ["LatentDiffusion", "LatentDiffusion3", "LatentDiffusionXL", "PixelDiffusion", "load"]

@@ -7,9 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import json
 import os
-import re
 import shutil
 import types
 import warnings
@@ -17,49 +15,47 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sharpjax.models import tokenizer as tokenizers
-from sharpjax.models.checkpoints import from_pretrained, save_pretrained
-from sharpjax.models.configuration import check_channels
-from sharpjax.models.files import (
+from sharpjax.checkpoints.component import from_pretrained, save_pretrained
+from sharpjax.checkpoints.configuration import check_channels
+from sharpjax.checkpoints.directory import (
+    CONDITIONS_NAME,
     CONFIG_NAME,
+    GENERATION_NAME,
+    INDEX_NAME,
     MANIFEST_NAME,
     PICKLED,
-    ModelDirectory,
-    checked_file,
-    checked_subfolder,
-    part_folder,
-    read_json,
-    resolve,
-    unread,
+    SCHEDULER_NAME,
+    Directory,
 )
-from sharpjax.models.fingerprint import weight_files
-from sharpjax.models.latent_diffusion import PARTS, check_fit, check_index, read_schedule
+from sharpjax.checkpoints.hub import resolve
+from sharpjax.checkpoints.pipeline import (
+    CLASSES,
+    LATENT,
+    THREE,
+    XL,
+    Pipeline,
+    read_guidance,
+    read_index,
+    write_pipeline,
+)
+from sharpjax.checkpoints.t5_tokenizer import T5Tokenizer
+from sharpjax.checkpoints.tokenizer import Tokenizer
+from sharpjax.checkpoints.tokenizer_files import NAMES as TOKENIZER_NAMES
+from sharpjax.models.diffusion import read_flow_schedule, read_schedule
+from sharpjax.models.latent_diffusion import check_fit
+from sharpjax.models.latent_diffusion_3 import check_fit_3
+from sharpjax.models.latent_diffusion_xl import check_fit_xl, read_zeros, told_of_zeros
 from sharpjax.models.load import find
-from sharpjax.models.pixel_diffusion import (
-    CONDITIONS_NAME,
-    VQVAE,
-    PixelDiffusion,
-    check_pixel_index,
-    read_scheduler,
-)
-from sharpjax.models.tokenizer import Tokenizer
-from sharpjax.progress import progress
-from sharpjax.rundir import write_text
-from sharpjax.schedules import Schedule
+from sharpjax.models.pixel_diffusion import PixelDiffusion, read_names
+from sharpjax.rundir.progress import progress
 
-_INDEX, _SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
-# kind of pipeline, by the class of its unet -> parts with weights, and their classes
-_CLASSES: dict[str, dict[str, tuple[str, ...]]] = {
-    "UNet2DConditionModel": {part: PARTS[part] for part in ("text_encoder", "vae", "unet")},
-    "UNet2DModel": {"unet": ("UNet2DModel",), VQVAE: ("AutoencoderKL",)},
-}
 _LICENSES = ("LICENSE", "LICENSE.md", "LICENSE.txt")  # go where the weights go
 _MARK = ".sharpjax-convert"  # in a directory that is being written
-_SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,16 +65,16 @@ class ConvertedPart:
     Attributes:
         name: of its folder; empty for a single component.
         class_name: in PyTorch's libraries.
+        files: size in bytes of each file, by name.
         num_parameters: if it has any.
         dtype: of its parameters.
-        files: size in bytes of each file, by name.
     """
 
     name: str
     class_name: str
-    num_parameters: int | None
-    dtype: str | None
     files: dict[str, int]
+    num_parameters: int | None = None
+    dtype: str | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -88,7 +84,7 @@ class ConvertedPart:
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What :func:`convert` did.
+    """What `convert` did.
 
     Attributes:
         directory: that was written.
@@ -106,87 +102,64 @@ def convert(
     destination: str | Path,
     *,
     dtype: Any = jnp.float32,
-    variant: str | None = None,
-    revision: str | None = None,
-    follow_links: bool = False,
-    max_shard_size: int | None = None,
+    **files: Any,
 ) -> Conversion:
     """Read a pipeline or a single component with every check, and write it again.
 
     What was written is read again, and must give the same parameters bit for bit.  The directory
-    appears when all of it is there: until then it is called ``destination.part``, and what a kill
+    appears when all of it is there: until then it is called `destination.part`, and what a kill
     leaves of that is replaced by the next call.
 
     Args:
-        source: a bundled model, a directory, or a hub id; of a pipeline (``model_index.json``) or
-            of one component (``config.json``).
+        source: a bundled model, a directory, or a hub id; of a pipeline (`model_index.json`) or
+            of one component (`config.json`).
         destination: a new or empty directory.
-        dtype: of the stored parameters, ``float32``, ``float16`` or ``bfloat16``.
-        variant: of the weights to read, such as ``"fp16"``; what is written has none.
-        revision: of a hub id: branch, tag or commit.
-        follow_links: whether links may lead out of the source.
-        max_shard_size: bytes of a weight file; larger parts are split.
+        dtype: of the stored parameters, `float32`, `float16` or `bfloat16`.
+        files: `variant`, `revision`, `local_files_only` and `follow_links`, which choose what is
+            read, as of `sharpjax.checkpoints.from_pretrained`; what is written has no variant.
 
     Raises:
         FileNotFoundError: no such source, or a part of it is missing.
         FileExistsError: the destination is a file or not empty.
         ValueError: a part is damaged, not supported or does not fit the others, or its values are
-            too large for ``dtype``.
+            too large for `dtype`.
         OSError: the destination cannot be written, the disk is full, or what was written reads
             back differently.
     """
     target = Path(os.path.abspath(destination))
     dtype = np.dtype(dtype)
     _check_target(target)
-    files: Any = {"variant": variant, "revision": revision, "follow_links": follow_links}
     root = find(source, **files)
-    if not (root / _INDEX).exists():  # of the hub's files, those of one component
+    if not root.exists(INDEX_NAME):  # of the hub's files, those of one component
         root = resolve(source, **files)
-    if not (root / _INDEX).exists() and not (root / CONFIG_NAME).exists():
+    pipeline = read_index(root) if root.exists(INDEX_NAME) else None
+    if pipeline is None and not root.exists(CONFIG_NAME):
         raise FileNotFoundError(
-            f"{root} holds neither {_INDEX} (of a pipeline) nor {CONFIG_NAME} (of a component)"
+            f"{root} holds neither {INDEX_NAME} (of a pipeline) nor {CONFIG_NAME} (of a component)"
         )
-    if root.resolve() in target.resolve().parents:
+    if root.path.resolve() in target.resolve().parents:
         raise ValueError(f"{target} lies inside the source {root}: choose a place outside")
-    names = _networks(root)
+    names = [""] if pipeline is None else list(pipeline.networks)
     used: set[str] = set()
     parts, configs = [], {}
-    left_out = _contents(root)
     with _staged(target) as staging:
         with progress("converting", total=len(names)) as bar:
             for name in names:
-                read, part, configs[name] = _component(
-                    root, staging, name, dtype=dtype, max_shard_size=max_shard_size
-                )
+                read, part, configs[name] = _component(root, pipeline, staging, name, dtype=dtype)
                 used |= read
                 parts.append(part)
-                bar.advance(note=name or "")
+                bar.advance(note=name)
         for name in _LICENSES:
-            if (root / name).is_file():
-                shutil.copyfile(checked_file(root, root / name), staging / name)
+            if root.exists(name):
+                shutil.copyfile(root.file(name), staging / name)
                 used.add(name)
-        if names != [None]:
-            named = {name: config for name, config in configs.items() if name is not None}
-            used |= _rest(root, staging, named)
-            parts += [_part(staging, name) for name in ("tokenizer", "scheduler")
-                      if (staging / name).is_dir()]  # fmt: skip
-    return Conversion(target, tuple(parts), tuple(_left_out(left_out, used)))
-
-
-def parse_size(text: str) -> int:
-    """Bytes: ``2GB``, ``500 MB``, ``1.5GiB`` or a plain number.
-
-    >>> parse_size("2GB"), parse_size("1KiB")
-    (2000000000, 1024)
-
-    Raises:
-        ValueError: anything else, or less than one byte.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]I?B|)", text.strip().upper())
-    size = int(float(match[1]) * _SIZES[match[2]]) if match else 0
-    if size < 1:
-        raise ValueError(f"a size must be a number and KB, MB, GB, KiB, MiB or GiB, got {text!r}")
-    return size
+        if pipeline is not None:
+            used |= _rest(pipeline, staging, configs)
+            for name in pipeline.parts:
+                if name.startswith("tokenizer"):
+                    parts.append(_part(staging, name, pipeline.parts[name]))
+            parts.append(_part(staging, "scheduler", pipeline.parts["scheduler"]))
+    return Conversion(target, tuple(parts), tuple(_left_out(root.path, used)))
 
 
 def _check_target(target: Path) -> None:
@@ -220,7 +193,7 @@ def _left(staging: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _staged(target: Path) -> Iterator[Path]:
-    """A directory that becomes ``target`` when all went well."""
+    """A directory that becomes `target` when all went well."""
     staging = _staging(target)
     try:
         staging.mkdir(parents=True, exist_ok=True)
@@ -237,40 +210,17 @@ def _staged(target: Path) -> Iterator[Path]:
     (target / _MARK).unlink()
 
 
-def _networks(root: Path) -> list[str | None]:
-    """Folders of a pipeline's networks, or ``[None]`` for a single component."""
-    if not (root / _INDEX).exists():
-        return [None]
-    path = checked_file(root, root / _INDEX)
-    index = read_json(path)
-    unet = index.get("unet")
-    kind = unet[1] if isinstance(unet, list) and len(unet) == 2 else unet
-    if not isinstance(kind, str) or kind not in _CLASSES:
-        raise ValueError(
-            f"{path}: 'unet' must be ['diffusers', class] with one of the classes "
-            f"{', '.join(_CLASSES)}, got {unet!r:.80}. {unread(index)}"
-        )
-    if kind == "UNet2DConditionModel":
-        check_index(index, root)
-        return list(_CLASSES[kind])
-    return ["unet", *([vae] if (vae := check_pixel_index(root)) else [])]
-
-
 def _component(
-    root: ModelDirectory,
-    staging: Path,
-    name: str | None,
-    *,
-    dtype: Any,
-    max_shard_size: int | None,
+    root: Directory, pipeline: Pipeline | None, staging: Path, name: str, *, dtype: Any
 ) -> tuple[set[str], ConvertedPart, dict[str, Any]]:
     """Files that were read, what was written, and the configuration."""
-    part = name if name is None else part_folder(root, name, CONFIG_NAME)
-    folder = checked_subfolder(root, part)
+    folder = root if pipeline is None else pipeline.component(name)
     try:
-        module = from_pretrained(root, part, dtype=dtype)
+        module = (
+            pipeline.read(name, dtype=dtype) if pipeline else from_pretrained(root, dtype=dtype)
+        )
     except FileNotFoundError as error:
-        if any(path.name.endswith(PICKLED) for path in folder.iterdir()):
+        if any(path.name.endswith(PICKLED) for path in folder.path.iterdir()):
             raise FileNotFoundError(
                 f"{error}. If you trust its origin, in Python with torch: diffusers' or "
                 "transformers' class .from_pretrained(source, use_safetensors=False)"
@@ -278,109 +228,90 @@ def _component(
             ) from error
         raise
     class_name, config = type(module).__name__, module.config
-    if name is not None:
-        kind = "UNet2DConditionModel" if "text_encoder" in _networks(root) else "UNet2DModel"
-        allowed = _CLASSES[kind][name]
-        if class_name not in allowed:
-            raise ValueError(f"{folder}: must hold a {allowed[0]}, got {class_name}")
-    number = sum(int(np.prod(v.shape)) for v in _parameters(module).values())
-    save_pretrained(module, staging / (name or ""), max_shard_size=max_shard_size)
+    number = sum(v.size for v in jax.tree.leaves(nnx.state(module, nnx.Param)))
+    save_pretrained(module, staging / name)
     digests = _digests(module)
     del module  # before it is read again: only one in memory
-    again = from_pretrained(staging, name, dtype=dtype)
+    again = from_pretrained(staging / name, dtype=dtype)
     if again.config != config or _digests(again) != digests:
         raise OSError(
-            f"{staging / (name or '')} reads back differently than it was written: the disk or "
-            "the memory is faulty"
+            f"{staging / name} reads back differently than it was written: the disk or the memory "
+            "is faulty"
         )
-    prefix = f"{part}/" if part else ""
-    read = {CONFIG_NAME, MANIFEST_NAME, *weight_files(root, folder)}
-    done = _part(staging, name, class_name=class_name, num_parameters=number, dtype=dtype.name)
-    return {prefix + file for file in read}, done, config
+    read = {CONFIG_NAME, MANIFEST_NAME, *folder.weight_files()}
+    done = _part(staging, name, class_name, num_parameters=number, dtype=dtype.name)
+    return {_relative(root, folder, file) for file in read}, done, config
 
 
-def _rest(root: Path, staging: Path, configs: dict[str, dict[str, Any]]) -> set[str]:
+def _relative(root: Directory, folder: Directory, name: str) -> str:
+    return str((folder.path / name).relative_to(root.path))
+
+
+def _rest(pipeline: Pipeline, staging: Path, configs: dict[str, dict[str, Any]]) -> set[str]:
     """Everything of a pipeline that has no weights, and whether its parts fit."""
-    config, path = read_scheduler(root)
-    used = {_INDEX, str(path.relative_to(root))}
-    check_channels(configs["unet"], config, path)
-    is_latent = "text_encoder" in configs
-    if is_latent:
-        class_name = read_json(root / _INDEX)["scheduler"][1]
-        read_schedule(root, class_name)
-        config |= {"_class_name": class_name}  # the index decides
+    root = pipeline.directory
+    folder = root.component("scheduler", holding=SCHEDULER_NAME)
+    if pipeline.kind is THREE:
+        scheduler = read_flow_schedule(pipeline).to_config()
     else:
-        Schedule.from_config(config, where=path)
-        config = {"_class_name": "DDIMScheduler"} | config
-    index: dict[str, Any] = {
-        "_class_name": "DDIMPipeline",
-        "scheduler": ["diffusers", config["_class_name"]],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
-    (staging / "scheduler").mkdir()
-    files = {_SCHEDULER: config}
-    if is_latent:
-        used |= _tokenizer(root, staging, configs)
-        index |= {
-            "_class_name": "StableDiffusionPipeline",
-            "feature_extractor": [None, None],
-            "image_encoder": [None, None],
-            "requires_safety_checker": False,
-            "safety_checker": [None, None],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-        }
+        _, scheduler = read_schedule(pipeline)
+    denoiser = configs[pipeline.kind.denoiser]
+    if pipeline.kind not in (CLASSES, THREE):
+        check_channels(denoiser, scheduler, folder.path / SCHEDULER_NAME)
+    used = {INDEX_NAME, _relative(root, folder, SCHEDULER_NAME)}
+    conditions: tuple[str, ...] = ()
+    options: dict[str, Any] = {}
+    tokenizers = [name for name in pipeline.parts if name.startswith("tokenizer")]
+    if tokenizers:
+        known: dict[str, Any] = {}
+        for name in tokenizers:
+            known[name], files = _tokenizer(root, staging, name)
+            used |= files
+        networks: Any = {k: types.SimpleNamespace(config=v) for k, v in configs.items()}
+        try:
+            if pipeline.kind is LATENT:
+                check_fit(**networks, **known)
+            elif pipeline.kind is XL:
+                check_fit_xl(**networks)
+            else:
+                check_fit_3(**networks)
+        except ValueError as error:
+            raise ValueError(f"{root}: {error}") from error
+        options["guidance"] = read_guidance(root, usual=pipeline.kind.guidance)
+        used.add(GENERATION_NAME)
+        if pipeline.kind is XL:
+            options["extra"] = told_of_zeros(read_zeros(root))
     else:
-        path = checked_file(root, root / CONDITIONS_NAME)
-        if path.exists():
-            used.add(CONDITIONS_NAME)
-            files[CONDITIONS_NAME] = read_json(path)
-        if VQVAE in configs:
-            index |= {"_class_name": "LDMPipeline", VQVAE: ["diffusers", "AutoencoderKL"]}
-    for name, value in (files | {_INDEX: index}).items():
-        write_text(staging / name, json.dumps(value, indent=2) + "\n")
-    if not is_latent:
-        PixelDiffusion.from_pretrained(staging)  # do names and network fit?
+        conditions = read_names(pipeline, denoiser)
+        used.add(CONDITIONS_NAME)
+    write_pipeline(staging, pipeline.parts, scheduler, conditions, ours=pipeline.parts, **options)
+    if not tokenizers:
+        PixelDiffusion.from_pretrained(staging)  # do its parts fit?
     return used
 
 
-def _tokenizer(root: Path, staging: Path, configs: dict[str, dict[str, Any]]) -> set[str]:
-    tokenizer = Tokenizer.from_pretrained(root, "tokenizer")
-    try:
-        networks: Any = {k: types.SimpleNamespace(config=v) for k, v in configs.items()}
-        check_fit(**networks, tokenizer=tokenizer)
-    except ValueError as error:
-        raise ValueError(f"{root}: {error}") from error
+def _tokenizer(root: Directory, staging: Path, name: str) -> tuple[Tokenizer, set[str]]:
+    """A tokenizer, written anew, and the files that it was read from."""
+    reader: Any = T5Tokenizer if name == "tokenizer_3" else Tokenizer
+    tokenizer = reader.from_pretrained(root, name)
     probe = ["", "a photo of two cats, 1999; Ünïcödé 🙂"]
-    tokenizer.save_pretrained(staging / "tokenizer")
-    again = Tokenizer.from_pretrained(staging, "tokenizer")
+    tokenizer.save_pretrained(staging / name)
+    again = reader.from_pretrained(Directory(staging), name)
     with warnings.catch_warnings():  # too long for a short tokenizer: cut alike
         warnings.simplefilter("ignore", UserWarning)
         same = np.array_equal(again(probe), tokenizer(probe))
     if not same or again.backend.get_vocab() != tokenizer.backend.get_vocab():
-        raise ValueError(f"{root / 'tokenizer'}: written anew it gives other ids")
-    names = [getattr(tokenizers, k) for k in ("CONFIG", "SPECIAL", "ADDED", "VOCAB", "MERGES")]
-    return {f"tokenizer/{name}" for name in (*names, tokenizers.FULL, MANIFEST_NAME)}
+        raise ValueError(f"{root.path / name}: written anew it gives other ids")
+    return tokenizer, {f"{name}/{file}" for file in (*TOKENIZER_NAMES, MANIFEST_NAME)}
 
 
-def _part(staging: Path, name: str | None, **about: Any) -> ConvertedPart:
+def _part(staging: Path, name: str, class_name: str, **about: Any) -> ConvertedPart:
     files = {
         path.name: path.stat().st_size
-        for path in sorted((staging / (name or "")).iterdir())
+        for path in sorted((staging / name).iterdir())
         if path.name != _MARK
     }
-    if not about:
-        class_name = "CLIPTokenizer"
-        if name == "scheduler":
-            class_name = read_json(staging / _SCHEDULER, constants=True)["_class_name"]
-        about = {"class_name": class_name, "num_parameters": None, "dtype": None}
-    return ConvertedPart(name or "", files=files, **about)
-
-
-def _parameters(module: nnx.Module) -> dict[tuple[Any, ...], Any]:
-    return dict(nnx.to_flat_state(nnx.state(module, nnx.Param)))
+    return ConvertedPart(name, class_name, files, **about)
 
 
 def _digests(module: nnx.Module) -> dict[tuple[Any, ...], str]:
@@ -389,24 +320,17 @@ def _digests(module: nnx.Module) -> dict[tuple[Any, ...], str]:
         path: hashlib.sha256(
             np.ascontiguousarray(variable[...]).reshape(-1).view(np.uint8).data
         ).hexdigest()
-        for path, variable in _parameters(module).items()
+        for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))
     }
 
 
-def _contents(root: Path) -> dict[str, list[str] | None]:
-    """Names in a directory, hidden ones apart, and what is in each folder."""
-    return {
-        path.name: sorted(p.name for p in path.iterdir()) if path.is_dir() else None
-        for path in sorted(root.iterdir())
-        if not path.name.startswith(".")
-    }
-
-
-def _left_out(contents: dict[str, list[str] | None], used: set[str]) -> Iterator[str]:
-    for name, inside in contents.items():
-        if inside is None:
-            yield from {name} - used
-        elif any(file.startswith(f"{name}/") for file in used):
-            yield from (f"{name}/{file}" for file in inside if f"{name}/{file}" not in used)
+def _left_out(root: Path, used: set[str]) -> Iterator[str]:
+    """What the source holds beside, hidden files apart."""
+    for path in sorted(path for path in root.iterdir() if not path.name.startswith(".")):
+        if not path.is_dir():
+            yield from {path.name} - used
+        elif any(file.startswith(f"{path.name}/") for file in used):
+            inside = (f"{path.name}/{file.name}" for file in sorted(path.iterdir()))
+            yield from (file for file in inside if file not in used)
         else:
-            yield f"{name}/"
+            yield f"{path.name}/"

@@ -1,6 +1,7 @@
 """How the digits' model is made: data, architecture and settings."""
 
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -8,7 +9,7 @@ from flax import nnx
 from sharpjax.datasets.mnist import SET_SIZES, PlantedDigits, planted_digits
 from sharpjax.detection.oracle import TrainingSet
 from sharpjax.models.pixel_diffusion import PixelDiffusion
-from sharpjax.models.unet_2d import UNet2DModel
+from sharpjax.networks.unet_2d import UNet2DModel
 from sharpjax.schedules import Schedule
 from sharpjax.training import ClassDenoising, Data, Settings, train
 
@@ -44,12 +45,9 @@ def mnist_unet(num_conditions: int, *, seed: int = 0) -> UNet2DModel:
 
 
 def train_mnist(
-    directory: str | Path,
-    settings: Settings = MNIST_SETTINGS,
-    *,
-    checkpoint_every: int = 100,
+    directory: str | Path, settings: Settings = MNIST_SETTINGS, **options: Any
 ) -> tuple[UNet2DModel, PlantedDigits]:
-    """Train the digits' network, or go on where ``directory`` stopped.
+    """Train the digits' network, or go on where `directory` stopped.
 
     Losses are reported per set size.  Returns the averaged network and its training set.
     """
@@ -58,7 +56,7 @@ def train_mnist(
     data = Data.create(digits.images, digits.conditions, groups)
     model = mnist_unet(len(digits.names), seed=settings.seed)
     task = ClassDenoising(data, MNIST_SCHEDULE)
-    trained = train(model, task, directory, settings, checkpoint_every=checkpoint_every)
+    trained = train(model, task, directory, settings, **options)
     return trained, digits
 
 

@@ -1,1 +1,1 @@
-"""What a finished run shows: tables on the terminal, CSV files, pictures, a page."""
+"""What runs show: one description of each, for the terminal, the CSV files and the page."""

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def with_error(value: float, error: float) -> str:
-    """Both to the second digit of the error; without an error, to four digits.
+    """A value ± its standard error, to the second digit of that; without one, to four digits.
 
     >>> with_error(1.70535, 0.28187), with_error(981.2, 31.4), with_error(0.5, float("nan"))
     ('1.71 ± 0.28', '981 ± 31', '0.5')

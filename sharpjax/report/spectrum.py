@@ -1,44 +1,84 @@
-"""What spectra along a sampling path show: a table of their eigenvalues."""
+"""What spectra show: how the landscape curves along the sampling path."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from sharpjax.report import plots
+from sharpjax.report.blocks import Block, Column, Figures, Section, Table, Text, number
+from sharpjax.report.rows import Rows, read_rows
+from sharpjax.rundir.run import Run
+from sharpjax.runs.spectrum import TOLERANCE, write_table
 
-_SOURCES = {
-    "network": "network",
-    "lanczos": "  Lanczos",
-    "arnoldi": "  Arnoldi",
-    "oracle": "exact",
-}
+SPECTRUM_TABLE, PICTURE_NAME = "spectrum.csv", "spectrum.png"
+_SOURCES = {"network": "network", "lanczos": "Lanczos", "arnoldi": "Arnoldi", "oracle": "exact"}
 
 
-def spectrum_table(rows: Sequence[dict[str, Any]], *, tolerance: float) -> Table:
-    """Number and size of the eigenvalues of every spectrum, the exact score's below."""
-    table = Table(
-        title="Eigenvalues of σ²H along the sampling path",
-        caption=f"< 0: below -{tolerance:g}; ≈ 0: within; > 0: above.  "
-        "tr K: effective dimension, the sum of 1 + eigenvalue.",
+def sections_of(run: Run) -> list[Section]:
+    """Plots of every spectrum, and their ends and traces as a table."""
+    records, settings = run.records(), run.settings
+    total = len(settings["conditions"]) * settings["num_noises"] * settings["num_stages"]
+    blocks: list[Block] = []
+    if len(records) < total:
+        told = f"This run is not finished: {len(records)} of {total} spectra are computed."
+        blocks.append(Text(f"{told} The same command goes on from here.", "note"))
+    if records:
+        blocks.append(figures(records))
+    if rows := read_rows(run, SPECTRUM_TABLE, texts=("condition", "source")):
+        blocks.append(spectrum_table(rows))
+    return [Section("Spectra", blocks)]
+
+
+def write(folder: Path, records: Rows) -> list[dict[str, Any]]:
+    """The table and the plot of a run; the rows."""
+    plots.write(figures(records), folder / PICTURE_NAME)
+    return write_table(folder / SPECTRUM_TABLE, records)
+
+
+def figures(records: Rows) -> Figures:
+    """The spectra of every step, a condition beside the other."""
+    conditions = list(dict.fromkeys(record["condition"] for record in records))
+    groups = [
+        mine
+        for step in sorted({record["step"] for record in records})
+        for name in conditions
+        if (mine := [r for r in records if (r["condition"], r["step"]) == (name, step)])
+    ]
+    names = (f"Eigenvalues of {mine[0]['condition']} at t = {mine[0]['t']}" for mine in groups)
+    draws = (partial(plots.spectra, records=mine) for mine in groups)
+    return Figures(
+        list(zip(names, draws, strict=True)),
+        "Eigenvalues of σ²H, H the Hessian of log p at a state of the sampling path: -1 is pure "
+        "noise or a landscape as sharp as the noise allows, 0 a flat direction, above 0 a valley "
+        "between modes. Ticks at the right: what Lanczos and Arnoldi approximate. Dashed: the "
+        "exact score, where the training set is known.",
+        x="rank of the eigenvalue, largest first",
+        y="eigenvalue of σ²H",
+        columns=len(conditions),
+        size=(4.2, 2.7),
+        shared=True,
     )
-    table.add_column("condition", no_wrap=True)
-    table.add_column("t", justify="right")
-    table.add_column("score", no_wrap=True)
-    for name in ("< 0", "≈ 0", "> 0", "smallest", "largest", "tr K"):
-        table.add_column(name, justify="right", no_wrap=True)
-    here: tuple[Any, ...] = ()
-    for row in rows:
-        repeated = here == (row["condition"], row["noise"], row["t"])
-        if here and not repeated:
-            table.add_section()
-        here = row["condition"], row["noise"], row["t"]
-        noise = f" #{row['noise']}" if row["noise"] else ""
-        dimension = row["effective_dimension"]
-        table.add_row(
-            "" if repeated else row["condition"] + noise,
-            "" if repeated else str(row["t"]),
-            _SOURCES[row["source"]],
-            *(str(row[name]) for name in ("negative", "near_zero", "positive")),
-            *(f"{row[name]:.4f}" for name in ("smallest", "largest")),
-            "" if dimension == "" else f"{dimension:.1f}",
-        )
-    return table
+
+
+def _condition(row: Mapping[str, Any]) -> str:
+    return row["condition"] + (f" #{row['noise']}" if row.get("noise") else "")
+
+
+def spectrum_table(rows: Rows) -> Table:
+    """Number and size of the eigenvalues of every spectrum, the exact score's below."""
+    return Table(
+        "Eigenvalues of σ²H along the sampling path",
+        [
+            Column("condition", _condition), number("t"),
+            Column("score", lambda row: _SOURCES[row["source"]], filtered=True),
+            number("< 0", "negative"), number("≈ 0", "near_zero"), number("> 0", "positive"),
+            number("smallest", form="{:.4f}"), number("largest", form="{:.4f}"),
+            number("tr K", "effective_dimension", "{:.1f}"),
+        ],
+        rows,
+        note=f"< 0: below -{TOLERANCE:g}; ≈ 0: within; > 0: above. tr K: effective dimension, the "
+        "sum of 1 + eigenvalue",
+        searchable=True,
+        grouped=2,
+    )  # fmt: skip

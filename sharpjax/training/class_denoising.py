@@ -1,30 +1,29 @@
 r"""Denoising of images by their class, of any prediction type.
 
 The loss is the mean over pixels, examples and uniform timesteps of
-:math:`\|f_\theta(\alpha_t x_0 + \sigma_t \epsilon, t, c) - y\|^2`, with the target ``y`` that the
-schedule's ``prediction_type`` names (Ho et al. 2020, arXiv:2006.11239, for the noise).
+$\|f_\theta(\alpha_t x_0 + \sigma_t \epsilon, t, c) - y\|^2$, with the target `y` that the
+schedule's `prediction_type` names (Ho et al. 2020, arXiv:2006.11239, for the noise).
 """
 
 import dataclasses
-import hashlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from sharpjax.reprs import one_line
+from sharpjax._reprs import one_line
 from sharpjax.schedules import Schedule
+from sharpjax.training.loop import digest
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A training set on the device: ``images (n, ...)``, and a table of each condition's images.
+    """A training set on the device: `images (n, ...)`, and a table of each condition's images.
 
-    ``members`` is ``(num_conditions, largest set)``, rows padded by repetition of valid indices;
-    ``sizes`` is ``(num_conditions,)``; ``groups`` names the group whose loss a condition is
+    `members` is `(num_conditions, largest set)`, rows padded by repetition of valid indices;
+    `sizes` is `(num_conditions,)`; `groups` names the group whose loss a condition is
     reported in.
     """
 
@@ -37,7 +36,7 @@ class Data:
 
     @classmethod
     def create(cls, images: np.ndarray, conditions: np.ndarray, groups: tuple[str, ...]) -> "Data":
-        """From images and the condition of each, an index into ``groups``.
+        """From images and the condition of each, an index into `groups`.
 
         Raises:
             ValueError: images and conditions do not fit, or a condition has no image.
@@ -58,9 +57,27 @@ class Data:
         return cls(jnp.asarray(images), jnp.asarray(np.stack(rows)), jnp.asarray(sizes), groups)
 
 
+class Denoising:
+    """Noised examples of a `schedule`, and the square error of what is predicted from them."""
+
+    schedule: Schedule
+
+    def noised(self, x0: jax.Array, noise: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The noised examples and the targets."""
+        return (
+            jax.vmap(self.schedule.add_noise)(x0, noise, t),
+            jax.vmap(self.schedule.target)(x0, noise, t),
+        )
+
+    def losses(self, model: Any, batch: Any) -> jax.Array:
+        """Mean square error of each example, `(n,)`."""
+        x, t, condition, target = batch
+        return jnp.mean((model(x, t, condition) - target) ** 2, axis=tuple(range(1, x.ndim)))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ClassDenoising:
+class ClassDenoising(Denoising):
     """Conditions are drawn equally often, and of a condition its images.
 
     Attributes:
@@ -88,16 +105,9 @@ class ClassDenoising:
     def batch(self, key: jax.Array, n: int) -> tuple[Any, jax.Array]:
         """Noised images, timesteps, labels and targets; the group of each."""
         x0, labels, t, noise, condition = draw(self, key, n)
-        x = jax.vmap(self.schedule.add_noise)(x0, noise, t)
-        target = jax.vmap(self.schedule.target)(x0, noise, t)
+        x, target = self.noised(x0, noise, t)
         group = jnp.array([self.groups.index(name) for name in self.data.groups])
         return (x, t, labels, target), group[condition]
-
-    def losses(self, model: nnx.Module, batch: Any) -> jax.Array:
-        """Mean square error of each example, ``(n,)``."""
-        x, t, labels, target = batch
-        predicted = model(x, t, class_labels=labels)
-        return jnp.mean((predicted - target) ** 2, axis=tuple(range(1, x.ndim)))
 
     def identity(self) -> dict[str, Any]:
         """What tells this task from another."""
@@ -106,7 +116,7 @@ class ClassDenoising:
             "condition_dropout": self.condition_dropout,
             "schedule": self.schedule.to_config(),
             "images": list(images.shape),
-            "images_sha256": hashlib.sha256(images.tobytes()).hexdigest(),
+            "images_sha256": digest(images),
             "conditions": len(self.data.groups),
         }
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sharpjax.models.layers import convolve_upsampled
+from sharpjax.networks.layers import convolve_upsampled
 
 
 def with_fast_kernel_gradients(model: nnx.Module) -> nnx.Module:
@@ -25,7 +25,7 @@ def with_fast_kernel_gradients(model: nnx.Module) -> nnx.Module:
 def _convolve_2x2(
     x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **_: Any
 ) -> jax.Array:
-    """The convolution of ``x``, padded by one pixel, with a 2 x 2 kernel."""
+    """The convolution of `x`, padded by one pixel, with a 2 x 2 kernel."""
     height, width = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     corners = [x[:, i : i + height + 1, j : j + width + 1] for i in (0, 1) for j in (0, 1)]

@@ -1,6 +1,6 @@
 """The training loop: any task, averaged weights, checkpoints that resume exactly.
 
-Every draw of step ``k`` comes from ``fold_in(seed, k)``, so a run that is killed and resumed equals
+Every draw of step `k` comes from `fold_in(seed, k)`, so a run that is killed and resumed equals
 one that was not, bit for bit.
 """
 
@@ -27,8 +27,9 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sharpjax.progress import progress
-from sharpjax.rundir import append_lines, claim, read_lines, within, write_text
+from sharpjax.rundir.files import append_lines, read_lines, within, write_text
+from sharpjax.rundir.progress import progress
+from sharpjax.rundir.run import Run
 from sharpjax.training.convolutions import with_fast_kernel_gradients
 
 _Module = TypeVar("_Module", bound=nnx.Module)
@@ -43,9 +44,9 @@ class Settings:
     Attributes:
         steps: optimiser steps.
         batch_size: examples a step.
-        learning_rate: AdamW's peak, reached after ``warmup`` steps.
+        learning_rate: AdamW's peak, reached after `warmup` steps.
         decay: last fraction of the steps after the warm-up, in which it falls to zero by a cosine.
-        ema: decay of the averaged weights, ramped up as ``(1 + k) / (10 + k)``.
+        ema: decay of the averaged weights, ramped up as `(1 + k) / (10 + k)`.
         clip: largest global gradient norm.
         seed: of weights and of every batch.
     """
@@ -61,9 +62,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("weight_decay", 0)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
         if not 0 < self.decay <= 1:
@@ -71,9 +72,6 @@ class Settings:
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW with warm-up, cosine decay and gradient clipping."""
@@ -100,13 +98,13 @@ class Task(Protocol):
         """Names of the groups whose losses are reported apart."""
 
     def batch(self, key: jax.Array, n: int) -> tuple[Any, jax.Array]:
-        """``n`` examples (arrays with a leading axis ``n``), and the group of each, ``(n,)``.
+        """`n` examples (arrays with a leading axis `n`), and the group of each, `(n,)`.
 
         A function of the key alone, which is what makes a resumed run the same run.
         """
 
     def losses(self, model: Any, batch: Any) -> jax.Array:
-        """The loss of each example, ``(n,)``."""
+        """The loss of each example, `(n,)`."""
 
     def identity(self) -> dict[str, Any]:
         """JSON values that tell this task from another: data, schedule, options."""
@@ -151,19 +149,21 @@ def train(
     *,
     checkpoint_every: int = 100,
     keep_every: int | None = None,
+    origin: str | None = None,
 ) -> _Module:
-    """Train ``model`` on ``task``; continue from ``directory`` if a run was started there.
+    """Train `model` on `task`; continue from `directory` if a run was started there.
 
-    Losses per group are appended to ``losses.jsonl``; the state goes to ``checkpoints/`` every
-    ``checkpoint_every`` steps and at the end.  The last two are kept, and those of every
-    ``keep_every`` steps, whose averaged weights :func:`averaged` reads.
+    Losses per group are appended to `losses.jsonl`; the state goes to `checkpoints/` every
+    `checkpoint_every` steps and at the end.  The last two are kept, and those of every
+    `keep_every` steps, whose averaged weights `averaged` reads.  `origin` is a digest of weights
+    that another run ended with, where `model` has those.
 
     Returns:
         The model with its averaged (EMA) weights.
 
     Raises:
-        ValueError: ``directory`` holds a run with other settings (the message lists them).
-        FileExistsError: ``directory`` holds something that is not a training run.
+        ValueError: `directory` holds a run with other settings (the message lists them).
+        FileExistsError: `directory` holds something that is not a training run.
         FloatingPointError: the loss stopped being finite.
         OSError: a checkpoint cannot be written; those before it are whole.
     """
@@ -172,7 +172,9 @@ def train(
             f"keep_every must be a multiple of checkpoint_every={checkpoint_every}, "
             f"got {keep_every}"
         )
-    folder = _claim(Path(directory), settings, model, task)
+    about = {"model": cast(Any, model).config} | task.identity()
+    about |= {} if origin is None else {"origin_sha256": origin}
+    folder = Run.claim(Path(directory), "training", dataclasses.asdict(settings) | about).folder
     plain, params = nnx.split(model)
     graph, _ = nnx.split(with_fast_kernel_gradients(nnx.clone(model)))
     state = {
@@ -316,9 +318,3 @@ def _peak_memory_mb() -> int:
     """Largest resident size of this process so far."""
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(kilobytes / (1024 if sys.platform != "darwin" else 1024**2))
-
-
-def _claim(folder: Path, settings: Settings, model: nnx.Module, task: Task) -> Path:
-    """Make the directory, or check that it belongs to this very run."""
-    wanted = dataclasses.asdict(settings) | {"model": cast(Any, model).config} | task.identity()
-    return claim(folder, wanted, what="training")

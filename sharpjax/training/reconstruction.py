@@ -1,7 +1,7 @@
-r"""Learning to reconstruct: a variational autoencoder on fresh renderings of pictograms.
+r"""Learning to reconstruct: a variational autoencoder on fresh renderings.
 
-The loss of an image is :math:`\|\hat x - x\|_1 + \|\hat x - x\|_2^2 + \beta KL`, means over
-pixels and over latents, with :math:`\hat x` decoded from a draw of the posterior (Kingma & Welling
+The loss of an image is $\|\hat x - x\|_1 + \|\hat x - x\|_2^2 + \beta KL$, means over
+pixels and over latents, with $\hat x$ decoded from a draw of the posterior (Kingma & Welling
 2014, arXiv:1312.6114, without an adversary).
 """
 
@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sharpjax.datasets.augmentation import Augmentation, render
-from sharpjax.models.autoencoder_kl import AutoencoderKL
-from sharpjax.reprs import one_line
+from sharpjax._reprs import one_line
+from sharpjax.datasets import poses
+from sharpjax.networks.autoencoder_kl import AutoencoderKL
 from sharpjax.training.loop import digest
 
 
@@ -23,11 +23,13 @@ class Reconstruction:
     """Pictures are drawn equally often, each rendered afresh.
 
     Attributes:
-        pictures: ``(n, size, size, 4)`` uint8.
+        pictures: `(n, size, size, 4)` uint8.
+        radii: `(n,)` of the drawings, which are posed by `poses`.
         kl_weight: of the KL divergence.
     """
 
     pictures: jax.Array
+    radii: jax.Array
     kl_weight: float = dataclasses.field(default=1e-4, metadata={"static": True})
 
     __repr__ = one_line
@@ -41,12 +43,11 @@ class Reconstruction:
         """Renderings and the noise of their latents."""
         choice, pose, noise = jax.random.split(key, 3)
         index = jax.random.randint(choice, (n,), 0, len(self.pictures))
-        how = jax.vmap(Augmentation.draw)(jax.random.split(pose, n))
-        images = jax.vmap(render)(self.pictures[index], how)
+        images = poses.anywhere(self.pictures[index], self.radii[index], pose)
         return (images, jax.random.split(noise, n)), jnp.zeros(n, jnp.int32)
 
     def losses(self, model: AutoencoderKL, batch: Any) -> jax.Array:
-        """The loss of each image, ``(n,)``."""
+        """The loss of each image, `(n,)`."""
         images, keys = batch
         posterior = model.encode(images)
         noise = jax.vmap(lambda key: jax.random.normal(key, posterior.mean.shape[1:]))(keys)
@@ -59,6 +60,6 @@ class Reconstruction:
         return {
             "task": "reconstruction",
             "pictures": list(self.pictures.shape),
-            "pictures_sha256": digest(self.pictures),
+            "pictures_sha256": digest((self.pictures, self.radii)),
             "kl_weight": self.kl_weight,
         }

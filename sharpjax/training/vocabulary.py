@@ -2,7 +2,7 @@
 
 Byte-pair encoding (Sennrich, Haddow & Birch 2016, arXiv:1508.07909): the pair of neighbouring
 symbols that is the most frequent becomes a symbol, again and again.  Ours and not the trainer of
-the ``tokenizers`` package, because that breaks ties in another order each time: the same captions
+the `tokenizers` package, because that breaks ties in another order each time: the same captions
 must give the same ids, or a training run cannot be resumed.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import CLIPTokenizer
 
-from sharpjax.models.tokenizer import Tokenizer
+from sharpjax.checkpoints.tokenizer import Tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 _END_OF_WORD = "</w>"
@@ -37,7 +37,7 @@ def train_tokenizer(captions: Sequence[str], *, length: int, max_vocab: int = 81
         max_vocab: ids at most; merging stops earlier when every word is one.
 
     Raises:
-        ValueError: ``length`` leaves no room for a token, or ``max_vocab`` none for a merge.
+        ValueError: `length` leaves no room for a token, or `max_vocab` none for a merge.
 
     >>> tokenizer = train_tokenizer(["red star", "star"], length=5)
     >>> tokenizer.backend.convert_ids_to_tokens(tokenizer("star")[0])[:3]

@@ -1,6 +1,6 @@
 """Small trained checkpoints that ship with the package, each a diffusers directory.
 
-Every folder has a model card, ``README.md``, with its data, licence and the command that made it.
+Every folder has a model card, `README.md`, with its data, licence and the command that made it.
 """
 
 from pathlib import Path
@@ -24,6 +24,12 @@ def find(name_or_directory: str | Path) -> Path:
         return ROOT / text
     if Path(text).is_dir():
         return Path(text)
+    if text == "openmoji":
+        raise FileNotFoundError(
+            "'openmoji', the model of pictograms, was in sharpjax 0.1: its clean captions are as "
+            "narrow as its memorized ones, or nearly, so little tells them apart; the bundled "
+            "model of prompts is 'drawings'"
+        )
     raise FileNotFoundError(
         f"unknown model {text!r}: neither a directory nor one of the bundled models "
         f"({', '.join(bundled()) or 'none'})"

@@ -1,0 +1,345 @@
+"""All statistics of a batch of conditions, by the place that they are computed at.
+
+Each part is compiled once: timesteps and conditions are arguments.  Noises and probes depend on the
+seed and their index only, never on the batch, nor on the devices that it is split over.
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from sharpjax._types import Array, ArrayLike
+from sharpjax.conditional import ConditionalModel
+from sharpjax.detection.baseline import Baseline
+from sharpjax.detection.registry import GROUPS, STATISTICS, Bound, Where, at_time
+from sharpjax.detection.settings import NEAR_THE_END, DetectSettings
+from sharpjax.detection.trajectory import follow
+from sharpjax.mesh.loops import over_points
+from sharpjax.sampling import sample
+from sharpjax.score import LinearizedPair
+
+logger = logging.getLogger(__name__)
+
+LEVELS: tuple[Where, ...] = ("level", "state")  # at the trace timesteps
+SAMPLED: tuple[Where, ...] = (*GROUPS["paths"], "reencoded")  # from whole paths
+
+
+def evaluations(
+    settings: DetectSettings, *, compared: bool = False
+) -> dict[str, tuple[str, float, float]]:
+    """Of each statistic alone, a condition: its part, and evaluations of the network.
+
+    Forward evaluations and tangents, of a network that is given one condition at a time.  What is
+    computed once for all conditions, `s_u` and its linearization at shared noises, is not
+    counted; what several statistics of a part have in common is counted for each.
+
+    Args:
+        settings: of the run.
+        compared: with a `Baseline`, which has nothing that is shared, and double paths.
+    """
+    n = settings.num_noises
+    states = min(settings.trace_noises, n) * len(settings.trace_timesteps)
+    found: dict[str, tuple[str, float, float]] = {}
+    for name, entry in STATISTICS.items():
+        if name not in settings.statistics:
+            continue
+        forwards, tangents = entry.evaluations(settings, apart=compared)
+        points = states if entry.where in LEVELS else n
+        along = (4 if compared else 2) * settings.num_steps * n if entry.where in SAMPLED else 0
+        part = "noise" if entry.where == "noise" else entry.group
+        found[name] = part, along + points * forwards, points * tangents
+    return found
+
+
+class Columns:
+    """What a run computes of every batch, and what it computes once for all of them.
+
+    Attributes:
+        names: of the columns, in order.
+        seconds: spent on each part, a list with an entry a batch; the first holds compilation.
+    """
+
+    def __init__(
+        self, model: ConditionalModel, settings: DetectSettings, *, mesh: Mesh | None = None
+    ):
+        self.model, self.settings, self.mesh = model, settings, mesh
+        self.names = settings.names(model.schedule)
+        self.seconds: dict[str, list[float]] = {}
+        self._first, self._later, self._last = settings.timesteps(model.schedule)
+        self._kept: Any = None  # the unconditional score at the shared noises, linearized
+
+    @property
+    def noises(self) -> Array:
+        """Initial ones, `(n, *shape)`, the same for all conditions."""
+        key = jax.random.fold_in(jax.random.key(self.settings.seed), 0)
+        number = self.settings.first_noise + jnp.arange(self.settings.num_noises)
+        return self.model.schedule.first_sigma * _draw(key, number, shape=self.model.shape)
+
+    def __call__(self, conditions: Array) -> tuple[dict[str, Array], Array | None]:
+        """Columns of encoded conditions, and the states that traces were taken at.
+
+        Each is `(batch, noises)`; what belongs to a prompt as a whole `(batch, 1)`; and the
+        parts of a statistic are on one more axis.  States are `(batch, trace noises, timesteps,
+        *shape)`.
+        """
+        settings, mesh = self.settings, self.mesh
+        noises = self.noises
+        found: dict[str, Array] = {}
+        at = self.model, conditions, noises, self._first
+        if chosen := settings.chosen("first"):
+            with self._timed("first", found):
+                if self._kept is None and not isinstance(self.model, Baseline):
+                    self._kept = _unconditional(self.model, noises, self._first, mesh=mesh)
+                found |= _first_step(*at, self._kept, statistics=chosen, mesh=mesh)
+        if chosen := settings.chosen("noise"):
+            with self._timed("noise", found):
+                found |= _alignment(*at, self._later, statistics=chosen, mesh=mesh)
+        states = None
+        if chosen := settings.chosen(*LEVELS):
+            with self._timed("traces", found):
+                levels, states = self._at_levels(conditions, noises, chosen)
+                found |= levels
+        if settings.chosen(*SAMPLED):
+            with self._timed("paths", found):
+                found |= self._along_paths(conditions, noises)
+        order = {name: found[name if name in found else name.split("@")[0]] for name in self.names}
+        return order, states
+
+    def _at_levels(
+        self, conditions: Array, noises: Array, statistics: tuple[Bound, ...]
+    ) -> tuple[dict[str, Array], Array]:
+        settings = self.settings
+        count = min(settings.trace_noises, settings.num_noises)
+        key = jax.random.fold_in(jax.random.key(settings.seed), 1)
+        x = jnp.broadcast_to(noises[:count], (len(conditions), count, *self.model.shape))
+        columns: dict[str, Array] = {}
+        states, here = [], self._first
+        for t in settings.trace_timesteps:
+            stops = np.linspace(here, t, settings.path_steps + 1)
+            if isinstance(here, int):  # a grid of training steps
+                stops = stops.round().astype(np.int32)
+            if t < here:  # at or before the first step a state is the noise itself
+                x, here = _walk(self.model, conditions, x, stops, mesh=self.mesh), t
+            values = _traces(
+                self.model, conditions, x, t, key, statistics=statistics, mesh=self.mesh
+            )
+            columns |= {at_time(name, t): value for name, value in values.items()}
+            states.append(x)
+        return columns, jnp.stack(states, axis=2)
+
+    def _along_paths(self, conditions: Array, noises: Array) -> dict[str, Array]:
+        settings = self.settings
+        x = jnp.broadcast_to(noises, (len(conditions), *noises.shape))
+        key = jax.random.fold_in(jax.random.key(settings.seed), 2)
+        chosen = settings.chosen("path", "end", "latent")
+        path = {"num_steps": settings.num_steps, "guidance": settings.guidance}
+        at = self.model, conditions, x, self._last, NEAR_THE_END, key
+        values, examples = _paths(*at, statistics=chosen, **path, mesh=self.mesh)
+        of_images, again = settings.chosen("images"), settings.chosen("reencoded")
+        if of_images or again:
+            decoded = np.stack([np.asarray(self.model.decode(each)) for each in examples])
+            images = jnp.clip(decoded, -1, 1)
+        values |= {one.statistic.name: jax.vmap(one.__call__)(images)[:, None] for one in of_images}
+        if again:
+            encoded = jnp.stack([self.model.encode_image(each) for each in images])
+            values |= _traces(
+                self.model, conditions, encoded, NEAR_THE_END, key, statistics=again, mesh=self.mesh
+            )
+        return values
+
+    @contextmanager
+    def _timed(self, part: str, found: dict[str, Array]) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        jax.block_until_ready(found)
+        taken = self.seconds.setdefault(part, [])
+        taken.append(time.perf_counter() - start)
+        remark = "" if len(taken) > 1 else ", compilation included"
+        logger.info("part %r of a batch: %.2f s%s", part, taken[-1], remark)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _draw(key: Array, number: Array, *, shape: tuple[int, ...]) -> Array:
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(number)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _unconditional(
+    model: ConditionalModel, noises: Array, t: ArrayLike, *, mesh: Mesh | None
+) -> Any:
+    """`s_u` and its tangent map at every noise; on a mesh each device computes all of them.
+
+    Traced under the mesh that it will be used under: a tangent map holds traced operations, and
+    those of some models (Cholesky factors) do not fit under another.
+    """
+
+    def part(model: ConditionalModel, noises: Array, t: ArrayLike) -> Any:
+        return jax.vmap(lambda x: jax.linearize(model.unconditional(t), x))(noises)
+
+    if mesh is not None:
+        everywhere = PartitionSpec()
+        part = jax.shard_map(
+            part, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False
+        )
+    return part(model, noises, t)
+
+
+@functools.partial(jax.jit, static_argnames=("statistics", "mesh"))
+def _first_step(
+    model: ConditionalModel,
+    conditions: Array,
+    noises: Array,
+    t: ArrayLike,
+    kept: Any,
+    *,
+    statistics: tuple[Bound, ...],
+    mesh: Mesh | None,
+) -> dict[str, Array]:
+    """Statistics of the first step.
+
+    `kept` is what `_unconditional` gave, or None where nothing is common to all conditions.
+    """
+
+    def part(common: Any, conditions: Array) -> Any:
+        model, t, noises, kept = common
+
+        def one(condition: Array, x: Array, kept: Any) -> Any:
+            pair = model.scores(condition, t)
+            # of the statistics together, and of the unconditional score for all conditions
+            if kept is None:
+                here = pair.linearize(x)
+            else:
+                here = LinearizedPair(kept[0], kept[1], *jax.linearize(pair.conditional, x))
+            return {each.statistic.name: each(pair, x, linearized=here) for each in statistics}
+
+        each = jax.vmap(one, (None, 0, 0))
+        return jax.vmap(each, (0, None, None))(conditions, noises, kept)
+
+    return over_points(part, mesh, (model, t, noises, kept), conditions)
+
+
+def _each(
+    one: Callable[..., Any], common: Any, conditions: Array, points: Array, mesh: Mesh | None
+) -> Any:
+    """`one(common, condition, number, x)` of every condition and each of its points."""
+
+    def part(common: Any, batch: Any) -> Any:
+        conditions, points = batch
+        number = jnp.arange(points.shape[1])
+        per_point = jax.vmap(functools.partial(one, common), (None, 0, 0))
+        return jax.vmap(per_point, (0, None, 0))(conditions, number, points)
+
+    return over_points(part, mesh, common, (conditions, points))
+
+
+@functools.partial(jax.jit, static_argnames=("statistics", "mesh"))
+def _alignment(
+    model: ConditionalModel,
+    conditions: Array,
+    noises: Array,
+    first: ArrayLike,
+    later: ArrayLike,
+    *,
+    statistics: tuple[Bound, ...],
+    mesh: Mesh | None,
+) -> dict[str, Array]:
+    """Statistics of two levels at pure noise; what several start from is computed once."""
+
+    def one(common: Any, condition: Array, _: Array, x: Array) -> Any:
+        model, *levels = common
+        pairs = [model.scores(condition, t) for t in levels]
+        values, known = {}, {}
+        for each in statistics:
+            given = {}
+            if of := each.statistic.terms:
+                if of not in known:
+                    known[of] = of(*pairs, x)
+                given["terms"] = known[of]
+            values[each.statistic.name] = each(*pairs, x, **given)
+        return values
+
+    x = jnp.broadcast_to(noises, (len(conditions), *noises.shape))
+    return _each(one, (model, first, later), conditions, x, mesh)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _walk(
+    model: ConditionalModel,
+    conditions: Array,
+    points: Array,
+    timesteps: Array,
+    *,
+    mesh: Mesh | None,
+) -> Array:
+    """DDIM under each condition from the first to the last of `timesteps`."""
+
+    def one(common: Any, condition: Array, _: Array, x: Array) -> Any:
+        model, timesteps = common
+
+        def score_at(x: Array, t: ArrayLike) -> Array:
+            return model.scores(condition, t).conditional(x)
+
+        return sample(score_at, x, model.schedule, timesteps=timesteps)
+
+    return _each(one, (model, timesteps), conditions, points, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("statistics", "mesh"))
+def _traces(
+    model: ConditionalModel,
+    conditions: Array,
+    points: Array,
+    t: ArrayLike,
+    key: Array,
+    *,
+    statistics: tuple[Bound, ...],
+    mesh: Mesh | None,
+) -> dict[str, Array]:
+    def one(common: Any, condition: Array, number: Array, x: Array) -> Any:
+        model, t, key = common
+        pair = model.scores(condition, t)
+        probes = jax.random.fold_in(jax.random.fold_in(key, number), t)
+        return {each.statistic.name: each(pair, x, key=probes) for each in statistics}
+
+    return _each(one, (model, t, key), conditions, points, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("statistics", "num_steps", "guidance", "mesh"))
+def _paths(
+    model: ConditionalModel,
+    conditions: Array,
+    noises: Array,
+    last: ArrayLike,
+    near: ArrayLike,
+    key: Array,
+    *,
+    statistics: tuple[Bound, ...],
+    num_steps: int,
+    guidance: float,
+    mesh: Mesh | None,
+) -> tuple[dict[str, Array], Array]:
+    """Statistics of whole paths, of their ends and of the examples that they lead to."""
+
+    def one(common: Any, condition: Array, number: Array, x: Array) -> Any:
+        model, last, near, key = common
+        path = follow(model, condition, x, num_steps=num_steps, guidance=guidance)
+        draws = jax.random.fold_in(key, number)
+        values = {}
+        for each in statistics:
+            name, where = each.statistic.name, each.statistic.where
+            if where == "path":
+                values[name] = each(path)
+            else:
+                t, k = (last, -2) if where == "end" else (near, -1)
+                values[name] = each(model.scores(condition, t), path.states[k], key=draws)
+        return values, path.states[-1]
+
+    return _each(one, (model, last, near, key), conditions, noises, mesh)

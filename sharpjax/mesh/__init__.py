@@ -1,0 +1,1 @@
+"""Devices and processes, and the one loop over what they share."""

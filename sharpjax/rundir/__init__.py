@@ -1,0 +1,1 @@
+"""A run's directory: its files, what made it, how far it is."""

@@ -1,0 +1,183 @@
+r"""Scores that live in PyTorch: values, tangents and transposes by callbacks to the host.
+
+    score = sharpjax.from_torch(function)
+
+gives what every estimator takes, a function of one example.  Under `jax.vmap` the callback gets
+all examples at once.  It is slow: every evaluation leaves the compiled program, and PyTorch's
+forward mode has no fused attention, so that attention runs by its plain formula there; where it
+fails (it does of group norms behind such an attention), tangents are two backward passes.
+
+Three primitives, each at points $x$ with leading batch axes: the value $f(x)$, the tangent
+$J(x) v$ and its transpose $J(x)^T w$.  The tangent is linear in $v$ and its transpose is the third,
+which is linear in $w$ and has the second for a transpose: so `jax.linearize`, `jax.vjp` and
+Lanczos work.  Derivatives of second order, of $J$ in $x$, are not taken.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.tree_util import Partial
+
+from sharpjax._types import Array, Score
+
+logger = logging.getLogger(__name__)
+
+
+class _Function:
+    """What is called on the host; compared by identity, so that it can be static."""
+
+    def __init__(self, function: Callable[[Any], Any], device: str):
+        self.function, self.device, self.forwards = function, device, True
+
+    def __call__(self, kind: str, batch_ndim: int, *operands: Any) -> np.ndarray:
+        import torch
+
+        x = np.asarray(operands[0])
+        shape = x.shape[batch_ndim:]
+        tensors = [
+            # XLA may lay an array out in another order, and PyTorch's norms then fail under jvp
+            torch.tensor(np.ascontiguousarray(one).reshape(-1, *shape), device=self.device)
+            for one in operands
+        ]
+        found = getattr(self, kind)(torch, *tensors)
+        if tuple(found.shape) != tuple(tensors[0].shape):
+            raise ValueError(
+                f"a PyTorch score must give the shape that it gets, {tuple(tensors[0].shape)}, got "
+                f"{tuple(found.shape)}"
+            )
+        return found.detach().cpu().numpy().astype(x.dtype).reshape(x.shape)
+
+    def value(self, torch: Any, x: Any) -> Any:
+        with torch.no_grad():
+            return self.function(x)
+
+    def tangent(self, torch: Any, x: Any, v: Any) -> Any:
+        with _plain_attention(torch):
+            if self.forwards:
+                try:
+                    return torch.func.jvp(self.function, (x,), (v,))[1]
+                except (RuntimeError, NotImplementedError) as error:
+                    self.forwards = False
+                    logger.info("PyTorch has no forward mode for this network: %s", error)
+            # J v is what J^T w, linear in w, has for a derivative, taken at w = 0
+            x = x.clone().requires_grad_()
+            y = self.function(x)
+            w = torch.zeros_like(y, requires_grad=True)
+            (back,) = torch.autograd.grad(y, x, w, create_graph=True)
+            return torch.autograd.grad(back, w, v)[0]
+
+    def transpose(self, torch: Any, x: Any, w: Any) -> Any:
+        return torch.func.vjp(self.function, x)[1](w)[0]
+
+
+def _plain_attention(torch: Any) -> Any:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def from_torch(function: Callable[[Any], Any], *, device: str = "cpu") -> Score:
+    """A score, or any map of an example to another of its shape, that is written in PyTorch.
+
+    Args:
+        function: a module or function of a batch `(n, *shape)` to `(n, *shape)`, each example by
+            itself; in evaluation mode, and made of operations that `torch.func` can differentiate.
+        device: where PyTorch computes.
+
+    Returns:
+        A function of one example, as every estimator takes it; a pytree without leaves.
+
+    Raises:
+        ImportError: PyTorch is not installed.
+        TypeError: what is given cannot be called.
+
+    >>> import torch
+    >>> score = from_torch(lambda x: -x / 4)  # of N(0, 4 I)
+    >>> import sharpjax as sj
+    >>> float(sj.curvature.trace(score, jnp.ones(3), method="exact").value)
+    -0.75
+    """
+    import torch  # noqa: F401  # said now, not from inside a compiled program
+
+    if not callable(function):
+        raise TypeError(f"from_torch takes a module or a function, got {type(function).__name__}")
+    return Partial(_Score(_Function(function, device)))
+
+
+class _Score:
+    def __init__(self, of: _Function):
+        self.of = of
+
+    def __call__(self, x: Array) -> Array:
+        """The value at one example, or at several under `jax.vmap`."""
+        return _value.bind(jnp.asarray(x), of=self.of, batch_ndim=0)
+
+
+_value, _tangent, _transpose = (
+    Primitive(f"torch_{kind}") for kind in ("value", "tangent", "transpose")
+)
+
+
+def _on_the_host(kind: str, *operands: Array, of: _Function, batch_ndim: int) -> Array:
+    """One more axis in front of the batch, so that there is always one."""
+    shape = jax.ShapeDtypeStruct(operands[0].shape, operands[0].dtype)
+    call = functools.partial(of, kind, batch_ndim)
+    return jax.pure_callback(call, shape, *operands)
+
+
+def _in_front(
+    primitive: Primitive, operands: Any, axes: Any, *, of: _Function, batch_ndim: int
+) -> tuple[Array, int]:
+    """The rule of `jax.vmap`: the new axis first, what has none repeated."""
+    size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
+    moved = [
+        jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+        for x, axis in zip(operands, axes, strict=True)
+    ]
+    return primitive.bind(*moved, of=of, batch_ndim=batch_ndim + 1), 0
+
+
+for _kind, _primitive in (("value", _value), ("tangent", _tangent), ("transpose", _transpose)):
+    _primitive.def_impl(
+        jax.jit(functools.partial(_on_the_host, _kind), static_argnames=("of", "batch_ndim"))
+    )
+    _primitive.def_abstract_eval(lambda *operands, of, batch_ndim: operands[0])
+    mlir.register_lowering(
+        _primitive, mlir.lower_fun(functools.partial(_on_the_host, _kind), multiple_results=False)
+    )
+    batching.primitive_batchers[_primitive] = functools.partial(_in_front, _primitive)
+
+
+def _value_jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+    (x,), (v,) = primals, tangents
+    return _value.bind(x, **params), _tangent.bind(x, ad.instantiate_zeros(v), **params)
+
+
+def _linear_jvp(primitive: Primitive, primals: Any, tangents: Any, **params: Any) -> Any:
+    (x, v), (x_dot, v_dot) = primals, tangents
+    if type(x_dot) is not ad.Zero:
+        raise NotImplementedError(
+            "second derivatives of a score from PyTorch are not taken: its tangents depend on the "
+            "point, and PyTorch is asked for values, tangents and transposes alone"
+        )
+    out = primitive.bind(x, v, **params)
+    return out, primitive.bind(x, ad.instantiate_zeros(v_dot), **params)
+
+
+def _linear_transpose(other: Primitive, cotangent: Any, x: Any, v: Any, **params: Any) -> Any:
+    if type(cotangent) is ad.Zero:
+        return None, ad.Zero(v.aval)
+    return None, other.bind(x, cotangent, **params)
+
+
+ad.primitive_jvps[_value] = _value_jvp
+for _one, _other in ((_tangent, _transpose), (_transpose, _tangent)):
+    ad.primitive_jvps[_one] = functools.partial(_linear_jvp, _one)
+    ad.primitive_transposes[_one] = functools.partial(_linear_transpose, _other)

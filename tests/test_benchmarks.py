@@ -1,0 +1,78 @@
+"""What races sharpjax computes the same: PyTorch's ways against a closed form."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def twin(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    threads = torch.get_num_threads()
+    yield importlib.import_module("torch_twin")
+    torch.set_num_threads(threads)
+
+
+def test_opponents_compute_the_statistic(twin):
+    """Of s = -c x^3 against c = e: |H_D s_D| = 3 (c - e)^2 |x^5|."""
+
+    def score(x, c):
+        return -c[:, None] * x**3
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, dtype=torch.float64, generator=generator)
+    e, c = torch.tensor(0.5).double(), torch.tensor([1.0, 2.0, 4.0]).double()
+    exact = 3 * (c - e)[:, None] ** 2 * (x**5).norm(dim=1)
+    torch.testing.assert_close(twin.published(score, x, e, c), exact)
+    torch.testing.assert_close(twin.by_tangents_in_batches(score, x, e, c, size=4), exact)
+    passes = twin.in_passes(score, 4)
+    # the step is the root mean square of an entry's move: errors of its square, and of itself
+    for sides, rtol in ((2, 1e-4), (1, 2e-2)):
+        found = twin.by_difference(passes, x, e, c, step=1e-3, sides=sides)
+        torch.testing.assert_close(found, exact, rtol=rtol, atol=0)
+        assert not torch.equal(found, exact)
+
+
+@pytest.mark.slow
+def test_the_race_of_prompts(tmp_path):
+    """On one core: threads of PyTorch spin, and two busy cores would take minutes."""
+    path = tmp_path / "prompts.json"
+    command = [
+        sys.executable, "prompts.py", "--prompts", "2", "--noises", "1", "--rounds", "1",
+        "--no-compile", "--json", str(path),
+    ]  # fmt: skip
+    run = subprocess.run(
+        ["taskset", "-c", "0", *command], capture_output=True, text=True, cwd=BENCHMARKS,
+        timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    ways = json.loads(path.read_text())["ways"]
+    off = {name: way["largest_error"] for name, way in ways.items()}
+    exact = ("PyTorch, the public code's way", "PyTorch, best tangents")
+    assert all(off[name] < 1e-4 for name in exact)
+    assert all(1e-6 < off[f"{who}, central difference"] < 1e-2 for who in ("sharpjax", "PyTorch"))
+    assert all(f"\n{name} " in run.stdout for name in ways)
+
+
+def test_the_best_of_five_by_hand(monkeypatch):
+    """Over all choices of five of a caption's images, one by one."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    screen = importlib.import_module("drawings_screen")
+    rng = np.random.default_rng(0)
+    values, outcome = rng.normal(size=8), rng.random(8) < 0.5
+    naive = [outcome[max(five, key=lambda i: values[i])] for five in combinations(range(8), 5)]
+    assert screen.ranked(values, outcome) == pytest.approx(np.mean(naive))
+    positive = rng.random(8) < 0.5
+    pairs = [(a > b) for a in values[positive] for b in values[~positive]]
+    assert screen.auc(values, positive) == pytest.approx(np.mean(pairs))
+    assert screen.auc(values, np.ones(8, bool)) is None

@@ -1,0 +1,68 @@
+"""Sums that a release of jaxlib computes wrongly on CPU: not with sharpjax."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from sharpjax import _jaxlib
+from sharpjax.curvature import at_points, trace
+from sharpjax.densities import Empirical
+
+SUMS = """
+import numpy as np, jax, jax.numpy as jnp
+A = np.random.default_rng(0).normal(size=(16000, 3)).astype(np.float32)
+V = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+sums = lambda A, V: (A[None] * V[:, None]).sum(-1) * (A[:, 0] ** 2)[None]
+assert np.abs(np.asarray(jax.jit(sums)(A, V)) - sums(A, V)).max() < 1e-4
+"""
+
+
+def run(program):
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=env, timeout=120
+    )
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("before", ["", "import jax\n"])
+def test_sums_are_right(before):
+    """Of this release of jaxlib, whichever it is; also where JAX was imported first."""
+    done = run(f"{before}import sharpjax\n{SUMS}")
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+
+
+@pytest.mark.skipif(_jaxlib._version() not in _jaxlib.WRONG_SUMS, reason="this jaxlib is right")
+def test_who_started_jax_before_is_told():
+    done = run("import jax; jax.devices(); import sharpjax")
+    assert "JAX has started before sharpjax was imported" in done.stderr
+    assert "--xla_cpu_experimental_ynn_fusion_type=" in done.stderr
+    # and it is no false alarm; where this fails, XLA was mended
+    assert run(SUMS).returncode == 1
+
+
+def test_what_the_user_has_chosen_stays(monkeypatch):
+    given = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE"
+    monkeypatch.setenv("XLA_FLAGS", given)
+    _jaxlib.leave_out_wrong_sums()
+    assert os.environ["XLA_FLAGS"] == given
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    monkeypatch.setattr(_jaxlib, "_version", lambda: "0.9.9")
+    _jaxlib.leave_out_wrong_sums()
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false"
+
+
+def test_curvature_of_a_large_data_set():
+    """Where it was found: a point in a batch of one against the point alone; -34.7 for -2.69."""
+    points = np.random.default_rng(0).normal(size=(16_000, 3)).astype(np.float32)
+    p = Empirical(points).noised(1.0, 0.3)
+    x = 0.3 * np.random.default_rng(1).normal(size=(1, 3)).astype(np.float32)
+    key = jax.random.key(0)
+    found = at_points(trace, p.score, x, key=key, sigma=0.3)
+    alone = trace(p.score, x[0], key=jax.random.fold_in(key, 0), sigma=0.3)
+    np.testing.assert_allclose(found.value[0], alone.value, rtol=1e-3)
