@@ -18,7 +18,7 @@ from sharpjax.runs.until_sure import until_sure
 COLUMN = "score_difference@981"
 RULE = UntilSure(column=COLUMN, threshold=1.0, noise=0.2, most=4)
 SETTINGS = DetectSettings(statistics=("score_difference",), num_noises=4)
-NAMES = ["7 x1a", "7 x4", "7 x16", "7 x256", "3 x1", "3 x64"]
+NAMES = ["7 x1a", "7 x4", "7 x16", "7 x256", "3 x1a", "3 x64"]
 
 
 def stopped(rule, values):

@@ -312,7 +312,8 @@ def _threshold(entry: Mapping[str, Any]) -> Threshold:
         raise ValueError(f"a threshold of {numbers}")
     if not math.isfinite(one.value) or one.direction not in (1, -1):
         raise ValueError(f"a threshold of {one.value} in direction {one.direction}")
-    if one.noise is not None and not (math.isfinite(number(one.noise)) and one.noise >= 0):
+    noise = one.noise
+    if noise is not None and not (type(noise) in (int, float) and 0 <= noise < math.inf):
         raise ValueError(f"noises that differ by {one.noise}")
     return one
 

@@ -294,5 +294,5 @@ def mosaic(
             -6, (r + 0.47) * (cell_h + gap) * zoom, label, ha="right", va="center", fontsize=7,
             parse_math=False,
         )  # fmt: skip
-    write_bytes(path, _saved(figure, "png", dpi=130, facecolor="white"))
+    write_bytes(path, _saved(figure, "png", dpi=80, facecolor="white"))
     return path
