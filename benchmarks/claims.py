@@ -87,9 +87,9 @@ def measured(folder: Path) -> Iterator[DataSet]:
     yield DataSet.of("drawings, exact score", judged, "network")
 
     model, directory = sj.load("mnist"), find("mnist")
-    cases = [Case(t.condition, t.verdict) for t in read_truths(directory)]
+    cases = [Case(t.condition, t.verdict) for t in read_truths(directory.path)]
     labels = np.asarray(model.encode([c.condition for c in cases]))
-    known = TrainingSet.load(directory)
+    known = TrainingSet.load(directory.path)
     judged = run(model, fingerprint(directory), cases, folder / "mnist", settings, known, labels)
     yield DataSet.of("digits, network", judged, "network")
     yield DataSet.of("digits, exact score", judged, "oracle")

@@ -33,8 +33,8 @@ def leave_out_wrong_sums() -> None:
     if bridge is not None and bridge.backends_are_initialized():
         warnings.warn(
             f"JAX has started before sharpjax was imported, and jaxlib {_version()} computes some "
-            f"sums wrongly on CPU: import sharpjax first, or set XLA_FLAGS=--{_OPTION}={_RIGHT} in the "
-            "environment",
+            "sums wrongly on CPU: import sharpjax first, or set "
+            f"XLA_FLAGS=--{_OPTION}={_RIGHT} in the environment",
             stacklevel=3,
         )
         return

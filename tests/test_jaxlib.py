@@ -28,6 +28,7 @@ def run(program, **more):
         [sys.executable, "-c", program], capture_output=True, text=True, env=env, timeout=300
     )
 
+
 # 1,500 convolutions in a program, on as many devices at once as there are cores
 CONVOLUTIONS = """
 import numpy as np, jax, jax.numpy as jnp

@@ -53,7 +53,8 @@ def calibrate(
     threshold of every statistic with its interval, and the means and standard deviations that
     standardised_alignment and step_displacement are measured by.  Use prompts of the kind that will
     be judged: of fewer than 19 different ones no threshold promises 95% (--quantile 0.99 needs 99),
-    and fewer than 72 (368) leave its interval open.  The bundled model has captions of its own for that.
+    and fewer than 72 (368) leave its interval open.  The bundled model has
+    captions of its own for that.
     """
     if images is not None and file.prompts is not None:
         raise ValueError("--images is without prompts: leave --prompts and --column out")

@@ -371,8 +371,8 @@ def _verdicts(found: Detection) -> list[Block]:
             blocks.append(rate_table(rates))
     elif found.remark or not found.limits:
         blocks += [Text(found.remark or "No verdicts: thresholds are not known.", "note")]
-    if told := noises_used(found):
-        blocks.append(Text(told))
+    if spent := noises_used(found):
+        blocks.append(Text(spent))
     if judged.records:
         blocks.append(condition_table(found))
         shown = {column.split("@")[0] for column in judged.names()}
