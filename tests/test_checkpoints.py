@@ -799,7 +799,7 @@ def test_killed_while_writing(exists, written, tmp_path, monkeypatch):
     ("changes", "message"),
     [
         (dict(layers_per_block=10**6), "layers_per_block=1000000 asks for more layers than the"),
-        (dict(layers_per_block=9), "layers_per_block=9 asks for more layers"),
+        (dict(layers_per_block=40), "layers_per_block=40 asks for more layers"),
         (dict(layers_per_block=1.0), r"layers_per_block must be int .*got 1\.0"),
         (dict(layers_per_block=True), "layers_per_block must be int .*got True"),
         (dict(block_out_channels=[10**9, 10**9]), "block_out_channels is too large"),

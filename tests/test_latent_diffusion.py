@@ -580,12 +580,13 @@ def test_commands_take_the_variant_and_the_links(command, copy, plain, monkeypat
     [
         (
             dict(_class_name="StableDiffusionXLPipeline", text_encoder_2=["transformers", "CLIP"]),
-            r"unknown part 'text_encoder_2'.* class StableDiffusionXLPipeline is not read",
+            r"'tokenizer_2' must be .*, got None",
         ),
         (dict(_class_name="StableDiffusion3Pipeline", unet=None, transformer=["diffusers", "SD3"]),
-         "class StableDiffusion3Pipeline is not read. What is read: .* StableDiffusionPipeline"),
+         r"'transformer' must be \['diffusers', 'SD3Transformer2DModel'\], got \['diffusers', 'SD3'\]"),
         (dict(_class_name="FluxPipeline", unet=None), "class FluxPipeline is not read"),
-        (dict(_class_name="DiTPipeline", unet=None), "class DiTPipeline is not read"),
+        (dict(_class_name="DiTPipeline", unet=None),
+         r"'transformer' must be \['diffusers', 'DiTTransformer2DModel'\], got None"),
         (dict(_class_name="PixArtAlphaPipeline", unet=None), "class PixArtAlphaPipeline is not"),
         (
             dict(_class_name="FlaxStableDiffusionPipeline", unet=["diffusers", "FlaxUNet"]),

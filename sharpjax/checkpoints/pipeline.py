@@ -188,10 +188,12 @@ def read_index(directory: Directory, *kinds: Kind) -> Pipeline:
         if kind.reads(kind.denoiser, index.get(kind.denoiser))
         and (kind is not XL or index.get("text_encoder_2") not in _ABSENT)
     ]
+    # of what the index says that it is, if that is read; else of all that have such a part
+    meant = [kind for kind in kinds if index.get("_class_name") in kind.class_names] or kinds
     there = "transformer" if "unet" not in index and "transformer" in index else "unet"
-    choices = " or ".join(
-        f"['diffusers', {kind.parts[there][1][0]!r}]" for kind in kinds if kind.denoiser == there
-    )
+    there = meant[0].denoiser if len(meant) == 1 else there
+    classes = (kind.parts[there][1][0] for kind in meant if kind.denoiser == there)
+    choices = " or ".join(f"['diffusers', {name!r}]" for name in dict.fromkeys(classes))
     require(bool(found), f"{there!r} must be {choices}, got {index.get(there)!r:.80}")
     kind = found[0]
     for part, (library, classes) in kind.parts.items():
