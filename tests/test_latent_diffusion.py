@@ -583,7 +583,7 @@ def test_commands_take_the_variant_and_the_links(command, copy, plain, monkeypat
             r"'tokenizer_2' must be .*, got None",
         ),
         (dict(_class_name="StableDiffusion3Pipeline", unet=None, transformer=["diffusers", "SD3"]),
-         r"'transformer' must be \['diffusers', 'SD3Transformer2DModel'\], got \['diffusers', 'SD3'\]"),
+         r"'transformer' must be .'diffusers', 'SD3Transformer2DModel'., got .'diffusers', 'SD3'."),
         (dict(_class_name="FluxPipeline", unet=None), "class FluxPipeline is not read"),
         (dict(_class_name="DiTPipeline", unet=None),
          r"'transformer' must be \['diffusers', 'DiTTransformer2DModel'\], got None"),

@@ -192,8 +192,8 @@ def read_index(directory: Directory, *kinds: Kind) -> Pipeline:
     meant = [kind for kind in kinds if index.get("_class_name") in kind.class_names] or kinds
     there = "transformer" if "unet" not in index and "transformer" in index else "unet"
     there = meant[0].denoiser if len(meant) == 1 else there
-    classes = (kind.parts[there][1][0] for kind in meant if kind.denoiser == there)
-    choices = " or ".join(f"['diffusers', {name!r}]" for name in dict.fromkeys(classes))
+    allowed_here = (kind.parts[there][1][0] for kind in meant if kind.denoiser == there)
+    choices = " or ".join(f"['diffusers', {name!r}]" for name in dict.fromkeys(allowed_here))
     require(bool(found), f"{there!r} must be {choices}, got {index.get(there)!r:.80}")
     kind = found[0]
     for part, (library, classes) in kind.parts.items():
