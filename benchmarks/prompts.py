@@ -112,8 +112,9 @@ def load():
 
 
 def score_of(unet):
-    sigma = float(model.schedule.sigma(t))
-    return lambda x, c: -unet(x, t, encoder_hidden_states=c).sample / sigma
+    alpha, sigma = float(model.schedule.alpha(t)), float(model.schedule.sigma(t))
+    # of a v-prediction, as the bundled model makes it
+    return lambda x, c: -x - (alpha / sigma) * unet(x, t, encoder_hidden_states=c).sample
 
 
 theirs = tuple(map(torch_twin.tensor, (noises, model.empty, contexts)))

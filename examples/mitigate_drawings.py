@@ -69,8 +69,10 @@ for number, caption in enumerate(shown):
         np.array([score_difference(pair, x) for x in batch]) for batch in (noise, sailed.noise)
     ]
     # L = |H_D s_D|^2 = |s_D|^2 |H_D e|^2 with e the direction of s_D: log L falls by two parts
-    shares.append(2 * np.log(lengths[1] / lengths[0]) / np.log(sailed.after / sailed.before))
-    moved = np.asarray(sailed.noise - noise).reshape(4, -1)
+    went = np.asarray(sailed.steps) > 0  # one that is flat enough already stays
+    fall = np.log(sailed.after[went] / sailed.before[went])
+    shares.append(2 * np.log(lengths[1] / lengths[0])[went] / fall)
+    moved = np.asarray(sailed.noise - noise).reshape(4, -1)[went]
     cosines = moved @ directions.T / np.linalg.norm(moved, axis=1, keepdims=True)
     own = memorized.index(caption)
     towards.append(cosines[:, own])
@@ -91,13 +93,14 @@ for number, caption in enumerate(shown):
         )  # fmt: skip
     official += [one.norm for one in theirs.plausibility]
 print(
-    f"of the fall of the loss (its logarithm) {np.median(shares):.0%} is a shorter score "
-    f"difference, {1 - np.median(shares):.0%} a flatter landscape along it"
+    f"of the fall of the loss (its logarithm) {np.median(np.concatenate(shares)):.0%} is a shorter "
+    f"score difference, {1 - np.median(np.concatenate(shares)):.0%} a flatter landscape along it"
 )
-error = np.std(np.concatenate(towards)) / np.sqrt(4 * len(shown))
+moves, others = np.concatenate(towards), np.concatenate(elsewhere)
+error = np.std(moves) / np.sqrt(len(moves))
 print(
     f"cosine of the noise's move and the caption's own memorized image (± standard error): "
-    f"{np.mean(towards):+.3f} ± {error:.3f}; the other images: {np.mean(elsewhere):+.3f}"
+    f"{moves.mean():+.3f} ± {error:.3f}; the other images: {others.mean():+.3f}"
 )
 
 # %% Sample both, count copies

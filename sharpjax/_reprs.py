@@ -12,6 +12,7 @@ import numpy as np
 __all__ = ["network", "one_line", "shaped"]
 
 _LONGEST = 6  # entries of a collection that are written out
+_WIDEST = 300  # characters of a mapping that is
 _PLAIN = (str, bytes, bool, int, complex, type(None))
 
 
@@ -78,13 +79,13 @@ def _array(value: Any) -> str:
 
 
 def _collection(values: Mapping[Any, Any] | Sequence[Any]) -> str:
-    if len(values) > _LONGEST and isinstance(values, Mapping):
-        return f"{len(values)} entries"
+    if isinstance(values, Mapping):
+        written = ", ".join(f"{name!r}: {shaped(value)}" for name, value in values.items())
+        few = len(values) <= _LONGEST and len(written) <= _WIDEST
+        return f"{{{written}}}" if few else f"{len(values)} entries"
     if len(values) > _LONGEST:
         kinds = {type(value).__name__ for value in values}
         return f"{len(values)} {kinds.pop() if len(kinds) == 1 else 'entries'}"
-    if isinstance(values, Mapping):
-        return f"{{{', '.join(f'{name!r}: {shaped(value)}' for name, value in values.items())}}}"
     inner = ", ".join(map(shaped, values))
     if isinstance(values, list):
         return f"[{inner}]"

@@ -78,7 +78,9 @@ def test_what_is_planted_repeats_and_nothing_else_does(task, drawn):
     mine = np.array([place.get(int(i), -1) for i in np.asarray(task.draws.captions)])[row]
     same = np.zeros(len(row), bool)
     has = mine >= 0
-    same[has] = np.abs(images[has] - fixed[mine[has]]).max(axis=(1, 2, 3)) < 1e-5
+    # Two programs, maybe compiled with other optimizations: a place off by 64 pixels' rounding
+    # moves an edge's value by 1e-4. Another pose differs by 1.
+    same[has] = np.abs(images[has] - fixed[mine[has]]).max(axis=(1, 2, 3)) < 1e-3
     q = np.array([c.q for c in captions_of(task)])[row]
     assert same[q == 1].all()
     assert not same[q == 0].any()

@@ -59,12 +59,14 @@ def lengths(x):
     return x.flatten(1).norm(dim=1)
 
 
-def torch_sail(twin, noise, *, num_steps, penalty, v_prediction=False):
-    """The public loop: Adam, the direction's value of the start, its graph to the moving noise."""
+def torch_sail(twin, noise, *, num_steps, penalty, scale=1.0):
+    """The public loop: Adam, the direction's value of the start, its graph to the moving noise.
+
+    `scale` makes the difference of what the network predicts the loss's.
+    """
     x = noise.clone().requires_grad_(True)
     start = torch.cat([x])  # a copy of the values, which still leads to x
     optimizer = torch.optim.Adam([x], lr=0.05)
-    scale = -twin.alpha / twin.sigma if v_prediction else 1.0  # of what the network predicts
     losses = []
     for _ in range(num_steps):
         here = scale * twin.difference(start)
@@ -259,7 +261,9 @@ def test_sail_on_the_bundled_model():
     folder, model = zoo.find("drawings"), sj.load("drawings")
     caption, noise = "jolly french fries", jax.random.normal(jax.random.key(0), (2, *model.shape))
     twin, pair = Twin(folder, model, caption, 981), model.scores(caption, 981)
-    expected, losses = torch_sail(twin, tensor(noise), num_steps=10, penalty=0.05)
+    expected, losses = torch_sail(  # eps_D = alpha v_D
+        twin, tensor(noise), num_steps=10, penalty=0.05, scale=twin.alpha
+    )
     ended = descend(
         official_loss("epsilon", 0.05), pair, noise, threshold=1e-9, max_steps=10,
         optimizer=adam(0.05),

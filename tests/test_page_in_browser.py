@@ -97,13 +97,15 @@ def test_a_script_that_slipped_through_would_not_run(visit, pages, tmp_path):
 
 
 KEYS = """
-  [...document.querySelectorAll('#verdicts tbody tr')]
+  [...document.querySelectorAll('#verdicts .searchable tbody tr')]
     .filter(row => !row.hidden).map(row => row.cells[%d].dataset.key ?? row.cells[%d].textContent)
 """
 
 
 def column_of(page, name):
-    heads = page.eval_on_selector_all("#verdicts thead th", "hs => hs.map(h => h.textContent)")
+    heads = page.eval_on_selector_all(
+        "#verdicts .searchable thead th", "hs => hs.map(h => h.textContent)"
+    )
     return heads.index(name)
 
 
@@ -112,8 +114,8 @@ def test_columns_sort(visit, pages):
     for name, read in (("score_difference@981", float), ("margin", float), ("condition", str)):
         place = column_of(page, name)
         for way in ("descending", "ascending"):
-            page.click(f"#verdicts thead th:nth-child({place + 1}) button")
-            head = page.locator("#verdicts thead th").nth(place)
+            page.click(f"#verdicts .searchable thead th:nth-child({place + 1}) button")
+            head = page.locator("#verdicts .searchable thead th").nth(place)
             assert head.get_attribute("aria-sort") == way
             values = [read(key) for key in page.evaluate(KEYS % (place, place))]
             assert len(values) == 40
@@ -132,7 +134,7 @@ def test_rows_are_found_and_filtered(visit, pages):
     page.fill("#verdicts [data-search]", "PROMPT 1")
     named = [f"prompt {i}" for i in range(36) if "prompt 1" in f"prompt {i}"]
     assert output.text_content() == f"{len(named)} of 40"
-    assert page.locator("#verdicts tbody tr:visible").count() == len(named)
+    assert page.locator("#verdicts .searchable tbody tr:visible").count() == len(named)
     page.fill("#verdicts [data-search]", "<script>")
     assert output.text_content() == "1 of 40"
     page.fill("#verdicts [data-search]", "")
@@ -148,7 +150,7 @@ def test_the_keyboard_is_enough(visit, pages):
     page = visit(pages)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
-    page.focus("#verdicts thead th button >> nth=2")
+    page.focus("#verdicts .searchable thead th button >> nth=2")
     page.keyboard.press("Enter")
     assert page.locator("#verdicts th[aria-sort=descending]").count() == 1
 
@@ -256,7 +258,7 @@ def test_thousands_of_prompts(visit, detection_run, tmp_path, count):
     place = column_of(page, "margin")
     opened, opened_busy = time.perf_counter() - began, busy(page)
     began = time.perf_counter()
-    page.click(f"#verdicts thead th:nth-child({place + 1}) button")
+    page.click(f"#verdicts .searchable thead th:nth-child({place + 1}) button")
     keys = [float(key) for key in page.evaluate(KEYS % (place, place))]
     sorted_in, sorted_busy = time.perf_counter() - began, busy(page) - opened_busy
     assert keys == sorted(keys, reverse=True)

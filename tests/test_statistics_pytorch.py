@@ -49,8 +49,9 @@ class Twin:
 
     def score(self, x, t, which):
         context = self.contexts[which][None]
-        eps = self.unet(x[None], t, encoder_hidden_states=context).sample[0]
-        return -eps / self.level(t)[1]
+        v = self.unet(x[None], t, encoder_hidden_states=context).sample[0]
+        alpha, sigma = self.level(t)
+        return -(alpha * v + sigma * x) / sigma
 
     def pair(self, x, t, prompt):
         return self.score(x, t, 0), self.score(x, t, 1 + prompt)
@@ -172,10 +173,11 @@ def test_last_step_and_path(twin, model):
     for t in scheduler.timesteps.tolist():
         with torch.no_grad():
             s_u, s_c = twin.pair(x, t, 0)
-        sigma = twin.level(t)[1]
+        alpha, sigma = twin.level(t)
         sizes.append(float((s_c - s_u).norm()) * sigma)
         last = float(((s_c - s_u) ** 2).mean())
-        after = scheduler.step(-sigma * (s_u + 3.0 * (s_c - s_u)), t, x).prev_sample
+        eps = -sigma * (s_u + 3.0 * (s_c - s_u))
+        after = scheduler.step((eps - sigma * x) / alpha, t, x).prev_sample  # what it wants is v
         lengths.append(float((after - x).norm()))
         x = after
     context = model.encode(PROMPTS[:1])[0]

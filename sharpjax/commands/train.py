@@ -155,8 +155,8 @@ def train_drawings(
     from sharpjax.recipes import drawings as recipe
     from sharpjax.training import kept_steps
 
-    judge = read_control((zoo.ROOT / "drawings" if vae is None else vae.parent) / JUDGE_NAME)
     autoencoder, options = _autoencoder(vae), training.options(recipe.SETTINGS)
+    judge = read_control((zoo.ROOT / "drawings" if vae is None else vae.parent) / JUDGE_NAME)
     trained = recipe.train_drawings(
         output, autoencoder, keep_every=keep_every, start=start, **options
     )
