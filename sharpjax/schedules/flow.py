@@ -48,8 +48,8 @@ class FlowSchedule(NoiseSchedule):
         ValueError: a shift that is not positive, or settings that no schedule has.
 
     >>> schedule = FlowSchedule()
-    >>> schedule.timesteps(3).round(2).tolist()
-    [1000.0, 750.56, 8.93]
+    >>> [f"{t:.2f}" for t in schedule.timesteps(3)]
+    ['1000.00', '751.12', '8.93']
     >>> float(schedule.alpha(750.0)), float(schedule.sigma(750.0))
     (0.25, 0.75)
     """

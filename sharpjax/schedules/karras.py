@@ -43,8 +43,8 @@ class KarrasSchedule(NoiseSchedule):
         ValueError: not `0 < sigma_min < sigma_max`, or settings that no schedule has.
 
     >>> schedule = KarrasSchedule()
-    >>> np.exp(4 * schedule.timesteps(3)).round(3).tolist()
-    [80.0, 2.515, 0.002]
+    >>> [f"{sigma:.3f}" for sigma in np.exp(4 * schedule.timesteps(3))]
+    ['80.000', '2.515', '0.002']
     """
 
     sigma_min: float = dataclasses.field(default=0.002, metadata={"static": True})

@@ -36,8 +36,8 @@ class OwnSchedule(NoiseSchedule):
     ...     sigma_of=lambda t: jnp.sin(t * jnp.pi / 2),
     ...     times_of=lambda n: np.linspace(0.99, 0.01, n),
     ... )
-    >>> round(float(cosine.alpha(0.5)), 4), cosine.timesteps(3).round(2).tolist()
-    (0.7071, [0.99, 0.5, 0.01])
+    >>> round(float(cosine.alpha(0.5)), 4), [f"{t:.2f}" for t in cosine.timesteps(3)]
+    (0.7071, ['0.99', '0.50', '0.01'])
     """
 
     alpha_of: Callable[..., Any] = dataclasses.field(metadata={"static": True})
