@@ -36,6 +36,7 @@ from sharpjax.recipes.drawings_quick import latent_world
 from sharpjax.runs.sample import to_picture
 
 NOISES = (1, 4, 16)
+BATCH = {"network": 16, "exact score": 4}  # 16 noises of 16 captions are 20 GB of the mixture
 FRESH = 8  # renderings of a caption, for its complexity
 
 
@@ -63,7 +64,7 @@ def main():
     for name, (network, own) in who.items():
         folder = arguments.output / name.replace(" ", "-")
         records = sj.runs.detect(
-            network, captions, folder, settings, fingerprint=own, batch_size=16
+            network, captions, folder, settings, fingerprint=own, batch_size=BATCH[name]
         )
         found[name] = {
             column: direction(column) * np.array([r["network"][column] for r in records])
