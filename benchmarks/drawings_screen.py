@@ -1,6 +1,7 @@
 """Which look at a path tells copies, on the drawings: quantity, step, start and number of noises.
 
-    python benchmarks/drawings_screen.py --model drawings [--part tuning] [--images 16]
+    python benchmarks/drawings_screen.py [--images 16]
+    python benchmarks/drawings_screen.py --chosen effective_dimension 8 --starts 0
 
 Of memorized captions whose images are copies sometimes (mixed ones, by their share q), of verbatim
 and template ones, and of clean general ones, every image is drawn with each look recorded and none
@@ -14,8 +15,11 @@ dropped.  Prints, as Markdown, for both starts (guidance from the first step, an
 3. what a threshold that drops 10% of the clean captions' images leaves: images that pass, copies
    among these, and the share of copies that it misses.
 
-Looks are chosen on the tuning part; `--part test` is for what was chosen.  The samples of a start
-are kept in `--output` and not drawn again.
+That is on the tuning part.  With `--chosen` one look is tried on the captions of the *test* part,
+by the threshold that the tuning part's clean captions set; and the bound on the copies among the
+images that pass (`sharpjax.mitigation.copies_bound`), whose miss rate is the tuning captions', is
+held against the share that was found, caption by caption.  Samples are kept in `--output`, and not
+drawn again.
 """
 
 import argparse
@@ -27,6 +31,7 @@ import numpy as np
 
 import sharpjax as sj
 from sharpjax.datasets.planted_drawings import planted_drawings
+from sharpjax.mitigation.copies_bound import copies_bound, miss_rate, pass_rate
 from sharpjax.mitigation.screen import FREE, QUANTITIES, Look, screened
 from sharpjax.models.load import find
 from sharpjax.runs.truth_of_drawings import load_judge
@@ -42,7 +47,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="drawings")
     parser.add_argument("--output", type=Path, default=Path("runs/drawings-screen"))
-    parser.add_argument("--part", choices=["tuning", "test"], default="tuning")
+    parser.add_argument("--chosen", nargs=2, metavar=("QUANTITY", "STEP"))
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--captions", type=int, default=5, help="of each kind")
     parser.add_argument("--starts", type=float, nargs="*", default=[0.0, FREE])
@@ -51,30 +56,67 @@ def main():
     model, planted = sj.load(arguments.model), planted_drawings()
     judge, _ = load_judge(directory, planted, model.vae)
     bench = sj.bench.drawings(directory)
-    kinds = chosen(bench.truths, arguments.part, arguments.captions)
-    captions = [caption for own in kinds.values() for caption in own]
     arguments.output.mkdir(parents=True, exist_ok=True)
-    for free in arguments.starts:
-        print(f"\n## {free:.0%} of the steps without guidance\n", flush=True)
+
+    def seen(part, free):
+        """Values by look, copies, images of the right thing that are none, and rows by kind."""
+        kinds = chosen(bench.truths, part, arguments.captions)
+        captions = [caption for own in kinds.values() for caption in own]
+        looks = LOOKS
+        if part == "test":
+            looks = {arguments.chosen[0]: (int(arguments.chosen[1]),)}
         found = {}
-        for quantity, steps in LOOKS.items():
+        for quantity, steps in looks.items():
             steps = [step for step in steps if step > free * STEPS]
-            path = arguments.output / f"{arguments.part}-{free:g}-{quantity}.npz"
+            path = arguments.output / f"{part}-{free:g}-{quantity}.npz"
             values, images = drawn(model, captions, free, quantity, steps, path, arguments)
             found |= {(quantity, step): values[..., k] for k, step in enumerate(steps)}
         asked = [caption for caption in captions for _ in range(arguments.images)]
         judged = judge(np.clip(images, -1, 1), asked)
         shape = len(captions), arguments.images
         copied = judged.copied.reshape(shape)
-        right = judged.fidelity.reshape(shape) * ~copied
-        place, rows = 0, {}
-        for kind, own in kinds.items():
-            rows[kind] = slice(place, place + len(own))
-            place += len(own)
-        print("copies | right and no copy, as drawn: " + "; ".join(
-            f"{kind} {copied[at].mean():.2f} | {right[at].mean():.2f}" for kind, at in rows.items()
-        ))  # fmt: skip
-        tables(found, copied, right, rows)
+        ends = np.cumsum([0, *(len(own) for own in kinds.values())])
+        rows = {kind: slice(*ends[i : i + 2]) for i, kind in enumerate(kinds)}
+        return found, copied, judged.fidelity.reshape(shape) * ~copied, rows
+
+    for free in arguments.starts:
+        print(f"\n## {free:.0%} of the steps without guidance", flush=True)
+        found, copied, right, rows = seen("tuning", free)
+        limits = {
+            (quantity, step): np.quantile(QUANTITIES[quantity] * values[rows["clean"]], DROPPED)
+            for (quantity, step), values in found.items()
+        }
+        if arguments.chosen is None:
+            tables(found, copied, right, rows, limits)
+            continue
+        look = arguments.chosen[0], int(arguments.chosen[1])
+        passes = QUANTITIES[look[0]] * found[look] >= limits[look]
+        memorized = np.ones(len(passes), bool)
+        memorized[rows["clean"]] = False
+        missed = miss_rate((passes & copied).sum(axis=1)[memorized], copied.sum(axis=1)[memorized])
+        print(f"\nmiss rate of the tuning captions: {missed}")
+        found, copied, right, rows = seen("test", free)
+        tables(found, copied, right, rows, limits)
+        bounds(QUANTITIES[look[0]] * found[look] >= limits[look], copied, right, rows, missed)
+
+
+def bounds(passes, copied, right, rows, missed):
+    """Of each kind, what passes and what was promised of it."""
+    print("\n| captions | | images that pass | captions of which some do | copies among these "
+          "| right and no copy among these | mean bound | violated |")  # fmt: skip
+    print("| --- " * 8 + "|")
+    for kind, at in rows.items():
+        own, there = passes[at], passes[at].any(axis=1)
+        told = []
+        for passed, copies in zip(own[there], copied[at][there], strict=True):
+            bound = copies_bound(missed, pass_rate(int(passed.sum()), len(passed)))
+            told.append((bound, (passed & copies).sum() / passed.sum()))
+        cells = [f"{len(own)}", f"{own.mean():.2f}", f"{there.sum()}"]
+        if told:
+            bound, share = np.array(told).T
+            cells += [f"{copied[at][own].mean():.3f}", f"{right[at][own].mean():.2f}",
+                      f"{bound.mean():.2f}", f"{(share > bound).sum()} of {len(told)}"]  # fmt: skip
+        print(f"| {kind} | " + " | ".join(cells + [""] * (7 - len(cells))) + " |")
 
 
 def chosen(truths, part, count):
@@ -116,16 +158,19 @@ def drawn(model, captions, free, quantity, steps, path, arguments):
     return values, images
 
 
-def tables(found, copied, right, rows):
+def tables(found, copied, right, rows, limits):
     """One line a look, a column a kind."""
     kinds = [kind for kind in rows if kind != "clean"]
+    print("\ncopies | right and no copy, as drawn: " + "; ".join(
+        f"{kind} {copied[at].mean():.2f} | {right[at].mean():.2f}" for kind, at in rows.items()
+    ))  # fmt: skip
     heads = ["look", "within", "pooled"]
     heads += [f"best of {CHOICE}, {kind}" for kind in kinds] + [f"passes, {kind}" for kind in kinds]
     print("\n| " + " | ".join(heads) + " |\n" + "| --- " * len(heads) + "|")
     for (quantity, step), values in found.items():
         openness = QUANTITIES[quantity] * values  # larger: less like a copy
         clean = openness[rows["clean"]].ravel()
-        limit = np.quantile(clean, DROPPED)
+        limit = limits[quantity, step]
         memorized = np.concatenate([openness[rows[kind]] for kind in kinds])
         theirs = np.concatenate([copied[rows[kind]] for kind in kinds])
         inside = [auc(-v, c) for v, c in zip(memorized, theirs, strict=True)]

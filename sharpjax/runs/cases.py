@@ -20,7 +20,7 @@ from sharpjax.runs.truth_of_conditions import TRUTH_NAME, read_truths
 from sharpjax.runs.truth_of_drawings import DrawingTruth, knows_drawings, read_truth
 
 Model = PixelDiffusion | PromptDiffusion
-_TUNING, _JUDGING = 3, 6  # memorized captions of a comparison, of each kind
+_TUNING, _JUDGING = 3, 10  # memorized captions of a comparison, of each kind
 _CLEAN = 12  # clean ones
 _NARROW = 60  # captions of one drawing, of which there are hundreds, among those that are clean
 
