@@ -13,7 +13,8 @@ dropped.  Prints, as Markdown, for both starts (guidance from the first step, an
 2. what choosing the best of 5 by it leaves: copies, and images of the right thing that are no
    copies (exact over all choices of 5 of a caption's images);
 3. what a threshold that drops 10% of the clean captions' images leaves: images that pass, copies
-   among these, and the share of copies that it misses.
+   among these, and the share of copies that it misses; and of 16 tries, where what never passes
+   shows nothing, copies and images of the right thing that are none.
 
 That is on the tuning part.  With `--chosen` one look is tried on the captions of the *test* part,
 by the threshold that the tuning part's clean captions set; and the bound on the copies among the
@@ -32,7 +33,7 @@ import numpy as np
 import sharpjax as sj
 from sharpjax.datasets.planted_drawings import planted_drawings
 from sharpjax.mitigation.copies_bound import copies_bound, miss_rate, pass_rate
-from sharpjax.mitigation.screen import FREE, QUANTITIES, Look, screened
+from sharpjax.mitigation.screen import FREE, MAX_TRIES, QUANTITIES, Look, screened
 from sharpjax.models.load import find
 from sharpjax.runs.truth_of_drawings import load_judge
 
@@ -194,7 +195,12 @@ def tables(found, copied, right, rows, limits):
             passes = openness[at] >= limit
             share = copied[at][passes].mean() if passes.any() else np.nan
             missed = passes[copied[at]].mean() if copied[at].any() else np.nan
-            cells.append(f"{passes.mean():.2f}, copies {share:.2f}, missed {missed:.2f}")
+            # a caption whose images never pass shows nothing
+            shown = 1 - (1 - passes.mean(axis=1)) ** MAX_TRIES
+            some = np.maximum(passes.sum(axis=1), 1)
+            ends = [(shown * (passes & e[at]).sum(axis=1) / some).mean() for e in (copied, right)]
+            cells.append(f"{passes.mean():.2f}, copies {share:.2f}, missed {missed:.2f}; in "
+                         f"{MAX_TRIES} tries {ends[0]:.2f} \\| {ends[1]:.2f}")  # fmt: skip
         print("| " + " | ".join(cells) + " |", flush=True)
 
 

@@ -210,6 +210,25 @@ def test_images_of_prompts(stable_diffusion_directory):
     np.testing.assert_allclose(two, one, atol=1e-4 * np.abs(one).max())
 
 
+def test_screened_paths_of_prompts(stable_diffusion_directory):
+    """Tries, values and images of paths that share their batches over devices."""
+    from sharpjax import LatentDiffusion
+    from sharpjax.mitigation import Look, ranked, screened
+
+    model = LatentDiffusion.from_pretrained(stable_diffusion_directory)
+    given = {"num_images": 2, "num_steps": 4, "batch_size": 3}
+    look = Look(quantity="effective_dimension", step=2, num_probes=2)
+    for draw, options in (
+        (ranked, {"look": look, "num_tries": 2}),
+        (screened, {"looks": [Look(quantity="score_difference", step=2, threshold=1e9)]}),
+    ):
+        one = draw(model, ["a cat", "a dog"], KEY, **options, **given)
+        two = draw(model, ["a cat", "a dog"], KEY, **options, **given, mesh=mesh_of(points=2))
+        np.testing.assert_allclose(two.values, one.values, rtol=1e-3)
+        assert (two.tries == one.tries).all() and (two.accepted == one.accepted).all()
+        np.testing.assert_allclose(two.examples, one.examples, atol=1e-3)
+
+
 # --- Meshes and maps of the user's own ----------------------------------------------------------
 
 _OPTIONS = {

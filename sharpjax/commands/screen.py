@@ -100,7 +100,9 @@ def screen(
     )  # fmt: skip
     folder, who = opened.folder(out, "screen"), opened.fingerprint
     network = cast(LatentDiffusion, opened.network)
-    found = set_screen(network, texts, memorized, judge, folder, settings, fingerprint=who)
+    found = set_screen(
+        network, texts, memorized, judge, folder, settings, fingerprint=who, mesh=opened.mesh
+    )
     path = found.save(folder / SCREEN_NAME)
     opened.clock.record(folder)
     if out.as_json:

@@ -125,7 +125,7 @@ def calibrate(
         look = halfway(num_steps)
         paths = ranked(
             model, prompts, key, look=look, num_tries=1, guidance=guidance, num_steps=num_steps,
-            batch_size=_BATCH,
+            batch_size=_BATCH, mesh=mesh,
         )  # fmt: skip
         found[SCREEN].append(np.array([values[0][0][0] for values in paths.values]))
     if not at_noise:

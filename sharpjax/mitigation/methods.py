@@ -116,7 +116,7 @@ def _screened(problem: Problem, strength: float) -> Treatment:
         problem.model, problem.context[None], problem.key,
         looks=[dataclasses.replace(look, threshold=usual)], num_images=len(problem.noise),
         noise=problem.noise[None], guidance=problem.guidance, free=problem.free,
-        num_steps=problem.num_steps, complete=False,
+        num_steps=problem.num_steps, complete=False, mesh=problem.mesh,
     )  # fmt: skip
     return _of_paths(problem, found, is_screen=True)
 
@@ -126,7 +126,7 @@ def _ranked(problem: Problem, strength: float) -> Treatment:
         problem.model, problem.context[None], problem.key,
         look=problem.look or halfway(problem.num_steps), num_tries=int(strength),
         num_images=len(problem.noise), noise=problem.noise[None], guidance=problem.guidance,
-        free=problem.free, num_steps=problem.num_steps, complete=False,
+        free=problem.free, num_steps=problem.num_steps, complete=False, mesh=problem.mesh,
     )  # fmt: skip
     return _of_paths(problem, found)
 
@@ -156,10 +156,10 @@ _LENGTH = (1.0, 0.7, 0.4)
 
 METHODS: dict[str, Method] = {
     "screened": Method(
-        _screened, (0.05, 0.1, 0.2), "share of clean images that the screen drops", "sharpjax",
+        _screened, (0.1,), "share of clean images that the screen drops", "sharpjax",
         SCREEN, _SHARE,
     ),
-    "ranked": Method(_ranked, (2, 5, 10), "noises to choose from", "sharpjax", takes=_WHOLE),
+    "ranked": Method(_ranked, (2, 5), "noises to choose from", "sharpjax", takes=_WHOLE),
     "sail": Method(_sail, _SHARPNESS, _OF_MEDIAN, "Jeon et al. 2025, exact tangent", "exact"),
     "sail_official": Method(
         _sail_official, (1.0, 0.8), _OF_MEDIAN, "Jeon et al. 2025, public code", SAIL_OFFICIAL

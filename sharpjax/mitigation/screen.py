@@ -30,12 +30,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from sharpjax._checks import positive_integer, prng_key
 from sharpjax._reprs import one_line
 from sharpjax._types import Array, ArrayLike
 from sharpjax.conditional import ConditionalModel
 from sharpjax.curvature.traces import effective_dimension
+from sharpjax.mesh.loops import over_points
 from sharpjax.mitigation.sharpness import norm
 from sharpjax.sampling import sample
 from sharpjax.score import ScorePair
@@ -148,6 +150,7 @@ def screened(
     num_steps: int = 50,
     batch_size: int = 16,
     complete: bool = True,
+    mesh: Mesh | None = None,
 ) -> Screened:
     """Images whose paths pass every look; all tries of all conditions advance in common batches.
 
@@ -168,6 +171,7 @@ def screened(
         num_steps: of the sampler, DDIM.
         batch_size: paths at a time; changes the speed, and the result by rounding.
         complete: go on to the examples; False finds only the noises that pass.
+        mesh: devices that share a batch of paths.
 
     Raises:
         ValueError: no looks, one without a threshold or at or beyond the last step, steps that do
@@ -180,7 +184,9 @@ def screened(
             f"looks must each have a threshold, {lacking[0]} has none; `ranked` needs none"
         )
     max_tries = positive_integer("max_tries", max_tries)
-    sampler = _Sampler(model, conditions, key, plan, batch_size, num_images, noise, keys)
+    sampler = _Sampler(
+        model, conditions, key, plan, batch_size, num_images, noise, keys=keys, mesh=mesh
+    )
     first = [sampler.begin(row, image, 0) for row, image in np.ndindex(*sampler.shape)]
     queues = [collections.deque[_Path]() for _ in range(len(looks) + 1)]
     queues[0].extend(first)
@@ -213,6 +219,7 @@ def ranked(
     num_steps: int = 50,
     batch_size: int = 16,
     complete: bool = True,
+    mesh: Mesh | None = None,
 ) -> Screened:
     """Of every image the path, of `num_tries`, that the look likes best; nothing is refused.
 
@@ -223,7 +230,7 @@ def ranked(
     """
     plan = _Plan.of([look], num_steps=num_steps, free=free, guidance=guidance)
     num_tries = positive_integer("num_tries", num_tries)
-    sampler = _Sampler(model, conditions, key, plan, batch_size, num_images, noise)
+    sampler = _Sampler(model, conditions, key, plan, batch_size, num_images, noise, mesh=mesh)
     sign = QUANTITIES[look.quantity]
     best: dict[tuple[int, int], _Path] = {}
     begun = [
@@ -295,7 +302,9 @@ class _Sampler:
         batch_size: int,
         num_images: int,
         noise: ArrayLike | None,
+        *,
         keys: Array | None = None,
+        mesh: Mesh | None = None,
     ):
         key = prng_key(key if keys is None else jax.random.key(0), "Noises are random")
         if isinstance(conditions, str):
@@ -308,7 +317,7 @@ class _Sampler:
         self.shape = len(self.conditions), positive_integer("num_images", num_images)
         self.model, self.plan = model, plan
         self.noises, self.probes = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
-        self.keys = keys
+        self.keys, self.mesh = keys, mesh
         if keys is not None and keys.shape != self.shape:
             raise ValueError(f"keys must have shape {self.shape}, got {keys.shape}")
         self.batch_size = positive_integer("batch_size", batch_size)
@@ -355,7 +364,7 @@ class _Sampler:
         states, values = _advance(
             self.model, self.conditions[which[:, 0]], states, self.probing(which),
             part=plan.part(place), free=plan.free_steps, guidance=plan.guidance,
-            num_steps=plan.num_steps, look=look,
+            num_steps=plan.num_steps, look=look, mesh=self.mesh,
         )  # fmt: skip
         kept, told = np.asarray(states), np.asarray(values, float)
         for path, value in zip(paths, told, strict=False):
@@ -425,7 +434,9 @@ def _noises(keys: Array, *, shape: tuple[int, ...]) -> Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-@functools.partial(jax.jit, static_argnames=("part", "free", "guidance", "num_steps", "look"))
+@functools.partial(
+    jax.jit, static_argnames=("part", "free", "guidance", "num_steps", "look", "mesh")
+)
 def _advance(
     model: ConditionalModel,
     conditions: Array,
@@ -437,6 +448,7 @@ def _advance(
     guidance: float,
     num_steps: int,
     look: Look | None,
+    mesh: Mesh | None,
 ) -> tuple[Array, Array]:
     """Every state through the steps of a part, and what is looked at there."""
     schedule = model.schedule
@@ -445,7 +457,9 @@ def _advance(
     kind = schedule.prediction_type if silent else "score"
     middle = min(max(free, part[0]), part[1])
 
-    def one(condition: Any, x: Array, key: Array) -> tuple[Array, Array]:
+    def one(model: ConditionalModel, row: tuple[Any, Array, Array]) -> tuple[Array, Array]:
+        condition, x, key = row
+
         def unguided(x: Array, t: Array) -> Array:
             if silent:
                 return model.predictions(condition, t)(x)[0]
@@ -466,7 +480,7 @@ def _advance(
         pair = model.scores(condition, grid[look.step].item())
         return x, looked_at(pair, x, look, key=key)
 
-    return jax.vmap(one)(conditions, states, probes)
+    return over_points(jax.vmap(one, (None, 0)), mesh, model, (conditions, states, probes))
 
 
 def looked_at(pair: ScorePair, x: Array, look: Look, *, key: Array) -> Array:

@@ -148,6 +148,7 @@ def generate(
                 free=screen.free,
                 num_steps=settings.num_steps,
                 batch_size=size,
+                mesh=mesh,
             )
             pixels = model.decode(jnp.nan_to_num(tried.examples[:, 0]))
         else:

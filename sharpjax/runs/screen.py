@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from sharpjax.mitigation.judging import Judge
 from sharpjax.mitigation.screen import FREE, QUANTITIES, Look, Quantity, screened
@@ -67,6 +68,7 @@ def set_screen(
     settings: ScreenSettings,
     *,
     fingerprint: str,
+    mesh: Mesh | None = None,
 ) -> ScreenCalibration:
     """Look at the paths of all prompts, or finish a run that was stopped.
 
@@ -78,6 +80,7 @@ def set_screen(
         directory: of the run.
         settings: of sampler and look.
         fingerprint: of the model.
+        mesh: devices that share a batch of paths.
 
     Raises:
         ValueError: fewer than two clean prompts, one that is of both kinds, memorized ones without
@@ -105,7 +108,7 @@ def set_screen(
             model, group, jax.random.fold_in(key, places[group[0]]), looks=[settings.look],
             num_images=1 if is_clean else settings.num_images, max_tries=1, guidance=guidance,
             free=settings.free, num_steps=settings.num_steps, batch_size=_BATCH,
-            complete=not is_clean,
+            complete=not is_clean, mesh=mesh,
         )  # fmt: skip
         for row, prompt in enumerate(group):
             if prompt not in missing:
