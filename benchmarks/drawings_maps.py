@@ -1,6 +1,6 @@
 """Where templates are memorized, pixel by pixel: maps against the masks of what is repeated.
 
-    python benchmarks/drawings_maps.py [--model drawings] [--output runs/drawings-maps]
+    python benchmarks/drawings_maps.py [--output runs/drawings-maps] [--figure maps.png]
 
 Every template's caption is drawn once, and its map (`sharpjax.detection.maps`, 16 probes, the last
 of 50 steps) compared with the template's exact mask: pixels that show the same drawing under eight
@@ -11,7 +11,8 @@ distance from the middle.
 
 Prints the AUC of pixels, a mean over captions, and the IoU with the mask at one threshold, which
 has the largest mean IoU on the *tuning* captions, on the test captions; 95% intervals from a
-bootstrap of the drawings that the templates repeat, of which there are few.
+bootstrap of the drawings that the templates repeat, of which there are few.  The figure has images,
+maps and masks of two grounds of each drawing.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 
 import sharpjax as sj
 from sharpjax.checkpoints.fingerprint import fingerprint
@@ -26,7 +28,8 @@ from sharpjax.detection.evaluation import placements
 from sharpjax.detection.maps import to_pixels
 from sharpjax.detection.trajectory import follow
 from sharpjax.models.load import find
-from sharpjax.pictures import read_picture
+from sharpjax.pictures import read_picture, write_png
+from sharpjax.report.maps import overlay
 from sharpjax.runs.maps import MapSettings, maps
 
 DRAWS, GRID = 10_000, 200
@@ -36,6 +39,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="drawings")
     parser.add_argument("--output", type=Path, default=Path("runs/drawings-maps"))
+    parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     directory = find(arguments.model).path
     model, bench = sj.load(arguments.model), sj.bench.drawings(directory)
@@ -69,6 +73,8 @@ def main():
         cells = [mean_of(areas[~tuning], drawing[~tuning]), f"{grid[best]:.3g}",
                  mean_of(overlaps[~tuning, best], drawing[~tuning])]  # fmt: skip
         print(f"| {name} | {' | '.join(cells)} |")
+    if arguments.figure is not None:
+        draw(arguments.figure, images, found["the map"], truth, drawing)
     everything = [iou(np.ones_like(m), m) for m, t in zip(truth, tuning, strict=True) if not t]
     print(f"| every pixel | .500 | | {mean_of(np.array(everything), drawing[~tuning])} |")
 
@@ -88,6 +94,20 @@ def proxies(model, captions, settings):
 
     contexts = model.encode(captions)
     return [to_pixels(np.asarray(one(model, c)), model.image_shape) for c in contexts]
+
+
+def draw(path, images, values, truth, drawing):
+    """Columns of an image, its map over it, and its mask."""
+    scale = np.quantile(np.stack(values), 0.99)
+    chosen = [i for d in np.unique(drawing) for i in np.flatnonzero(drawing == d)[:2]]
+    columns = []
+    for i in chosen:
+        image = Image.fromarray(images[i].astype(np.uint8))
+        mask = np.repeat(255 * truth[i].astype(np.uint8)[..., None], 3, axis=-1)
+        column = [np.asarray(image), np.asarray(overlay(image, values[i] / scale)), mask]
+        columns.append(np.concatenate([np.pad(x, ((2, 2), (2, 2), (0, 0))) for x in column]))
+    picture = Image.fromarray(np.concatenate(columns, axis=1))
+    write_png(path, picture.resize((2 * picture.width, 2 * picture.height), Image.NEAREST))
 
 
 def from_border(image):
