@@ -85,17 +85,21 @@ def _is_module(node: Any) -> bool:
     return isinstance(node, nnx.Module)
 
 
+def is_sharded(tree: Any) -> bool:
+    """Whether weights in here were read onto a mesh."""
+    placed = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree)]
+    return any(isinstance(one, NamedSharding) and WEIGHTS in one.mesh.axis_names for one in placed)
+
+
 def replicated(tree: _T, mesh: Mesh) -> _T:
     """All arrays whole on every device of a mesh that work is spread over.
 
     Raises:
         ValueError: weights that are sharded, which would be put together on every device.
     """
-    for leaf in jax.tree.leaves(tree):
-        placed = getattr(leaf, "sharding", None)
-        if isinstance(placed, NamedSharding) and WEIGHTS in placed.mesh.axis_names:
-            raise ValueError(
-                "mesh must be None: the model's weights are sharded over devices already, and "
-                f"these compute together, got a mesh {dict(mesh.shape)} to spread work over"
-            )
+    if is_sharded(tree):
+        raise ValueError(
+            "mesh must be None: the model's weights are sharded over devices already, and these "
+            f"compute together, got a mesh {dict(mesh.shape)} to spread work over"
+        )
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

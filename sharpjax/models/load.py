@@ -30,7 +30,7 @@ def load(
             or what `find` made of it.
         mesh: devices along an axis "weights" that the networks' weights are sharded over, as of
             `sharpjax.checkpoints.from_pretrained`: for a model that one device does not hold.
-            `sharpjax.checkpoints.sharding.placement(model)` tells what lies where. The model
+            `sharpjax.checkpoints.placement(model)` tells what lies where. The model
             computes on all of them together; work on it is spread over no other mesh.
         options: `variant`, `revision`, `local_files_only` and `follow_links`, which choose
             files, and the others of `LatentDiffusion.from_pretrained`, for a Stable Diffusion
