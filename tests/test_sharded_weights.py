@@ -2,15 +2,19 @@
 
 import json
 import os
+import runpy
+import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from safetensors.numpy import load_file, save_file
 
 import sharpjax as sj
 from sharpjax.checkpoints import from_pretrained, save_pretrained
@@ -19,6 +23,7 @@ from sharpjax.commands.options import ModelFiles, Processes
 from sharpjax.networks import CLIPTextModel
 from sharpjax.rundir.files import read_lines
 
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 START = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -281,6 +286,61 @@ def test_two_processes_compute_one_score(stable_diffusion_directory):
     alone = finish(start(SCORE, stable_diffusion_directory, devices=1))
     for ours, theirs in zip(first, alone, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+FAMILY = """
+import json
+from sharpjax.checkpoints import sharding
+sharding.SMALL = 0  # networks so tiny have no other tensors: biases and norms are sharded too
+mesh = jax.make_mesh((8,), ("weights",))
+
+def conditional(model, condition, t, x):
+    return jax.jvp(model.scores(condition, t).conditional, (x,), (x,))
+
+told = []
+for m in (None, mesh):
+    model = sj.load(directory, mesh=m)
+    x = np.random.default_rng(0).normal(size=model.shape).astype(np.float32)
+    name = "a cat" if model.takes_prompts else model.conditions[3]
+    condition, t = model.encode([name])[0], model.schedule.timesteps(10)[3]
+    found = *jax.jit(conditional)(model, condition, t, x), model.decode(x[None])
+    told.append([np.asarray(value).tolist() for value in found])
+print(json.dumps([*told, placement(model)["bytes_a_device"] / placement(model)["sharded_bytes"]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["latent_diffusion_xl", "latent_diffusion_3", "dit"])
+def test_every_family(family, stable_diffusion_directory, tmp_path):
+    """Score, tangent and decoder, each parameter sharded that can be."""
+    make = runpy.run_path(str(Path(__file__).with_name(f"test_{family}.py")))["make"]
+    more = () if family == "dit" else (stable_diffusion_directory / "tokenizer",)
+    make(*more, tmp_path / family)
+    one, many, share = finish(start(FAMILY, tmp_path / family))
+    assert share == 1 / 8
+    for ours, theirs in zip(many, one, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
+
+
+NOT_FINITE = """
+import json
+try:
+    from_pretrained(directory, mesh=jax.make_mesh((8,), ("weights",)))
+except ValueError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.slow
+def test_a_part_that_is_not_finite_is_refused(stable_diffusion_directory, tmp_path):
+    """Its last number, which the last device reads."""
+    tensors = load_file(stable_diffusion_directory / "unet" / WEIGHTS_NAME)
+    name = "mid_block.resnets.0.conv1.weight"
+    tensors[name].reshape(-1)[-1] = np.nan
+    shutil.copytree(stable_diffusion_directory / "unet", tmp_path / "unet")
+    save_file(tensors, tmp_path / "unet" / WEIGHTS_NAME)
+    told = finish(start(NOT_FINITE, tmp_path / "unet"))
+    assert f"tensor {name!r} contains NaN" in told
 
 
 SPREAD = """
