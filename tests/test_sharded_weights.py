@@ -17,10 +17,10 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 import sharpjax as sj
-from sharpjax.checkpoints import from_pretrained, save_pretrained
+from sharpjax.checkpoints import save_pretrained
 from sharpjax.checkpoints.sharding import SMALL, WEIGHTS, sharding_of
 from sharpjax.commands.options import ModelFiles, Processes
-from sharpjax.networks import CLIPTextModel
+from sharpjax.networks import AutoencoderKL, CLIPTextModel, UNet2DConditionModel
 from sharpjax.rundir.files import read_lines
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -89,17 +89,21 @@ print(json.dumps(found))
     ("stored", "dtype"),
     [("float32", "float32"), pytest.param("bfloat16", "bfloat16", marks=pytest.mark.slow)],
 )
-def test_what_is_read_is_the_same_and_an_eighth_each(
-    stored, dtype, stable_diffusion_directory, tmp_path
-):
+def test_what_is_read_is_the_same_and_an_eighth_each(stored, dtype, tmp_path):
     """Convolutions too, whose parts are cut in the file's layout and then transposed."""
-    network = from_pretrained(stable_diffusion_directory, "unet")
-    folder = save_pretrained(network, tmp_path / "unet", dtype=stored)
+    network = AutoencoderKL(
+        block_out_channels=(64,),
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",),
+        rngs=nnx.Rngs(0),
+    )
+    folder = save_pretrained(network, tmp_path / "vae", dtype=stored)
     found = finish(start(READ, folder, dtype))
     assert found["devices"] == 8
     assert found["sharded_bytes"] > found["replicated_bytes"] > 0
-    assert "conv_in.bias" in found["replicated"]
-    assert "mid_block.resnets.0.conv1.kernel" not in found["replicated"]
+    assert "encoder.conv_in.bias" in found["replicated"]
+    assert "encoder.mid_block.resnets.0.conv1.kernel" not in found["replicated"]
     sizes = {
         ".".join(map(str, path)): variable[...].size
         for path, variable in nnx.to_flat_state(nnx.state(network, nnx.Param))
@@ -139,8 +143,6 @@ print(json.dumps(facts))
 @pytest.mark.slow
 def test_a_program_keeps_the_weights_where_they_are(tmp_path):
     """A device has its part of them as arguments, and no weight is put together on the way."""
-    from sharpjax.networks import UNet2DConditionModel
-
     network = nnx.jit(
         lambda: UNet2DConditionModel(
             sample_size=8,
@@ -371,20 +373,19 @@ def test_work_is_not_spread_over_devices_that_compute_together(
     assert all("the model's weights are sharded over devices already" in one for one in told)
 
 
-def test_mistakes_are_named(tiny_model, tmp_path):
+def test_mistakes_are_named(tmp_path):
     devices = np.array(jax.local_devices()[:1])
     for mesh in (Mesh(devices, (WEIGHTS,)), Mesh(devices, ("points",)), AbstractMesh((8,), ("x",))):
         wrong = TypeError if isinstance(mesh, AbstractMesh) else ValueError
         with pytest.raises(wrong, match=r"'weights'.*,\)\) makes one of all"):
             sj.load("mnist", mesh=mesh)
-    with pytest.raises(
-        TypeError, match="by the name of a directory, got PixelDiffusion; write one"
-    ):
-        sj.load(tiny_model, mesh=None)
+    network = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="by the name of a directory, got Linear; write one"):
+        sj.load(network, mesh=None)
     with pytest.raises(ValueError, match="those of a model in memory stay as they are"):
         sj.runs.detect(
-            tiny_model, tiny_model.conditions, tmp_path / "run", sj.detection.DetectSettings(),
-            fingerprint="a", mesh=Mesh(devices, (WEIGHTS,)),
+            network, ["a"], tmp_path / "run", sj.detection.DetectSettings(), fingerprint="a",
+            mesh=Mesh(devices, (WEIGHTS,)),
         )  # fmt: skip
     with pytest.raises(ValueError, match="--shard-weights needs two devices or more"):
         ModelFiles(model="mnist").open(spread=Processes(num_devices=1, shard_weights=True))
