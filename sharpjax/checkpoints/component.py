@@ -22,17 +22,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from safetensors import safe_open
 
 from sharpjax._reprs import network
 from sharpjax.checkpoints.configuration import check_size, checked_settings
 from sharpjax.checkpoints.directory import CONFIG_NAME, Directory, index_name, weights_name
 from sharpjax.checkpoints.hub import resolve
+from sharpjax.checkpoints.sharding import checked_mesh, sharding_of
 from sharpjax.checkpoints.tensors import (
     STORED_FLOATS,
     Stored,
     checked_dtype,
     nbytes,
+    read_sharded,
     read_tensor,
     split_into_shards,
     torch_shape,
@@ -109,6 +112,7 @@ def from_pretrained(
     revision: str | None = None,
     local_files_only: bool = False,
     follow_links: bool = False,
+    mesh: Mesh | None = None,
 ) -> Any:
     """Read a component of a model into the NNX module that its `config.json` names.
 
@@ -123,6 +127,10 @@ def from_pretrained(
         revision: branch, tag or commit, for the hub.
         local_files_only: take what the hub's cache holds, do not connect.
         follow_links: whether links may lead out of the directory.
+        mesh: devices, also of other processes, along an axis "weights", that the parameters are
+            sharded over: each along its longest axis that their number divides. Small tensors, and
+            those that it does not divide, are whole on every device. A process reads what its own
+            devices hold, and holds no more at any time than that and one tensor.
 
     Returns:
         The module; all parameters have type `dtype`.
@@ -130,9 +138,11 @@ def from_pretrained(
     Raises:
         FileNotFoundError: no such directory or hub model, `config.json` or safetensors file.
         ValueError: an unknown class or configuration key, a missing, extra, misshaped, non-finite
-            or truncated tensor, or a file that contradicts its manifest.
+            or truncated tensor, a file that contradicts its manifest, or a mesh with other axes
+            or of one device.
+        TypeError: `mesh` is none.
     """
-    dtype = checked_dtype(dtype)
+    dtype, mesh = checked_dtype(dtype), checked_mesh(mesh)
     directory = resolve(
         name,
         folders=None if subfolder is None else [subfolder],
@@ -151,7 +161,7 @@ def from_pretrained(
     state = nnx.state(module, nnx.Param)
     places = _matched(state, tensors, module_class, path)
     directory.verify_manifest([CONFIG_NAME, *names])
-    _fill(places, dtype)
+    _fill(places, dtype, mesh)
     nnx.update(module, state)
     logger.info("read %s: %s from %s", directory, network(module), ", ".join(names))
     return module
@@ -326,14 +336,19 @@ def _matched(
     return list(places.values())
 
 
-def _fill(places: Any, dtype: np.dtype) -> None:
-    """Read the tensors into their variables.
+def _fill(places: Any, dtype: np.dtype, mesh: Mesh | None) -> None:
+    """Read the tensors into their variables, which are sharded over the mesh if there is one.
 
     Largest first: what a tensor needs beside its result is least when little has been read.
     """
     places = sorted(places, key=lambda place: (-np.prod(place[0].shape), place[0].path))
     file, opened = None, None
     for stored, variable, axes in places:
+        if mesh is not None:
+            order = torch_shape(range(len(variable.shape)), axes)
+            sharding = sharding_of(variable.shape, mesh, order)
+            variable.set_value(read_sharded(stored, variable.shape, axes, dtype, sharding))
+            continue
         if stored.path != opened:  # pread: the pages of a mapped file are memory of this process
             file, opened = safe_open(stored.path, "numpy", backend="pread"), stored.path
         variable.set_value(read_tensor(file, stored, variable.shape, axes, dtype))

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from sharpjax.checkpoints.component import from_pretrained
 from sharpjax.checkpoints.configuration import LEARNED_VARIANCES
 from sharpjax.checkpoints.directory import (
@@ -144,6 +146,7 @@ class Pipeline:
     directory: Directory
     kind: Kind
     parts: dict[str, str]  # the class of each that is there
+    mesh: Mesh | None = None  # that the networks are read onto
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -157,7 +160,7 @@ class Pipeline:
     def read(self, part: str, *, dtype: Any = "float32") -> Any:
         """A network, which must be of the class that the index names."""
         folder = self.component(part)
-        module = from_pretrained(folder, dtype=dtype)
+        module = from_pretrained(folder, dtype=dtype, mesh=self.mesh)
         if type(module).__name__ != self.parts[part]:
             raise ValueError(
                 f"{folder}: must hold a {self.parts[part]}, got {type(module).__name__}"

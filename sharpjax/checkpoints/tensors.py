@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import NamedSharding
 from safetensors import SafetensorError, safe_open
 
 MAX_TENSORS = 10_000  # Stable Diffusion's largest network has 686
@@ -59,24 +60,55 @@ def checked_dtype(dtype: Any) -> np.dtype:
     return known
 
 
-def torch_shape(shape: Sequence[int], axes: tuple[int, ...] | None) -> tuple[int, ...]:
-    """PyTorch's shape of a parameter whose axes are `axes` of PyTorch's."""
+def torch_shape(shape: Sequence[Any], axes: tuple[int, ...] | None) -> tuple[Any, ...]:
+    """PyTorch's shape, or index, of a parameter whose axes are `axes` of PyTorch's."""
     return tuple(shape) if axes is None else tuple(shape[i] for i in np.argsort(axes))
 
 
 def read_tensor(
-    file: Any, stored: Stored, shape: Sequence[int], axes: tuple[int, ...] | None, dtype: np.dtype
+    file: Any,
+    stored: Stored,
+    shape: Sequence[int],
+    axes: tuple[int, ...] | None,
+    dtype: np.dtype,
+    *,
+    index: Sequence[slice] | None = None,
+    device: jax.Device | None = None,
 ) -> jax.Array:
-    """A tensor of an open file as a parameter of this shape and type, finite."""
+    """A tensor of an open file, or a part of it, as a parameter of this shape and type, finite."""
     where = f"{stored.path}: tensor {stored.key!r}"
     try:
-        value = file.get_tensor(stored.key)
+        if index is None:
+            value = file.get_tensor(stored.key)
+        else:
+            value = file.get_slice(stored.key)[torch_shape(index, axes)]
     except SafetensorError as error:
         raise ValueError(f"{where} cannot be read: {error}") from error
     value = value.reshape(torch_shape(shape, axes))
     value = _finite(value if axes is None else value.transpose(axes), dtype, where)
     # waited for: jax keeps what it copies alive until a later call, and jnp.asarray several of them
-    return jax.device_put(value).block_until_ready()
+    return jax.device_put(value, device).block_until_ready()
+
+
+def read_sharded(
+    stored: Stored,
+    shape: tuple[int, ...],
+    axes: tuple[int, ...] | None,
+    dtype: np.dtype,
+    sharding: NamedSharding,
+) -> jax.Array:
+    """As `read_tensor`, of its parts those that this process's devices hold.
+
+    The file is mapped, so that nothing else of it is read, and for this tensor alone: until it is
+    closed, what was read is memory of this process.
+    """
+    part, where = sharding.shard_shape(shape), sharding.addressable_devices_indices_map(shape)
+    with safe_open(stored.path, "numpy", backend="mmap") as file:
+        parts = [
+            read_tensor(file, stored, part, axes, dtype, index=index, device=device)
+            for device, index in where.items()
+        ]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
 def _finite(value: np.ndarray, dtype: np.dtype, where: str) -> np.ndarray:

@@ -164,18 +164,36 @@ class ModelFiles(FileChoice):
         clock = Clock(self.model)
         import jax.numpy as jnp
 
+        from sharpjax.checkpoints.sharding import WEIGHTS, placement
         from sharpjax.mesh import devices
         from sharpjax.models.load import find, load
 
         gc.freeze()  # what the imports have made
         source = find(self.model, **self.files)
+        options: dict[str, Any] = {} if dtype == "float32" else {"dtype": getattr(jnp, dtype)}
         mesh = None
         if spread is not None:
             devices.split_cpu(spread.num_devices)
             spread.join()
-            mesh = devices.local_mesh(spread.num_devices)
-        options = {} if dtype == "float32" else {"dtype": getattr(jnp, dtype)}
+            if isinstance(spread, Processes) and spread.shard_weights:
+                options["mesh"] = devices.local_mesh(spread.num_devices, axis=WEIGHTS)
+                if options["mesh"] is None:
+                    raise ValueError(
+                        "--shard-weights needs two devices or more of this process, got one: "
+                        "leave it out"
+                    )
+            else:
+                mesh = devices.local_mesh(spread.num_devices)
         opened = Opened(self.model, source, load(source, **options), mesh, dtype, clock)
+        if "mesh" in options:
+            weights = placement(opened.network)
+            opened = dataclasses.replace(opened, weights=weights)
+            print(
+                "weights: {sharded_bytes:,} bytes sharded, {bytes_a_device:,} on each of {devices} "
+                "devices, and on all {replicated_bytes:,} of {0} parameters that about.json "
+                "lists".format(len(weights["replicated"]), **weights),
+                file=sys.stderr,
+            )
         if baseline is None:
             return opened
         from sharpjax.checkpoints.fingerprint import fingerprint
@@ -273,6 +291,14 @@ class Processes(Devices):
         _spread(min=1, help="How many processes share the conditions; all write to one directory."),
     ] = None
     process: Annotated[int | None, _spread(min=0, help="Which of them this is, from 0.")] = None
+    shard_weights: Annotated[
+        bool,
+        _spread(
+            "--shard-weights",
+            help="Share the weights, and not the conditions, over the devices of each process: for "
+            "a model that one device does not hold.",
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         given = self.coordinator, self.processes, self.process
@@ -488,6 +514,7 @@ class Opened:
     clock: Clock
     baseline: "Directory | None" = None
     compared: "Baseline | None" = None
+    weights: dict[str, Any] | None = None  # what lies where, if they are sharded
 
     @property
     def scored(self) -> "ConditionalModel":
@@ -520,7 +547,8 @@ class Opened:
         """Note what made a run and by what it was judged, and write its page, if asked."""
         from sharpjax.report.page import write_page
 
-        self.clock.record(folder, **facts)
+        sharded = {} if self.weights is None else {"weights": self.weights}
+        self.clock.record(folder, **facts, **sharded)
         return write_page([folder]) if page else None
 
     def how(self, batch: int | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from sharpjax._types import Array, ArrayLike
+from sharpjax.checkpoints.sharding import is_sharded
 from sharpjax.conditional import ConditionalModel
 from sharpjax.detection.baseline import Baseline
 from sharpjax.detection.registry import GROUPS, STATISTICS, Bound, Where, at_time
@@ -75,6 +76,8 @@ class Columns:
         self.seconds: dict[str, list[float]] = {}
         self._first, self._later, self._last = settings.timesteps(model.schedule)
         self._kept: Any = None  # the unconditional score at the shared noises, linearized
+        # It holds the weights once for each noise, which is not for those that are short of memory
+        self._keeps = not isinstance(model, Baseline) and not is_sharded(model)
 
     @property
     def noises(self) -> Array:
@@ -96,7 +99,7 @@ class Columns:
         at = self.model, conditions, noises, self._first
         if chosen := settings.chosen("first"):
             with self._timed("first", found):
-                if self._kept is None and not isinstance(self.model, Baseline):
+                if self._kept is None and self._keeps:
                     self._kept = _unconditional(self.model, noises, self._first, mesh=mesh)
                 found |= _first_step(*at, self._kept, statistics=chosen, mesh=mesh)
         if chosen := settings.chosen("noise"):

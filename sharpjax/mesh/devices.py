@@ -52,11 +52,12 @@ def _is_forced() -> bool:
     return "JAX_NUM_CPU_DEVICES" in os.environ or flag in os.environ.get("XLA_FLAGS", "")
 
 
-def local_mesh(num_devices: int | None = None) -> Mesh | None:
-    """The first `num_devices` devices of this process along an axis "points"; None for one device.
+def local_mesh(num_devices: int | None = None, *, axis: str = POINTS) -> Mesh | None:
+    """The first `num_devices` devices of this process along an axis; None for one device.
 
     Args:
         num_devices: all by default.
+        axis: its name.
 
     Raises:
         ValueError: not a positive integer, or more than there are.
@@ -81,7 +82,7 @@ def local_mesh(num_devices: int | None = None) -> Mesh | None:
         raise ValueError(
             f"{count} devices were asked for, this process has {len(present)} ({kinds}): {advice}"
         )
-    return Mesh(np.array(present[:count]), (POINTS,)) if count > 1 else None
+    return Mesh(np.array(present[:count]), (axis,)) if count > 1 else None
 
 
 def check_own(mesh: Mesh) -> None:

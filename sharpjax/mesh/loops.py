@@ -102,6 +102,11 @@ def check_mesh(mesh: Mesh | None) -> None:
             f"mesh must be a jax.sharding.Mesh of devices, got {type(mesh).__name__}; "
             f"jax.make_mesh((jax.device_count(),), ({POINTS!r},)) makes one of all"
         )
+    if "weights" in mesh.axis_names:
+        raise ValueError(
+            "an axis 'weights' is for reading: sharpjax.load(DIRECTORY, mesh=mesh) shards the "
+            "weights, those of a model in memory stay as they are; leave mesh out here"
+        )
     if not mesh.axis_names or set(mesh.axis_names) - {POINTS, PROBES}:
         raise ValueError(
             f"The mesh must have an axis {POINTS!r} or {PROBES!r} or both, and no other, got axes "

@@ -21,6 +21,7 @@ from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.checkpoints.configuration import without_variance
 from sharpjax.checkpoints.directory import INDEX_NAME, SCHEDULER_NAME
 from sharpjax.checkpoints.pipeline import Pipeline
+from sharpjax.checkpoints.sharding import replicated
 from sharpjax.networks.autoencoder_kl import AutoencoderKL
 from sharpjax.networks.text_attention import TextAttention
 from sharpjax.sampling import sample
@@ -179,7 +180,7 @@ class Diffusion:
         if mesh is not None:
             mesh = Mesh(mesh.devices, mesh.axis_names)  # shardings are XLA's business
             size = -(-size // mesh.size) * mesh.size
-            fixed = jax.device_put(fixed, NamedSharding(mesh, PartitionSpec()))
+            fixed = replicated(fixed, mesh)
         draw = functools.partial(
             _sample,
             num_steps=num_steps,

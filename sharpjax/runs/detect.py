@@ -20,9 +20,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from sharpjax._types import Array
+from sharpjax.checkpoints.sharding import replicated
 from sharpjax.conditional import ConditionalModel
 from sharpjax.detection.compute import Columns
 from sharpjax.detection.oracle import TrainingSet, exact_columns
@@ -124,9 +125,7 @@ def detect(
     share = list(range(index, len(conditions), count))
     batch_size = min(batch_size, max(len(share), 1))
     if mesh is not None:  # once, not with every batch
-        model, training_set = jax.device_put(
-            (model, training_set), NamedSharding(mesh, PartitionSpec())
-        )
+        model, training_set = replicated((model, training_set), mesh)
     compute = Columns(model, settings, mesh=mesh)
 
     def batch(rows: Sequence[int], missing: list[int]) -> Iterator[dict[str, Any]]:
