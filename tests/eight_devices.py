@@ -225,7 +225,8 @@ def test_screened_paths_of_prompts(stable_diffusion_directory):
         one = draw(model, ["a cat", "a dog"], KEY, **options, **given)
         two = draw(model, ["a cat", "a dog"], KEY, **options, **given, mesh=mesh_of(points=2))
         np.testing.assert_allclose(two.values, one.values, rtol=1e-3)
-        assert (two.tries == one.tries).all() and (two.accepted == one.accepted).all()
+        assert (two.tries == one.tries).all()
+        assert (two.accepted == one.accepted).all()
         np.testing.assert_allclose(two.examples, one.examples, atol=1e-3)
 
 

@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sharpjax import Gaussian, GaussianMixture, PixelDiffusion, Schedule, ScorePair, detection
 from sharpjax.detection import intervals
-from sharpjax.detection.compute import Columns, _first_step, _unconditional
+from sharpjax.detection.compute import Columns, _axes, _first_step, _unconditional
 from sharpjax.detection.evaluation import (
     _Curve,
     compare,
@@ -829,8 +829,9 @@ def test_conditions_at_one_noise_share_the_unconditional_linearization(tiny_mode
     ).chosen("first")
 
     def first_step(model, labels, noises):
-        kept = _unconditional(model, noises, 981, mesh=None)
-        return _first_step(model, labels, noises, 981, kept, statistics=chosen, mesh=None)
+        how = {"axes": _axes(model, noises[0], 981), "mesh": None}
+        kept = _unconditional(model, noises, 981, **how)
+        return _first_step(model, labels, noises, 981, kept, statistics=chosen, **how)
 
     def evaluation(model, label, x):
         return model.scores(label, 981).conditional(x)
@@ -844,6 +845,17 @@ def test_conditions_at_one_noise_share_the_unconditional_linearization(tiny_mode
     assert operations(first_step, labels, noises[:2]) / (2 * n * one) == pytest.approx(
         4 + 2 / n, rel=0.1
     )
+
+
+def test_what_is_kept_holds_the_weights_once(tiny_model):
+    """A tangent map holds the weights: they were kept once for each of the noises."""
+    noises = np.random.default_rng(0).normal(size=(5, *tiny_model.shape)).astype("f")
+    axes = _axes(tiny_model, noises[0], 981)
+    kept = jax.tree.leaves(_unconditional(tiny_model, noises, 981, axes=axes, mesh=None))
+    kernels = {leaf.shape for leaf in jax.tree.leaves(tiny_model.unet) if leaf.ndim == 4}
+    shapes = [leaf.shape for leaf in kept]
+    assert kernels & set(shapes)
+    assert not {(5, *kernel) for kernel in kernels} & set(shapes)
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 1.0], [1.0, 2.0, 3.0]])

@@ -7,7 +7,7 @@ seed and their index only, never on the batch, nor on the devices that it is spl
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,7 +76,8 @@ class Columns:
         self.seconds: dict[str, list[float]] = {}
         self._first, self._later, self._last = settings.timesteps(model.schedule)
         self._kept: Any = None  # the unconditional score at the shared noises, linearized
-        # It holds the weights once for each noise, which is not for those that are short of memory
+        self._axes: tuple[int | None, ...] | None = None  # of its leaves
+        # what is kept is on every device whole, as the weights of a sharded model are not
         self._keeps = not isinstance(model, Baseline) and not is_sharded(model)
 
     @property
@@ -100,8 +101,11 @@ class Columns:
         if chosen := settings.chosen("first"):
             with self._timed("first", found):
                 if self._kept is None and self._keeps:
-                    self._kept = _unconditional(self.model, noises, self._first, mesh=mesh)
-                found |= _first_step(*at, self._kept, statistics=chosen, mesh=mesh)
+                    self._axes = _axes(self.model, noises[0], self._first)
+                    self._kept = _unconditional(
+                        self.model, noises, self._first, axes=self._axes, mesh=mesh
+                    )
+                found |= _first_step(*at, self._kept, statistics=chosen, axes=self._axes, mesh=mesh)
         if chosen := settings.chosen("noise"):
             with self._timed("noise", found):
                 found |= _alignment(*at, self._later, statistics=chosen, mesh=mesh)
@@ -174,9 +178,43 @@ def _draw(key: Array, number: Array, *, shape: tuple[int, ...]) -> Array:
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(number)
 
 
-@functools.partial(jax.jit, static_argnames="mesh")
+def _axes(model: ConditionalModel, x: Array, t: ArrayLike) -> tuple[int | None, ...]:
+    """Of `s_u` linearized at several noises, the axis of each leaf: None where no noise enters.
+
+    A tangent map holds the weights, which otherwise would be kept once for each noise.
+    """
+
+    def leaves(x: Array) -> list[Array]:
+        return jax.tree.leaves(jax.linearize(model.unconditional(t), x))
+
+    moved = _reached(jax.make_jaxpr(leaves)(x).jaxpr, [True])
+    return tuple(0 if one else None for one in moved)
+
+
+def _reached(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
+    """Which outputs the chosen inputs enter."""
+    moved = {v for v, chosen in zip(jaxpr.invars, inputs, strict=True) if chosen}
+
+    def enters(variable: Any) -> bool:
+        return not hasattr(variable, "val") and variable in moved  # a literal has one
+
+    for equation in jaxpr.eqns:
+        given = [enters(v) for v in equation.invars]
+        found = [any(given)] * len(equation.outvars)
+        if any(given) and equation.primitive.name == "jit":
+            found = _reached(equation.params["jaxpr"].jaxpr, given)
+        moved.update(v for v, one in zip(equation.outvars, found, strict=True) if one)
+    return [enters(v) for v in jaxpr.outvars]
+
+
+@functools.partial(jax.jit, static_argnames=("axes", "mesh"))
 def _unconditional(
-    model: ConditionalModel, noises: Array, t: ArrayLike, *, mesh: Mesh | None
+    model: ConditionalModel,
+    noises: Array,
+    t: ArrayLike,
+    *,
+    axes: tuple[int | None, ...],
+    mesh: Mesh | None,
 ) -> Any:
     """`s_u` and its tangent map at every noise; on a mesh each device computes all of them.
 
@@ -185,7 +223,15 @@ def _unconditional(
     """
 
     def part(model: ConditionalModel, noises: Array, t: ArrayLike) -> Any:
-        return jax.vmap(lambda x: jax.linearize(model.unconditional(t), x))(noises)
+        trees = []
+
+        def one(x: Array) -> list[Array]:
+            leaves, tree = jax.tree.flatten(jax.linearize(model.unconditional(t), x))
+            trees.append(tree)
+            return leaves
+
+        leaves = jax.vmap(one, out_axes=list(axes))(noises)
+        return jax.tree.unflatten(trees[0], leaves)
 
     if mesh is not None:
         everywhere = PartitionSpec()
@@ -195,7 +241,7 @@ def _unconditional(
     return part(model, noises, t)
 
 
-@functools.partial(jax.jit, static_argnames=("statistics", "mesh"))
+@functools.partial(jax.jit, static_argnames=("statistics", "axes", "mesh"))
 def _first_step(
     model: ConditionalModel,
     conditions: Array,
@@ -204,11 +250,13 @@ def _first_step(
     kept: Any,
     *,
     statistics: tuple[Bound, ...],
+    axes: tuple[int | None, ...] | None,
     mesh: Mesh | None,
 ) -> dict[str, Array]:
     """Statistics of the first step.
 
-    `kept` is what `_unconditional` gave, or None where nothing is common to all conditions.
+    `kept` is what `_unconditional` gave, `axes` its leaves', or None where nothing is common to all
+    conditions.
     """
 
     def part(common: Any, conditions: Array) -> Any:
@@ -223,7 +271,8 @@ def _first_step(
                 here = LinearizedPair(kept[0], kept[1], *jax.linearize(pair.conditional, x))
             return {each.statistic.name: each(pair, x, linearized=here) for each in statistics}
 
-        each = jax.vmap(one, (None, 0, 0))
+        of_kept = None if kept is None else jax.tree.unflatten(jax.tree.structure(kept), axes)
+        each = jax.vmap(one, (None, 0, of_kept))
         return jax.vmap(each, (0, None, None))(conditions, noises, kept)
 
     return over_points(part, mesh, (model, t, noises, kept), conditions)
