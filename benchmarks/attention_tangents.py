@@ -3,23 +3,24 @@
     python benchmarks/attention_tangents.py [--lengths 256 1024 4096] [--rounds 3] [--json PATH]
 
 Softmax attention of 8 heads of 40 (Stable Diffusion 1.4 at 64 x 64 has 4,096 tokens), to itself and
-joint attention (154 tokens of a text beside, as Stable Diffusion 3), float32, one example.  The
+joint attention (333 tokens of a text beside, as Stable Diffusion 3), float32, one example.  The
 value and its derivative along one direction of queries, keys and values.
 
 PyTorch's fused attention has no forward-mode derivative, so its ways are: forward mode through the
 formula written out; forward mode through the "math" kernel; two backward passes through the math
 kernel; and a central difference of the fused kernel, which is no derivative but the quickest.  All
-but the last must agree with ours to 1e-3.  Peak memory is that of a process of its own for each
-way and length, above what it had before.
+but the last must agree with ours to 1e-3.  Peak memory and processor seconds (on one core) are
+those of a process of its own for each way and length.
 """
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import memory
 import timing  # first: it sets the number of CPU devices
 
 # isort: split
@@ -29,7 +30,7 @@ import numpy as np
 
 from sharpjax.networks.attention import attention
 
-HEADS, WIDTH, TEXT = 8, 40, 154
+HEADS, WIDTH, TEXT = 8, 40, 333
 STEP = 1e-2
 
 
@@ -43,8 +44,8 @@ def inputs(length, joint):
 
 def ours(length, joint):
     points, directions = inputs(length, joint)
-    run = jax.jit(lambda x, v: jax.jvp(attention, x, v))
     x, v = (tuple(map(jnp.asarray, each)) for each in (points, directions))
+    run = jax.jit(lambda x, v: jax.jvp(attention, x, v)).lower(x, v).compile()
     return lambda: run(x, v)
 
 
@@ -107,14 +108,18 @@ def values(found):
     return [one if one.shape[1] != HEADS else one.transpose(0, 2, 1, 3) for one in both]
 
 
-def peak(kind, length, joint):
-    """Mebibytes that a way takes in a process of its own, above what that had before."""
+def alone(kind, length, joint):
+    """Mebibytes above what a process of its own had before, and processor seconds on one core.
+
+    The latter depend least on what else the machine does: threads that wait for each other spin.
+    """
     done = subprocess.run(
         [sys.executable, __file__, "--one", kind, "--lengths", str(length),
          *(["--joint"] if joint else [])],
         capture_output=True, text=True, check=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
     )  # fmt: skip
-    return float(done.stdout.split()[-1])
+    return [float(number) for number in done.stdout.split()[-2:]]
 
 
 def main():
@@ -127,10 +132,10 @@ def main():
     options = parser.parse_args()
     if options.one:
         run = way(options.one, options.lengths[0], options.joint)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        run()
+        memory.forget_peak()
+        before, start = memory.used("VmRSS"), time.process_time()
         jax.block_until_ready(run())
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        print((memory.used("VmHWM") - before) / 2**20, time.process_time() - start)
         return
     facts, results = timing.header(), {}
     for joint in (False, True):
@@ -147,14 +152,14 @@ def main():
                     raise SystemExit(f"{kind} is off by {off[kind]:.1e}")
             rows = timing.race(ways, repeats=options.rounds)
             name = f"{length} tokens{f' and {TEXT} of a text' if joint else ''}"
-            print(f"\n{name}: {'ms':>32} {'/ sharpjax':>11} {'MiB':>7} {'off by':>8}")
+            print(f"\n{name}: {'ms':>32} {'/ sharpjax':>11} {'CPU s':>6} {'MiB':>7} {'off by':>8}")
             results[name] = {}
             for kind, row in rows.items():
-                memory = peak(kind, length, joint)
-                results[name][kind] = row | {"mebibytes": memory, "off": off[kind]}
+                mebibytes, cpu = alone(kind, length, joint)
+                results[name][kind] = row | {"mebibytes": mebibytes, "cpu": cpu, "off": off[kind]}
                 print(
                     f"  {kind:28} {1e3 * row['median']:15.1f} {row['ratio']['median']:11.2f} "
-                    f"{memory:7.0f} {off[kind]:8.1e}",
+                    f"{cpu:6.2f} {mebibytes:7.0f} {off[kind]:8.1e}",
                     flush=True,
                 )
     timing.write(options.json, {"machine": facts, "ways": results})

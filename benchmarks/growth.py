@@ -26,6 +26,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import memory
+
 PARTS = ("size", "probes", "points", "processes")
 OURS = ("hessian", "trace", "lanczos", "statistic")
 PYTORCH = {"by_backward": 16, "by_tangents": 49, "by_jacrev": 49}  # and the size of a chunk
@@ -40,15 +42,6 @@ parser.add_argument("--repeats", type=int, default=3)
 parser.add_argument("--json", metavar="PATH", type=Path)
 parser.add_argument("--child", choices=(*OURS, *PYTORCH), help=argparse.SUPPRESS)
 options = parser.parse_args()
-
-
-def memory(kind: str) -> int:
-    """Bytes in use ("VmRSS") or at the peak ("VmHWM") of this process.
-
-    Not `getrusage`, whose peak includes that of the process this one was started by.
-    """
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
 def child(what: str) -> dict:
@@ -67,13 +60,13 @@ def child(what: str) -> dict:
         )
     else:
         run = ours(what)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before, seconds = memory("VmRSS"), []
+    memory.forget_peak()
+    before, seconds = memory.used("VmRSS"), []
     for _ in range(2):
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
-    return {"first": seconds[0], "second": seconds[1], "memory": memory("VmHWM") - before}
+    return {"first": seconds[0], "second": seconds[1], "memory": memory.used("VmHWM") - before}
 
 
 def ours(what: str):

@@ -27,6 +27,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import memory
+
 CORES = len(os.sched_getaffinity(0))
 T = 981
 TOKENS = 77
@@ -179,14 +181,6 @@ def their_calls(architecture: str, folder: str, *, quick: bool) -> dict:
     return {"paired forward": forward, "statistic": by_difference if quick else statistic}
 
 
-def peak_gigabytes(*, reset: bool = False) -> float:
-    """Peak resident memory of this process since the last reset."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1e6
-
-
 def work(kind: str) -> None:
     """Answer requests, one a line: the name of a call -> seconds, peak memory, values."""
     architecture, folder = options.architectures[0], str(options.directory)
@@ -197,15 +191,19 @@ def work(kind: str) -> None:
         calls, answer = their_calls(architecture, folder, quick=kind == BEST), {}
     else:
         calls, answer = our_calls(architecture, folder, OURS[kind]), {}
-    answer |= {"seconds": time.perf_counter() - start, "gigabytes": peak_gigabytes()}
+    answer |= {"seconds": time.perf_counter() - start, "gigabytes": memory.used("VmHWM") / 1e9}
     print("ANSWER " + json.dumps(answer), flush=True)
     for line in sys.stdin:
         name = line.strip()
-        peak_gigabytes(reset=True)
+        memory.forget_peak()
         start = time.perf_counter()
         values = calls[name]()
         seconds = time.perf_counter() - start
-        answer = {"seconds": seconds, "gigabytes": peak_gigabytes(), "prompts": len(values)}
+        answer = {
+            "seconds": seconds,
+            "gigabytes": memory.used("VmHWM") / 1e9,
+            "prompts": len(values),
+        }
         # of all prompts the first is common to all contenders
         answer["values"] = values[0].ravel()[::97].tolist()
         print("ANSWER " + json.dumps(answer), flush=True)

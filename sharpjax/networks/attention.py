@@ -40,7 +40,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     # as many whole heads as fit a block; of one that does not fit, as many queries
     together = _largest_divisor(b * heads, budget // (4 * n * m))
-    rows = _largest_divisor(n, budget // (4 * together * m))
+    blocks = math.ceil(n / max(budget // (4 * together * m), 1))
+    rows = math.ceil(n / blocks)  # n may be a prime: the last block is filled up with zeros
     q, k, v = (
         x.transpose(0, 2, 1, 3).reshape(-1, together, x.shape[1], d)  # (groups, heads, n, d)
         for x in (q, k, v)
@@ -48,9 +49,10 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
     def group(qkv: jax.Array) -> jax.Array:
         q, k, v = qkv
-        blocks = q.reshape(together, n // rows, rows, d).swapaxes(0, 1)
-        out = jax.lax.map(lambda block: _block(block, k, v), blocks)
-        return out.swapaxes(0, 1).reshape(together, n, d)
+        q = jnp.pad(q, ((0, 0), (0, blocks * rows - n), (0, 0)))
+        q = q.reshape(together, blocks, rows, d).swapaxes(0, 1)
+        out = jax.lax.map(lambda block: _block(block, k, v), q)
+        return out.swapaxes(0, 1).reshape(together, blocks * rows, d)[:, :n]
 
     out = jax.lax.map(group, (q, k, v)).reshape(b, heads, n, d)
     return out.transpose(0, 2, 1, 3)
