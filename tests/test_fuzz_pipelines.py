@@ -1,4 +1,6 @@
-"""Stable Diffusion directories damaged at random, in all that is not weights.
+"""Directories of pipelines damaged at random: Stable Diffusion's in all that is not weights.
+
+And those of XL, 3 with T5 and without, and DiT in whatever lies there.
 
 Refused in one clear error, or read for what they are: the same model bit for bit, or the other
 model that the files describe to diffusers and transformers.
@@ -7,6 +9,7 @@ model that the files describe to diffusers and transformers.
 import contextlib
 import copy
 import dataclasses
+import importlib
 import inspect
 import json
 import os
@@ -26,7 +29,8 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from safetensors.numpy import load_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5TokenizerFast
 
 import sharpjax
 from sharpjax import LatentDiffusion
@@ -34,7 +38,7 @@ from sharpjax.checkpoints.directory import MANIFEST_NAME
 from sharpjax.checkpoints.pipeline import LATENT
 
 ROUNDS = 3 * int(os.environ.get("SHARPJAX_FUZZ", 1))  # of all kinds of damage
-SECONDS = 20  # that one case may take; the typical one takes 0.3
+SECONDS = 60  # that one case may take; the typical one takes 0.3, on a busy machine 10
 MEGABYTES = 600  # that the process may grow by over all cases, compiled encoders included
 LETTERS = 1500  # of an error
 SOURCE = str(Path(sharpjax.__file__).parent)
@@ -158,6 +162,7 @@ class Damage:
     outcomes: str = "refused"
     manifest: bool | None = None  # of the directories it is for
     old: bool | None = None
+    family: str | None = None  # of those below
 
 
 ANY = "refused equal other"
@@ -253,7 +258,7 @@ def a_tokenizer_file(root, rng, suffix=".*"):
 
 
 def a_json(root, rng):
-    folder = root / pick(rng, ["", "scheduler", "tokenizer", *NETWORKS])
+    folder = root / pick(rng, ["", *parts_of(root)])
     return pick(rng, sorted(p for p in folder.glob("*.json") if p.name != MANIFEST_NAME))
 
 
@@ -479,14 +484,18 @@ def part_size(key, values):
 
 
 def swapped(root, good, rng):
-    a, b = rng.permutation(["scheduler", "tokenizer", *NETWORKS])[:2]
+    a, b = rng.permutation(parts_of(root))[:2]
     for old, new in ((a, "x"), (b, a), ("x", b)):
         (root / old).rename(root / new)
     return ()
 
 
+def parts_of(root, holding="*.json"):
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and any(path.glob(holding)))
+
+
 def a_part(root, rng):
-    return root / pick(rng, ["scheduler", "tokenizer", *NETWORKS])
+    return root / pick(rng, parts_of(root))
 
 
 def without_a_part(root, good, rng):
@@ -505,7 +514,7 @@ def an_empty_part(root, good, rng):
 
 
 def foreign_part(root, good, rng):
-    part = pick(rng, NETWORKS)
+    part = pick(rng, parts_of(root, "config.json"))
     shutil.rmtree(root / part)
     shutil.copytree(good.pixels / "unet", root / part)
     return (root / part,)
@@ -513,7 +522,9 @@ def foreign_part(root, good, rng):
 
 def a_needed_file(root, good, rng):
     part = a_part(root, rng)
-    if part.name == "tokenizer":
+    if part.name == "tokenizer_3":
+        return part / "tokenizer.json"
+    if part.name.startswith("tokenizer"):
         return part / SETTINGS
     return pick(rng, sorted(p for p in part.iterdir() if p.name != MANIFEST_NAME))
 
@@ -583,7 +594,8 @@ def hub_cache(*, foreign):
 
 
 def only_pickle(root, good, rng):
-    for part in pick(rng, [["unet"], ["vae"], ["text_encoder"], NETWORKS]):
+    networks = parts_of(root, "config.json")
+    for part in pick(rng, [*([one] for one in networks), networks]):
         for path in (root / part).glob("*.safetensors"):
             path.unlink()
         name = pick(rng, ["diffusion_pytorch_model.bin", "pytorch_model.bin", "x.ckpt"])
@@ -744,10 +756,10 @@ DAMAGES = {
 # --- what must come out ------------------------------------------------------------------------
 
 
-def token_ids(model):
+def token_ids(tokenizer):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of prompts that are cut
-        return model.tokenizer(PROBES)
+        return tokenizer(PROBES)
 
 
 def bits(tree):
@@ -760,7 +772,7 @@ def is_equal(model, good):
         jax.tree.structure(model.schedule) == jax.tree.structure(good.schedule)
         and bits((model.schedule, model.empty)) == bits((good.schedule, good.empty))
         and model.tokenizer.length == good.tokenizer.length
-        and np.array_equal(token_ids(model), token_ids(good))
+        and np.array_equal(token_ids(model.tokenizer), token_ids(good.tokenizer))
         and all(getattr(model, part).config == getattr(good, part).config for part in NETWORKS)
     )
 
@@ -781,6 +793,14 @@ def differs(model, good, root):
             if value != tuples(told.get(key, defaults[key].default)):
                 return f"{part}: {key}"
 
+    if wrong := differing_schedule(model, root):
+        return wrong
+    if model.schedule.steps_offset != 1:
+        return "schedule: steps_offset"
+    return differing_tokens(model.tokenizer, root / "tokenizer")
+
+
+def differing_schedule(model, root):
     index = json.loads((root / INDEX).read_text())
     told = json.loads((root / SCHEDULE).read_text())
     kind = getattr(diffusers, index["scheduler"][1])
@@ -798,12 +818,13 @@ def differs(model, good, root):
     for key in ("prediction_type", "timestep_spacing", "set_alpha_to_one"):
         if key in told and getattr(model.schedule, key) != told[key]:
             return f"schedule: {key}"
-    if model.schedule.steps_offset != 1:
-        return "schedule: steps_offset"
+    return None
 
-    length = json.loads((root / SETTING).read_text())["model_max_length"]
+
+def differing_tokens(ours, folder):
+    length = json.loads((folder / SETTINGS).read_text())["model_max_length"]
     with tempfile.TemporaryDirectory() as copied:
-        shutil.copytree(root / "tokenizer", copied, dirs_exist_ok=True)
+        shutil.copytree(folder, copied, dirs_exist_ok=True)
         # transformers would read whatever file is named there
         edit(
             Path(copied) / SETTINGS,
@@ -813,12 +834,12 @@ def differs(model, good, root):
         )
         tokenizer = CLIPTokenizer.from_pretrained(copied, local_files_only=True)
     options = dict(padding="max_length", truncation=True, max_length=length)
-    if not np.array_equal(token_ids(model), tokenizer(list(PROBES), **options)["input_ids"]):
+    if not np.array_equal(token_ids(ours), tokenizer(list(PROBES), **options)["input_ids"]):
         return "tokenizer: ids"
     return None
 
 
-def outcome(load, good, root, named):
+def outcome(load, good, root, named, judge):
     """`(kind, message)`; a kind that starts with "BAD" is a failure."""
     try:
         with time_limit(SECONDS):
@@ -841,15 +862,15 @@ def outcome(load, good, root, named):
     except BaseException as error:  # a panic of a library in Rust is no Exception
         return f"BAD: {type(error).__name__}", "".join(traceback.format_exception(error)[-3:])
     try:
-        wrong = differs(model, good, root)
+        wrong = judge[0](model, good, root)
     except Exception as error:
         wrong = f"what others cannot read: {type(error).__name__}: {error}"
     if wrong:
         return "BAD: read something else", wrong
-    return ("equal" if is_equal(model, good) else "other"), ""
+    return ("equal" if judge[1](model, good) else "other"), ""
 
 
-def fuzz(goods, load, cases, folder, *, damages=DAMAGES, seed=0):
+def fuzz(goods, load, cases, folder, *, damages=DAMAGES, judge=(differs, is_equal), seed=0):
     """Put `load` through the `cases` (numbers; a case is the same in every run).
 
     Returns:
@@ -869,7 +890,7 @@ def fuzz(goods, load, cases, folder, *, damages=DAMAGES, seed=0):
         if good.manifest:  # the file's digest may be what is wrong
             named = [n for n in named if isinstance(n, Path)]
         start = time.monotonic()
-        kind, message = outcome(load, good.model, root, named)
+        kind, message = outcome(load, good.model, root, named, judge)
         slowest = max(slowest, (time.monotonic() - start, f"case {case}, {name}"))
         counts[name, kind] += 1
         if kind not in damage.outcomes.split():
@@ -886,8 +907,10 @@ ELSEWHERE = {"link: hub cache", "link: other cache", "other directory"}
 
 def pick_good(rng, goods, damage):
     fitting = [
-        g for g in goods if damage.manifest in (None, g.manifest) and damage.old in (None, g.old)
-    ]
+        g for g in goods
+        if damage.manifest in (None, g.manifest) and damage.old in (None, g.old)
+        and damage.family in (None, family_of(g.root))
+    ]  # fmt: skip
     return fitting[rng.integers(len(fitting))]
 
 
@@ -974,6 +997,226 @@ def test_the_fuzzer_notices(goods, tmp_path, monkeypatch):
     fails_with(other_noise, "unrelated file", "BAD: read something else: schedule: alphas")
     monkeypatch.setitem(globals(), "SECONDS", 1)
     fails_with(hides, "unrelated file", "BAD: hangs", cases=1)
+
+
+# --- the families of today ---------------------------------------------------------------------
+
+FAMILIES = {  # the file whose `make` writes one, and what it is asked
+    "xl": ("test_latent_diffusion_xl", {}),
+    "three": ("test_latent_diffusion_3", {}),
+    "three without T5": ("test_latent_diffusion_3", {"t5": False}),
+    "classes": ("test_dit", {"classes": 5, "labels": dict(enumerate("abcde"))}),
+}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+DISCRETE = {"_class_name": "DDIMScheduler", "beta_schedule": "linear"}
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory, stable_diffusion_directory, goods):
+    """Of each family one by PyTorch and one by us, with manifests."""
+    top, found = tmp_path_factory.mktemp("families"), []
+    for name, (file, options) in FAMILIES.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(str(Path(__file__).parent))
+            make = importlib.import_module(file).make
+        text = () if name == "classes" else (stable_diffusion_directory / "tokenizer",)
+        theirs, ours = top / name, top / f"{name}, ours"
+        make(*text, theirs, **options)
+        sharpjax.load(theirs).save_pretrained(ours)
+        found += [
+            Good(root, sharpjax.load(root), root is ours, False, top, goods[0].pixels)
+            for root in (theirs, ours)
+        ]
+    return found
+
+
+def family_of(root):
+    return root.name.split(",")[0]
+
+
+def of_the_index(root):
+    """The parts that it names."""
+    index = json.loads((root / INDEX).read_text())
+    return [part for part in parts_of(root) if isinstance(index.get(part), list)]
+
+
+def index_part(root, good, rng):
+    part = pick(rng, of_the_index(root))
+    value = pick(rng, VALUES)
+    edit(root / INDEX, lambda index: index.update({part: value}))
+    return (root,)
+
+
+def other_family(root, good, rng):
+    """A part of the same name, from a directory of another family."""
+    part = pick(rng, of_the_index(root))
+    others = [
+        folder for folder in sorted(good.misfits.iterdir())
+        if family_of(folder) != family_of(good.root) and (folder / part).is_dir()
+    ]  # fmt: skip
+    if not others:
+        return without_a_part(root, good, rng)
+    shutil.rmtree(root / part)
+    shutil.copytree(pick(rng, others) / part, root / part)
+    return (root,)
+
+
+def other_schedule(root, good, rng):
+    """Flow matching under a network of noise, or noise levels under one of flows."""
+    told = json.loads((root / SCHEDULE).read_text())
+    is_flow = told["_class_name"] == FLOW["_class_name"]
+    instead = DISCRETE if is_flow else FLOW
+    (root / SCHEDULE).write_text(json.dumps(instead))
+    if rng.random() < 0.5:
+        entry = ["diffusers", instead["_class_name"]]
+        edit(root / INDEX, lambda index: index.update(scheduler=entry))
+        return (root, "scheduler" if is_flow else "_class_name")
+    return root / SCHEDULE, "_class_name"
+
+
+def half_a_t5(root, good, rng):
+    part = pick(rng, ["text_encoder_3", "tokenizer_3"])
+    instead = pick(rng, [[None, None], None])
+    edit(root / INDEX, lambda index: index.update({part: instead}))
+    return (root, "text_encoder_3", "tokenizer_3")
+
+
+def no_t5(root, good, rng):
+    for part in ("text_encoder_3", "tokenizer_3"):
+        edit(root / INDEX, lambda index, part=part: index.update({part: [None, None]}))
+        if rng.random() < 0.5:
+            shutil.rmtree(root / part)
+    return ()
+
+
+def a_token_more(root, good, rng):
+    """One more than its encoder knows."""
+    part = pick(rng, [part for part in of_the_index(root) if part.startswith("tokenizer")])
+
+    def change(value):
+        entry = {"id": 5000, "content": "one more", "special": False, "single_word": False,
+                 "lstrip": False, "rstrip": False, "normalized": False}  # fmt: skip
+        value["added_tokens"].append(entry)
+
+    edit(root / part / "tokenizer.json", change)
+    return root, part
+
+
+def time_ids(root, good, rng):
+    keys = ["addition_time_embed_dim", "projection_class_embeddings_input_dim"]
+    path, key = root / "unet/config.json", pick(rng, keys)
+    change = pick(rng, [-1, 1, 6, 12])
+    edit(path, lambda config: config.update({key: config[key] + change}))
+    return (root, key) if key == keys[0] else (root,)
+
+
+def a_config(root, rng):
+    return pick(rng, sorted(root.glob("*/config.json")))
+
+
+def a_weight_file(root, rng):
+    return pick(rng, sorted(root.glob("*/*.safetensors")))
+
+
+def header(data, rng):
+    """A bit in the part that says what there is."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    data[int(rng.integers(end))] ^= 1 << int(rng.integers(8))
+    return data
+
+
+FAMILY_DAMAGES = {
+    "index: part": Damage(index_part),
+    "index: bits": Damage(edit_bytes(one(INDEX), flip), ANY),
+    "index: truncated": Damage(edit_bytes(one(INDEX), cut)),
+    "JSON: bits": Damage(edit_bytes(a_json, flip), ANY),
+    "JSON: no object": Damage(no_object),
+    "config: value": Damage(
+        lambda root, good, rng: set_key(a_config(root, rng).relative_to(root), list, VALUES)(
+            root, good, rng
+        )[:1],
+        ANY,
+    ),
+    "weights: header": Damage(edit_bytes(a_weight_file, header), ANY),
+    "weights: truncated": Damage(edit_bytes(a_weight_file, cut)),
+    "schedule: of another family": Damage(other_schedule),
+    "schedule: value": Damage(set_key(SCHEDULE, list, VALUES), ANY),
+    "schedule: bits": Damage(edit_bytes(one(SCHEDULE), flip), ANY),
+    "part: missing": Damage(without_a_part),
+    "part: empty": Damage(an_empty_part),
+    "part: file missing": Damage(without_file),
+    "part: swapped": Damage(swapped, "refused other"),
+    "part: of a pixel model": Damage(foreign_part),
+    "part: of another family": Damage(other_family, ANY),
+    "T5: half": Damage(half_a_t5, family="three"),
+    "T5: absent": Damage(no_t5, "other", family="three"),
+    "tokenizer: too many tokens": Damage(a_token_more, manifest=False, family="three"),
+    "time ids": Damage(time_ids, family="xl"),
+}
+
+
+def saved_weights(folder):
+    tensors = load_file(next(folder.glob("*.safetensors")))
+    tensors.pop("encoder.embed_tokens.weight", None)  # T5's table under its other name
+    return {
+        key.removeprefix("text_model."): value.astype(np.float32) for key, value in tensors.items()
+    }
+
+
+def family_differs(model, good, root):
+    """As `differs`, weights too."""
+    index = json.loads((root / INDEX).read_text())
+    there = [part for part in parts_of(root) if index.get(part) not in (None, [None, None])]
+    with tempfile.TemporaryDirectory() as folder:
+        saved = model.save_pretrained(Path(folder) / "model")
+        if parts_of(saved) != there:
+            return f"parts: {parts_of(saved)}, not {there}"
+        for part in parts_of(saved, "config.json"):
+            if bits(saved_weights(saved / part)) != bits(saved_weights(root / part)):
+                return f"{part}: parameters"
+            ours, told = (json.loads((top / part / "config.json").read_text())
+                          for top in (saved, root))  # fmt: skip
+            for key in ours.keys() & told.keys():
+                if ours[key] != told[key]:
+                    return f"{part}: {key}"
+    if "text_encoder" not in there:
+        names = index["id2label"]
+        if model.conditions != tuple(names[str(i)] for i in range(len(model.conditions))):
+            return "names of classes"
+    for name in ("tokenizer", "tokenizer_2"):
+        if name in there and (wrong := differing_tokens(getattr(model, name), root / name)):
+            return f"{name}: {wrong}"
+    if "tokenizer_3" in there:
+        theirs = T5TokenizerFast.from_pretrained(root / "tokenizer_3")
+        ids = theirs(list(PROBES), padding="max_length", max_length=256)["input_ids"]
+        if not np.array_equal(token_ids(model.tokenizer_3), ids):
+            return "tokenizer_3: ids"
+    if index["scheduler"][1] != FLOW["_class_name"]:
+        return differing_schedule(model, root)
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(root / "scheduler")
+    theirs.set_timesteps(7)
+    if not np.allclose(model.schedule.timesteps(7), theirs.timesteps, rtol=1e-5):
+        return "schedule: timesteps"
+    return None
+
+
+def is_equal_family(model, good):
+    def tokens(model):
+        found = (getattr(model, f"tokenizer{n}", None) for n in ("", "_2", "_3"))
+        return [None if one is None else token_ids(one).tolist() for one in found]
+
+    return bits(model) == bits(good) and tokens(model) == tokens(good)
+
+
+@pytest.mark.slow
+def test_the_families_of_today(families, tmp_path):
+    counts, wrong = fuzz(
+        families, sharpjax.load, range(2 * ROUNDS * len(FAMILY_DAMAGES)), tmp_path,
+        damages=FAMILY_DAMAGES, judge=(family_differs, is_equal_family),
+    )  # fmt: skip
+    report(counts)
+    assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
+    assert {kind for _, kind in counts} == {"refused", "equal", "other"}
 
 
 # --- what the fuzzer found ---------------------------------------------------------------------

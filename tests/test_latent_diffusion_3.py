@@ -220,6 +220,11 @@ def test_parts_that_do_not_fit(tokenizer_folder, tmp_path):
          "_class_name must be FlowMatchEulerDiscreteScheduler, got 'DDIMScheduler'"),
         ("scheduler/scheduler_config.json", {"use_dynamic_shifting": True},
          "use_dynamic_shifting must be off"),
+        ("scheduler/scheduler_config.json", {"shift": 10**400}, "scheduler_config.json: .* large"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**9},
+         "num_train_timesteps must be from 1 to 100000, got 1000000000"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 8},
+         "tokenizer and tokenizer_2 must make as many tokens"),
     ):  # fmt: skip
         shutil.rmtree(tmp_path / "b", ignore_errors=True)
         shutil.copytree(tmp_path / "a", tmp_path / "b")

@@ -102,35 +102,6 @@ def test_pytorch_reads_what_is_written(tmp_path):
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
-PUBLISHED = {  # transformer/config.json of the three
-    "stable-diffusion-3-medium": {"num_layers": 24, "num_attention_heads": 24,
-                                  "caption_projection_dim": 1536, "pos_embed_max_size": 192},
-    "stable-diffusion-3.5-medium": {"num_layers": 24, "num_attention_heads": 24,
-                                    "caption_projection_dim": 1536, "pos_embed_max_size": 384,
-                                    "qk_norm": "rms_norm",
-                                    "dual_attention_layers": tuple(range(13))},
-    "stable-diffusion-3.5-large": {"num_layers": 38, "num_attention_heads": 38,
-                                   "caption_projection_dim": 2432, "pos_embed_max_size": 192,
-                                   "qk_norm": "rms_norm"},
-}  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_sizes(name):
-    """As shapes alone, the fixed table of places apart."""
-    config = PUBLISHED[name]
-
-    def make():
-        return nnx.state(SD3Transformer2DModel(**config, rngs=nnx.Rngs(0)), nnx.Param)
-
-    shapes = nnx.to_flat_state(jax.eval_shape(make))
-    count = sum(leaf.size for path, leaf in shapes if path[-1] != "pos_embed")
-    with torch.device("meta"):
-        theirs = TorchSD3(**config)
-    assert count == sum(parameter.numel() for parameter in theirs.parameters())
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

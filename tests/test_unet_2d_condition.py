@@ -267,3 +267,7 @@ def test_wrong_calls_are_named():
         call(large, x, 0, text)
     with pytest.raises(ValueError, match="lacks time_ids"):
         call(large, x, 0, text, added_cond_kwargs={"text_embeds": jnp.zeros((1, 20))})
+    for ids in ((1, 5), (2, 6), (6,)):
+        told = {"text_embeds": jnp.zeros((1, 20)), "time_ids": jnp.zeros(ids)}
+        with pytest.raises(ValueError, match=r"8 features of each number .* must be 68"):
+            call(large, x, 0, text, added_cond_kwargs=told)

@@ -88,8 +88,8 @@ class T5Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are."""
-        return self.backend.get_vocab_size()
+        """One more than the largest id."""
+        return max(self.backend.get_vocab().values()) + 1
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that transformers reads too."""

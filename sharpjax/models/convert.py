@@ -269,12 +269,9 @@ def _rest(pipeline: Pipeline, staging: Path, configs: dict[str, dict[str, Any]])
             used |= files
         networks: Any = {k: types.SimpleNamespace(config=v) for k, v in configs.items()}
         try:
-            if pipeline.kind is LATENT:
-                check_fit(**networks, **known)
-            elif pipeline.kind is XL:
-                check_fit_xl(**networks)
-            else:
-                check_fit_3(**networks)
+            larger = check_fit_xl if pipeline.kind is XL else check_fit_3
+            fits: Any = check_fit if pipeline.kind is LATENT else larger
+            fits(**networks, **known)
         except ValueError as error:
             raise ValueError(f"{root}: {error}") from error
         options["guidance"] = read_guidance(root, usual=pipeline.kind.guidance)

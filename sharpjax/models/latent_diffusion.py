@@ -187,7 +187,7 @@ def check_fit(
 ) -> None:
     """Refuse parts that do not fit each other, before anything is computed."""
     text, width = text_encoder.config, unet.config["cross_attention_dim"]
-    latent, sides = vae.config["latent_channels"], unet.config["sample_size"]
+    latent = vae.config["latent_channels"]
     inputs, outputs = unet.config["in_channels"], unet.config["out_channels"]
     check(
         width == text["hidden_size"],
@@ -200,25 +200,40 @@ def check_fit(
         f"of {latent} (latent_channels); networks with further inputs, as for inpainting, are not "
         "supported",
     )
-    check(sides is not None, "unet: sample_size must be given")
-    check(
-        all(1 <= n <= _MAX_SIDE for n in np.atleast_1d(sides)),
-        f"unet: sample_size must be from 1 to {_MAX_SIDE}, got {sides}",
-    )
+    check_sides("unet", unet.config["sample_size"])
     check(
         unet.config["addition_embed_type"] is None,
         "unet wants further embeddings (addition_embed_type) beside the prompt, which is not "
         "supported",
     )
+    check_tokenizer(tokenizer, text)
+
+
+def check_sides(denoiser: str, sides: Any) -> None:
+    """Refuse a latent's sides that are not given, or none that a model has."""
+    check(sides is not None, f"{denoiser}: sample_size must be given")
     check(
-        tokenizer.vocab_size <= text["vocab_size"],
-        f"tokenizer has {tokenizer.vocab_size} tokens, text_encoder knows {text['vocab_size']} "
+        all(1 <= n <= _MAX_SIDE for n in np.atleast_1d(sides)),
+        f"{denoiser}: sample_size must be from 1 to {_MAX_SIDE}, got {sides}",
+    )
+
+
+def check_tokenizer(tokenizer: Any, encoder: dict[str, Any], suffix: str = "") -> None:
+    """Refuse a tokenizer with more tokens, or longer rows, than its encoder's configuration has.
+
+    The network would give NaN for an id that it does not know.
+    """
+    who, whom = f"tokenizer{suffix}", f"text_encoder{suffix}"
+    check(
+        tokenizer.vocab_size <= encoder["vocab_size"],
+        f"{who} has {tokenizer.vocab_size} tokens, {whom} knows {encoder['vocab_size']} "
         "(vocab_size)",
     )
+    most = encoder.get("max_position_embeddings", tokenizer.length)  # T5 takes any length
     check(
-        tokenizer.length <= text["max_position_embeddings"],
-        f"tokenizer makes {tokenizer.length} tokens (model_max_length), text_encoder takes "
-        f"{text['max_position_embeddings']} (max_position_embeddings)",
+        tokenizer.length <= most,
+        f"{who} makes {tokenizer.length} tokens (model_max_length), {whom} takes {most} "
+        "(max_position_embeddings)",
     )
 
 

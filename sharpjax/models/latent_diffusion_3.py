@@ -21,8 +21,8 @@ from sharpjax.checkpoints.pipeline import THREE, Pipeline, read_guidance, write_
 from sharpjax.checkpoints.t5_tokenizer import LENGTH, T5Tokenizer
 from sharpjax.checkpoints.tokenizer import Tokenizer
 from sharpjax.models.diffusion import read_flow_schedule
-from sharpjax.models.latent_diffusion import checked_type
-from sharpjax.models.latent_diffusion_xl import encode_twice
+from sharpjax.models.latent_diffusion import check_sides, check_tokenizer, checked_type
+from sharpjax.models.latent_diffusion_xl import check_tokenizers, encode_twice
 from sharpjax.models.prompt_diffusion import PromptDiffusion
 from sharpjax.networks.autoencoder_kl import AutoencoderKL
 from sharpjax.networks.clip_text import CLIPTextModelWithProjection
@@ -96,11 +96,10 @@ class LatentDiffusion3(PromptDiffusion):
         Raises:
             ValueError: parts that do not fit each other.
         """
-        check_fit_3(transformer, vae, text_encoder, text_encoder_2, text_encoder_3)
-        check(
-            (text_encoder_3 is None) == (tokenizer_3 is None),
-            "text_encoder_3 and tokenizer_3 go together: both or none",
-        )
+        check_fit_3(
+            transformer, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2, text_encoder_3,
+            tokenizer_3,
+        )  # fmt: skip
         config = transformer.config
         packed = Packed3(
             transformer,
@@ -189,7 +188,10 @@ def check_fit_3(
     vae: AutoencoderKL,
     text_encoder: CLIPTextModelWithProjection,
     text_encoder_2: CLIPTextModelWithProjection,
+    tokenizer: Tokenizer,
+    tokenizer_2: Tokenizer,
     text_encoder_3: T5EncoderModel | None = None,
+    tokenizer_3: T5Tokenizer | None = None,
 ) -> None:
     """Refuse parts that do not fit each other, before anything is computed."""
     config, one, two = transformer.config, text_encoder.config, text_encoder_2.config
@@ -206,7 +208,13 @@ def check_fit_3(
         f"numbers (projection_dim), transformer takes {config['pooled_projection_dim']} "
         "(pooled_projection_dim)",
     )
+    check_tokenizers(one, two, tokenizer, tokenizer_2)
+    check(
+        (text_encoder_3 is None) == (tokenizer_3 is None),
+        "text_encoder_3 and tokenizer_3 go together: both or none",
+    )
     if text_encoder_3 is not None:
+        check_tokenizer(tokenizer_3, text_encoder_3.config, "_3")
         own = text_encoder_3.config["d_model"]
         check(
             own == config["joint_attention_dim"],
@@ -219,3 +227,4 @@ def check_fit_3(
         f"transformer maps {config['in_channels']} (in_channels) to {config['out_channels']} "
         f"channels (out_channels), vae makes latents of {latent} (latent_channels)",
     )
+    check_sides("transformer", config["sample_size"])

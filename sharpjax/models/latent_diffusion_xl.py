@@ -27,7 +27,7 @@ from sharpjax.checkpoints.pipeline import (
 )
 from sharpjax.checkpoints.tokenizer import Tokenizer
 from sharpjax.models.diffusion import read_schedule
-from sharpjax.models.latent_diffusion import checked_type
+from sharpjax.models.latent_diffusion import check_sides, check_tokenizer, checked_type
 from sharpjax.models.prompt_diffusion import PromptDiffusion
 from sharpjax.networks.autoencoder_kl import AutoencoderKL
 from sharpjax.networks.clip_text import CLIPTextModel, CLIPTextModelWithProjection
@@ -99,7 +99,7 @@ class LatentDiffusionXL(PromptDiffusion):
         Raises:
             ValueError: parts that do not fit each other.
         """
-        check_fit_xl(unet, vae, text_encoder, text_encoder_2)
+        check_fit_xl(unet, vae, text_encoder, text_encoder_2, tokenizer, tokenizer_2)
         schedule = schedule.without_clipping()
         width = unet.config["cross_attention_dim"]
         sizes = (text_encoder_2.config["projection_dim"], _NUMBERS)
@@ -197,6 +197,8 @@ def check_fit_xl(
     vae: AutoencoderKL,
     text_encoder: CLIPTextModel,
     text_encoder_2: CLIPTextModelWithProjection,
+    tokenizer: Tokenizer,
+    tokenizer_2: Tokenizer,
 ) -> None:
     """Refuse parts that do not fit each other, before anything is computed."""
     one, two, config = text_encoder.config, text_encoder_2.config, unet.config
@@ -226,7 +228,21 @@ def check_fit_xl(
         f"unet maps {config['in_channels']} (in_channels) to {config['out_channels']} channels "
         f"(out_channels), vae makes latents of {latent} (latent_channels)",
     )
-    check(config["sample_size"] is not None, "unet: sample_size must be given")
+    check_sides("unet", config["sample_size"])
+    check_tokenizers(one, two, tokenizer, tokenizer_2)
+
+
+def check_tokenizers(
+    one: dict[str, Any], two: dict[str, Any], tokenizer: Tokenizer, tokenizer_2: Tokenizer
+) -> None:
+    """Refuse tokenizers that do not fit their encoders' configurations, or each other."""
+    check_tokenizer(tokenizer, one)
+    check_tokenizer(tokenizer_2, two, "_2")
+    check(
+        tokenizer.length == tokenizer_2.length,
+        "tokenizer and tokenizer_2 must make as many tokens (model_max_length), got "
+        f"{tokenizer.length} and {tokenizer_2.length}",
+    )
 
 
 @jax.jit

@@ -249,6 +249,18 @@ class UNet2DConditionModel(Network):
         if missing:
             raise ValueError(f"added_cond_kwargs lacks {', '.join(sorted(missing))}")
         text, ids = added["text_embeds"], jnp.asarray(added["time_ids"])
+        each, wanted = (
+            self.config[key]
+            for key in ("addition_time_embed_dim", "projection_class_embeddings_input_dim")
+        )
+        count, rest = divmod(wanted - text.shape[-1], each)
+        check(
+            rest == 0 and ids.shape == (len(text), count),
+            f"text_embeds and time_ids of shapes {text.shape} and {ids.shape} do not fit: a row of "
+            f"the first and {each} features of each number of the second "
+            f"(addition_time_embed_dim) must be {wanted} together "
+            "(projection_class_embeddings_input_dim)",
+        )
         sizes = time_features(self, ids.reshape(-1), self.config["addition_time_embed_dim"])
         sizes = sizes.reshape(len(text), -1).astype(text.dtype)
         return self.add_embedding(jnp.concatenate([text, sizes], axis=-1))

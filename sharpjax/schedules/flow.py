@@ -21,6 +21,7 @@ import numpy as np
 from sharpjax._reprs import one_line
 from sharpjax._types import ArrayLike
 from sharpjax.schedules.base import NoiseSchedule, checked_steps, checked_times
+from sharpjax.schedules.discrete import MAX_TIMESTEPS
 
 CLASS_NAME = "FlowMatchEulerDiscreteScheduler"
 _OFF = (
@@ -65,9 +66,10 @@ class FlowSchedule(NoiseSchedule):
         self._check_settings()
         if not 0 < self.shift < np.inf:
             raise ValueError(f"shift must be positive, got {self.shift}")
-        if self.num_train_timesteps < 1:
+        if not 1 <= self.num_train_timesteps <= MAX_TIMESTEPS:
             raise ValueError(
-                f"num_train_timesteps must be at least 1, got {self.num_train_timesteps}"
+                f"num_train_timesteps must be from 1 to {MAX_TIMESTEPS}, got "
+                f"{self.num_train_timesteps!r:.40}"
             )
 
     @classmethod
@@ -92,7 +94,7 @@ class FlowSchedule(NoiseSchedule):
             raise ValueError(f"{where}: num_train_timesteps must be an integer, got {total!r:.80}")
         try:
             return cls(shift=float(shift), num_train_timesteps=total)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # JSON's integers have any size
             raise ValueError(f"{where}: {error}") from error
 
     def to_config(self) -> dict[str, Any]:
