@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sharpjax.rundir import files
-from sharpjax.rundir.about import read_about
+from sharpjax.rundir.about import Session, read_about
 from sharpjax.rundir.files import PART, read_lines, within
 from sharpjax.rundir.progress import progress
 
@@ -198,12 +198,16 @@ class Run:
         batches = list(batches)
         left = [[k for k in batch if k not in self.done or k in again] for batch in batches]
         total = sum(map(len, batches))
+        # of several processes, which work at the same time, one tells for all
+        session = None if re.search(r"\.[1-9]\d*\.jsonl$", self._own.name) else Session(self.folder)
         with progress(what, total=total, done=total - sum(map(len, left))) as bar:
             for batch, missing in zip(batches, left, strict=True):
                 for record in compute(batch, missing) if missing else ():
                     if (key := self._key(record)) not in self.done:
                         files.append_lines(self._own, [record])
                         self.done[key] = record
+                    if session is not None:
+                        session.note()
                     bar.advance(note=note(record))
 
     def records(self) -> list[dict[str, Any]]:
