@@ -22,6 +22,7 @@ from sharpjax.commands.options import (
     Prompts,
     SeedOption,
     finite,
+    of_option,
     tell_written,
     wide_console,
 )
@@ -183,6 +184,7 @@ def mitigate(
             "sharpjax.mitigation.sail works on any pair of scores"
         )
     network = cast("LatentDiffusion", opened.network)
+    of_option("--steps", network.schedule.timesteps, steps)
     for name in chosen_methods:
         check_applies(name, network)
     bundled = knows_its_memories(directory)

@@ -6,7 +6,6 @@ line is dropped. Several processes may claim one directory at the same time; eac
 of its own, `results.0.jsonl`, and reads those of all.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -306,5 +305,5 @@ def _sweep(folder: Path) -> None:
     for path in folder.rglob(f"*{PART}"):
         if _TEMPORARY.search(path.name) and path.is_file() and not path.is_symlink():
             with suppress(OSError), path.open("r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                files.lock(file, wait=False)
                 path.unlink()
