@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax._checks import check_finite, positive_integer, positive_number, prng_key
-from sharpjax._types import Array, ArrayLike
+from sharpjax._types import Array, ArrayLike, Key
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.methods import Exact, Hutchinson, HutchPP, Method, Sampling, XTrace, chosen
 from sharpjax.curvature.probes import DEFAULT_BATCH, Curvature
@@ -28,7 +28,7 @@ class Spending:
     def __init__(
         self,
         method: Method | str,
-        key: Array | None,
+        key: Key | None,
         num_matvecs: int,
         batch_size: int | None,
         rtol: ArrayLike | None = None,

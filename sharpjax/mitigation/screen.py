@@ -33,7 +33,7 @@ import numpy as np
 
 from sharpjax._checks import positive_integer, prng_key
 from sharpjax._reprs import one_line
-from sharpjax._types import Array, ArrayLike
+from sharpjax._types import Array, ArrayLike, Key
 from sharpjax.conditional import ConditionalModel
 from sharpjax.curvature.traces import effective_dimension
 from sharpjax.mitigation.sharpness import norm
@@ -136,7 +136,7 @@ class _Path(NamedTuple):
 def screened(
     model: ConditionalModel,
     conditions: Sequence[str] | ArrayLike,
-    key: Array | None = None,
+    key: Key | None = None,
     *,
     looks: Sequence[Look],
     num_images: int = 1,
@@ -202,7 +202,7 @@ def screened(
 def ranked(
     model: ConditionalModel,
     conditions: Sequence[str] | ArrayLike,
-    key: Array | None = None,
+    key: Key | None = None,
     *,
     look: Look,
     num_tries: int = 5,
@@ -290,7 +290,7 @@ class _Sampler:
         self,
         model: ConditionalModel,
         conditions: Sequence[str] | ArrayLike,
-        key: Array | None,
+        key: Key | None,
         plan: _Plan,
         batch_size: int,
         num_images: int,
@@ -445,7 +445,7 @@ def _advance(
     kind = schedule.prediction_type if silent else "score"
     middle = min(max(free, part[0]), part[1])
 
-    def one(condition: Any, x: Array, key: Array) -> tuple[Array, Array]:
+    def one(condition: Any, x: Array, key: Key) -> tuple[Array, Array]:
         def unguided(x: Array, t: Array) -> Array:
             if silent:
                 return model.predictions(condition, t)(x)[0]
@@ -469,7 +469,7 @@ def _advance(
     return jax.vmap(one)(conditions, states, probes)
 
 
-def looked_at(pair: ScorePair, x: Array, look: Look, *, key: Array) -> Array:
+def looked_at(pair: ScorePair, x: Array, look: Look, *, key: Key) -> Array:
     """The quantity of a look at a state."""
     if look.quantity == "score_difference":
         return pair.sigma * norm(pair.difference(x))
