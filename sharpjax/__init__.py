@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sharpjax import curvature, detection, identities, mitigation, models, runs
     from sharpjax import dimension as dimension
     from sharpjax import networks as networks
+    from sharpjax import report as report
     from sharpjax.densities import Empirical, Gaussian, GaussianMixture
     from sharpjax.models.latent_diffusion import LatentDiffusion
     from sharpjax.models.load import load
@@ -44,7 +45,7 @@ _PLACES = {
 _WHERE = {name: module for module, names in _PLACES.items() for name in names}
 _PACKAGES = (
     "bench", "checkpoints", "curvature", "detection", "dimension", "identities", "mitigation",
-    "models", "networks", "runs",
+    "models", "networks", "report", "runs",
 )  # fmt: skip
 
 __all__ = [
