@@ -2,10 +2,10 @@
 # # Your own checkpoint, in Python from thresholds to images
 #
 # What `sharpjax calibrate`, `detect` and `mitigate` do, on a model in memory: thresholds from clean
-# prompts, verdicts, a comparison with scores of your own, images without copies, a page of each run.
-# With `--model DIR` of any directory that `sj.load` reads, or of a hub id; the bundled one otherwise.
+# prompts, verdicts, a comparison with scores of your own, images without copies, a page of each.
+# `--model DIR` names any directory that `sj.load` reads; without it, the bundled one.
 #
-# `python examples/own_checkpoint.py [--quick] [--model DIR] [--output DIR]`; writes runs, no figure.
+# `python examples/own_checkpoint.py [--quick] [--model DIR] [--runs DIR]`; writes runs, no figure.
 
 # %%
 import argparse
@@ -20,9 +20,9 @@ import sharpjax as sj
 parser = argparse.ArgumentParser(description="Thresholds, verdicts, images and pages, in Python.")
 parser.add_argument("--quick", action="store_true", help="few prompts, two steps")
 parser.add_argument("--model", default="drawings", help="a bundled model or a directory")
-parser.add_argument("--output", type=Path, help="folder of the runs; a temporary one if left out")
+parser.add_argument("--runs", type=Path, help="folder of the runs; a temporary one if left out")
 options, _ = parser.parse_known_args()  # a notebook's kernel has arguments of its own
-output = options.output or Path(tempfile.mkdtemp())
+output = options.runs or Path(tempfile.mkdtemp())
 model = sj.load(options.model)
 
 # %% [markdown]
@@ -62,9 +62,8 @@ with (output / "mine.csv").open(newline="") as file:
     mine = {row["condition"]: float(row["mine"]) for row in csv.DictReader(file)}
 ours = found.judged.means("network", "score_difference@981")
 theirs = np.array([mine[case.condition] for case in found.judged.cases])
-print(
-    "less that of mine:", sj.detection.compare(ours, theirs, found.judged.verdicts == "memorized")
-)
+labels = found.judged.verdicts == "memorized"
+print(f"AUC less that of mine: {sj.detection.compare(ours, theirs, labels).auc}")
 
 # %% [markdown]
 # Images of all prompts, and of those called memorized with less guidance.

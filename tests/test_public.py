@@ -35,6 +35,7 @@ PACKAGES = (
     "sharpjax.mitigation",
     "sharpjax.models",
     "sharpjax.networks",
+    "sharpjax.report",
     "sharpjax.runs",
     "sharpjax.schedules",
     "sharpjax.training",

@@ -124,7 +124,7 @@ def finish_mitigation(
     """
     run = _finished(directory, "mitigate")
     records = run.records()
-    used = {(r["method"], r["strength"]) for r in records} - {(NONE, 0.0)}
+    used = {(r["method"], r["strength"]) for r in records if r["method"] != NONE}
     if len(used) != 1:
         told = ", ".join(f"{name} at {strength:g}" for name, strength in sorted(used))
         raise ValueError(
@@ -153,7 +153,7 @@ def _settings(run: Run) -> DetectSettings:
     return DetectSettings(**{name: run.settings[name] for name in fields})
 
 
-def _finished(directory: str | Path, kind: str, total: str | None = None) -> Run:
+def _finished(directory: str | Path, kind: str, total: str = "") -> Run:
     run = Run.open(directory)
     if run.kind != kind:
         raise ValueError(f"{run.folder} holds a run of kind {run.kind!r}, not {kind!r}")

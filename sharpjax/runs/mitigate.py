@@ -129,6 +129,10 @@ def mitigate(
         FileExistsError, OSError: of the directory.
     """
     fingerprint = fingerprint or digest(model)
+    if not getattr(model, "takes_prompts", True):
+        raise ValueError(
+            "mitigate is for models of prompts; sharpjax.mitigation.sail works on any pair of scores"
+        )
     if not wanted:
         raise ValueError("no jobs: at least one prompt and one method are needed")
     run = claim_run(directory, prompts, settings, fingerprint=fingerprint)
