@@ -65,10 +65,10 @@ def mitigated(folder, methods):
 def test_a_page_of_mitigation(tmp_path):
     mitigated(tmp_path / "m", ["lower_guidance"])
     column = "score_difference@981"
-    limit = threshold(np.arange(20.0), direction=1)
+    limit = threshold(np.arange(100.0), direction=1)
     thresholds = sj.detection.Calibration("abc", {}, {}, {column: limit})
     records = [
-        {"condition": name, "network": {column: [v]}} for name, v in (("cat", 50.0), ("a", 1.0))
+        {"condition": name, "network": {column: [v]}} for name, v in (("cat", 500.0), ("a", 1.0))
     ]
     cases = [sj.detection.Case(record["condition"]) for record in records]
     found = sj.report.Detection.of(records, cases, thresholds=thresholds, decide_by=column)

@@ -131,7 +131,7 @@ def mitigate(
     fingerprint = fingerprint or digest(model)
     if not getattr(model, "takes_prompts", True):
         raise ValueError(
-            "mitigate is for models of prompts; sharpjax.mitigation.sail works on any pair of scores"
+            "mitigate is for models of prompts; sharpjax.mitigation.sail takes any pair of scores"
         )
     if not wanted:
         raise ValueError("no jobs: at least one prompt and one method are needed")
