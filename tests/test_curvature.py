@@ -335,7 +335,7 @@ def test_numbers_of_other_make():
         ),
         (
             lambda: curvature.lanczos(cube, jnp.ones(3), key="a"),
-            "a PRNG key of JAX, got .a.",
+            "a PRNG key of JAX or its seed, got .a.",
         ),
         (
             lambda: curvature.trace(cube, jnp.ones(3), key=jax.random.split(KEY, 2)),
