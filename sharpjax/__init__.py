@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from sharpjax import bench as bench
     from sharpjax import checkpoints as checkpoints
     from sharpjax import curvature, detection, identities, mitigation, models, runs
+    from sharpjax import densities as densities
     from sharpjax import dimension as dimension
     from sharpjax import networks as networks
+    from sharpjax import report as report
+    from sharpjax import schedules as schedules
+    from sharpjax import training as training
     from sharpjax.densities import Empirical, Gaussian, GaussianMixture
     from sharpjax.models.latent_diffusion import LatentDiffusion
     from sharpjax.models.load import load
@@ -43,8 +47,8 @@ _PLACES = {
 }
 _WHERE = {name: module for module, names in _PLACES.items() for name in names}
 _PACKAGES = (
-    "bench", "checkpoints", "curvature", "detection", "dimension", "identities", "mitigation",
-    "models", "networks", "runs",
+    "bench", "checkpoints", "curvature", "densities", "detection", "dimension", "identities",
+    "mitigation", "models", "networks", "report", "runs", "schedules", "training",
 )  # fmt: skip
 
 __all__ = [

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax._types import Array, ArrayLike
+from sharpjax._types import Array, ArrayLike, Key
 
 _T = TypeVar("_T")
 _LARGEST = 2**31 - 1  # of an index on the devices
@@ -218,14 +218,14 @@ def check_signal(alpha: ArrayLike, what: str) -> None:
 _WORDS_OF_THREEFRY = 2
 
 
-def prng_key(key: Array | None, what: str) -> Array:
+def prng_key(key: Key | None, what: str) -> Array:
     """The key of what is drawn, as one whose draws depend on nothing but itself.
 
     JAX's "rbg" keys draw other numbers in another batch (jax.vmap), so that an estimate would
     depend on `batch_size`. Their words go into a key of "threefry2x32".
 
     Args:
-        key: what the user gave.
+        key: what the user gave: a key, or the seed of one.
         what: what needs it, as an error says it: "The probes are random".
 
     Raises:
@@ -233,21 +233,25 @@ def prng_key(key: Array | None, what: str) -> Array:
     """
     if key is None:
         raise ValueError(f"{what}: pass key=jax.random.key(seed)")
+    found: Any = key
     try:
-        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        key = key if typed else jax.random.wrap_key_data(key)
-        shape, implementation = key.shape, str(jax.random.key_impl(key))
-    except (AttributeError, TypeError, ValueError) as error:
-        seed = key if isinstance(key, int) else "seed"
+        if isinstance(key, int | np.integer) and not isinstance(key, bool):
+            found = jax.random.key(key)
+        typed = jnp.issubdtype(found.dtype, jax.dtypes.prng_key)
+        found = found if typed else jax.random.wrap_key_data(found)
+        shape, implementation = found.shape, str(jax.random.key_impl(found))
+    except (AttributeError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{what}: key must be a PRNG key of JAX, got {key!r}; pass key=jax.random.key({seed})"
+            f"{what}: key must be a PRNG key of JAX or its seed, got {key!r:.80}; pass "
+            "key=jax.random.key(seed)"
         ) from error
     if shape != ():
         raise ValueError(f"{what}: key must be one key, got {shape} of them; use jax.vmap")
+    same: Array = found
     if implementation == "threefry2x32":
-        return key
-    words = jax.random.key_data(key).ravel()
-    same: Array = jax.random.wrap_key_data(words[:_WORDS_OF_THREEFRY], impl="threefry2x32")
+        return same
+    words = jax.random.key_data(found).ravel()
+    same = jax.random.wrap_key_data(words[:_WORDS_OF_THREEFRY], impl="threefry2x32")
     for i in range(_WORDS_OF_THREEFRY, words.size):
         same = jax.random.fold_in(same, words[i])
     return same

@@ -6,9 +6,10 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jax.typing import ArrayLike
 
-__all__ = ["Array", "ArrayLike", "Matvec", "Numbers", "Score"]
+__all__ = ["Array", "ArrayLike", "Key", "Matvec", "Numbers", "Score"]
 
 Array = jax.Array
+Key = jax.Array | int  # a key of JAX, or the seed of one
 Numbers = ArrayLike | Sequence[Any]  # what makes an array; nested lists of numbers, too
 
 

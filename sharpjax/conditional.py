@@ -1,8 +1,11 @@
 """What detection and mitigation know of a model."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sharpjax._types import Array, ArrayLike, Score
@@ -64,6 +67,29 @@ class ConditionalModel(Protocol):
     @property
     def sample(self) -> Callable[..., np.ndarray]:
         """`(conditions, key, **options)`: one example per condition; a method, as a rule."""
+
+
+def digest(model: ConditionalModel) -> str:
+    """What tells a model in memory from another: 16 hexadecimal digits of all its arrays.
+
+    Functions that it is made of do not count.  `sharpjax.checkpoints.fingerprint` is that of files.
+
+    Raises:
+        ValueError: it is no pytree of arrays.
+    """
+    total = hashlib.sha256(type(model).__qualname__.encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float):
+            raise ValueError(
+                f"{type(model).__name__} is no pytree of arrays: pass fingerprint=, a text that "
+                "tells this model from others"
+            )
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            continue  # of networks that could be trained
+        array = np.ascontiguousarray(leaf)
+        where = jax.tree_util.keystr(path)
+        total.update(f"{where} {array.shape} {array.dtype}".encode() + array.tobytes())
+    return total.hexdigest()[:16]
 
 
 def unconditional_pair(model: ConditionalModel, t: ArrayLike) -> ScorePair:

@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax._types import Array
+from sharpjax._checks import prng_key
+from sharpjax._types import Array, Key
 from sharpjax.schedules import NoiseSchedule
 from sharpjax.score import clean_and_noise
 
@@ -37,7 +38,7 @@ def sample(
     timesteps: np.ndarray | None = None,
     part: tuple[int, int] | None = None,
     eta: float = 0.0,
-    key: Array | None = None,
+    key: Key | None = None,
     trajectory: bool = False,
     prediction_type: str = "score",
     has_aux: bool = False,
@@ -87,7 +88,8 @@ def sample(
             f"sampling by {prediction_type} cannot start at t={silent[0]}: alpha = 0 there, where "
             "it says nothing about the clean image; use leading spacing"
         )
-    keys = jax.random.split(jax.random.key(0) if key is None else key, len(grid))[steps]
+    fresh_of = prng_key(0 if key is None else key, "eta > 0 draws noise")
+    keys = jax.random.split(fresh_of, len(grid))[steps]
 
     def step(x: Array, level: tuple[Array, ...]) -> tuple[Array, tuple[Array | None, Any]]:
         t, alpha, sigma, next_alpha, next_sigma, key = level

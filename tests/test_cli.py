@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import matplotlib.image
 import pytest
 
 from sharpjax import cli
+from sharpjax.commands.options import tell_written
 
 
 def sharpjax(*arguments, cwd=None, **options):
@@ -133,9 +135,22 @@ def test_runs_are_joined_on_one_page(tmp_path, detection_run, mitigation_run):
     told = json.loads(ran.stdout)
     page = (tmp_path / "both.html").read_text()
     assert told == {"report": str(tmp_path / "both.html"), "bytes": len(page.encode())}
+    arguments[-1] = tmp_path / ("long " * 20) / "page.html"
+    (line,) = CliRunner().invoke(app, [*map(str, arguments)]).stdout.splitlines()
+    assert line.startswith(f"Written to {arguments[-1]} (")  # no path is broken
     assert ">Verdicts</h2>" in page
     assert ">Mitigation: before and after</h2>" in page
     assert "sharpjax mitigate --model" not in page  # that run is there
+
+
+def test_what_scripts_read_is_not_broken_over_lines(capsys):
+    path = Path("a folder", "x" * 100, "[y]")
+    tell_written(path, ["results.jsonl", "grid.png"], path / "report.html", then="; done")
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        f"Written to {path}: results.jsonl, grid.png; done",
+        f"To look at: {path}/report.html",
+    ]
 
 
 def test_version_and_help():
@@ -151,6 +166,10 @@ def test_version_and_help():
     [
         (("detect", "--model", "mnist", "--condition", "12 x4"), "got '12 x4'"),
         (("detect", "--devices", 4096), "4096 devices were asked for, this process has"),
+        (("detect", "--model", "mnist", "--steps", 2000), "--steps: num_steps must lie in 1..1000"),
+        (("dimension", ".", "--model", "mnist", "--times", "5,1000"), "--times: timestep t must"),
+        (("images", ".", "--model", "mnist", "--timestep", 1000), "--timestep: timestep t must"),
+        (("ground-truth", "--captions", 3), "are for models of captions, mnist is one of cond"),
     ],
 )
 def test_mistakes_are_one_clear_line(arguments, message, monkeypatch, capsys, tmp_path):

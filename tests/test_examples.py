@@ -19,7 +19,9 @@ from PIL import Image
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPTS = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 FAST = {"own_statistic"}
-WITHOUT_FIGURE = FAST | {"gaussian_curvature"}
+WITHOUT_FIGURE = FAST | {
+    "gaussian_curvature", "own_checkpoint", "own_pytorch", "own_schedule", "own_score",
+}  # fmt: skip
 NUMBER = r"(-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)"
 
 
@@ -106,6 +108,45 @@ def sharded_traces(out):
     assert (numbers(r"\d × \d: N; N \(", out)[:, 0] < 1e-3).all()
 
 
+def own_score(out):
+    """The point leaves nothing open, and its label pulls; the broad label's scores agree."""
+    (broad, left), (point, none) = numbers(r"score difference N, effective dimension N of 8", out)
+    assert broad < 0.1 < point
+    assert none < 0.01 < left < 8
+
+
+def own_schedule(out):
+    """Samples have the data's spread, to five standard errors of 2,000; the trace is exact."""
+    for known, found in numbers(r"spread of the data N, of the samples N", out):
+        assert found == pytest.approx(known, rel=5 / np.sqrt(2 * 2000))
+    ((trace, closed_form),) = numbers(r"trace N, closed form N", out)
+    assert trace == pytest.approx(closed_form, abs=2e-4)
+
+
+def own_pytorch(out):
+    """The exact figures are PyTorch's, the estimate within five of its errors."""
+    for kind in ("exact N and N", "norm N and N"):
+        ((ours, theirs),) = numbers(kind, out)
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    ((value, error, truth),) = numbers(r"Estimate\(N ± N, .*by PyTorch N", out)
+    assert abs(value - truth) < 5 * error
+    assert numbers(r"of two points: N,", out) == pytest.approx(truth, abs=1e-4)
+
+
+def own_checkpoint(out):
+    """Every prompt has a verdict, every run a page."""
+    assert len(re.findall(r"called (memorized|clean)", out)) == 8
+    assert numbers(r"N prompts were treated", out) >= 1
+    assert "pages: clean/report.html detect/report.html mitigate/report.html" in out
+
+
+def paper_figure(out):
+    """One image pulls harder than 256."""
+    found = dict(numbers(r"N images: mean N", out))
+    assert found.keys() == {1, 16, 256}
+    assert found[1] > found[16] > found[256] / 2
+
+
 def own_statistic(out):
     """The statistic of two Gaussians is its closed form."""
     ((value, closed_form),) = numbers(r"value N, closed form N", out)
@@ -125,6 +166,11 @@ CHECKS = {
         convert_checkpoint,
         sharded_traces,
         own_statistic,
+        own_score,
+        own_schedule,
+        own_pytorch,
+        own_checkpoint,
+        paper_figure,
     )
 }
 

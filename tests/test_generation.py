@@ -67,11 +67,11 @@ def draw(model, folder, prompts=PROMPTS, settings=QUICK, *, batch_size=2, **opti
 
 
 def files(folder):
-    """Contents of all files by name, but of the one that says when a command ran."""
+    """Contents of all files by name, but of those that say when a command ran."""
     return {
         str(p.relative_to(folder)): p.read_bytes()
         for p in folder.rglob("*")
-        if p.is_file() and p.name != "about.json"
+        if p.is_file() and p.name not in ("about.json", "sessions.jsonl")
     }
 
 

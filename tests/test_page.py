@@ -1,5 +1,6 @@
 """The page of a run: what it says, of whole and of broken runs."""
 
+import contextlib
 import csv
 import html
 import io
@@ -7,13 +8,15 @@ import itertools
 import json
 import re
 import shutil
+import time
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from sharpjax.report import detect
+from sharpjax.report import detect, plots
 from sharpjax.report.numbers import p_value, with_error
 from sharpjax.report.page import write_page
 from sharpjax.report.terminal import show
@@ -483,6 +486,17 @@ def test_large_images_are_made_small(tmp_path):
     assert picture(tmp_path, "none.png", "absent") is None
 
 
+def test_counts_stand_at_whole_numbers(tmp_path, detection_run):
+    """Of three prompts a histogram has no half ones."""
+    found = detection_run(tmp_path, prompts=["a", "b", "c"], calibrated=False)
+    figure = plots._drawn(detect._distributions(found))
+    for axes in figure.axes:
+        ticks = axes.get_yticks()
+        np.testing.assert_array_equal(ticks, np.round(ticks))
+        assert any(x != round(x) for x in axes.get_xticks())  # values have others
+    plt.close(figure)
+
+
 def test_a_second_command_adds_its_time(tmp_path):
     for _ in range(2):
         Clock("mnist").record(tmp_path, remark="")
@@ -490,6 +504,39 @@ def test_a_second_command_adds_its_time(tmp_path):
     assert len(about["sessions"]) == 2
     assert about["versions"]["sharpjax"]
     assert (tmp_path / ABOUT_NAME).is_file()
+
+
+def test_sessions_that_were_stopped_are_added(tmp_path, monkeypatch, detection_run):
+    """By what they had noted, in runs inside of the run too; the one under way counts once."""
+    monkeypatch.setattr("sharpjax.rundir.about.EVERY", 0.0)
+    detection_run(tmp_path, about=False)
+
+    def work(name, batches, stop):
+        def one(batch, missing):
+            for key in missing:
+                time.sleep(0.06)
+                yield {"index": key}
+                if key == stop:
+                    raise KeyboardInterrupt
+
+        run = Run.claim(tmp_path / name, "x", {"model": "abc"}, key=["index"])
+        with pytest.raises(KeyboardInterrupt) if stop else contextlib.nullcontext():
+            run.work("testing", batches, one)
+        noted = (run.folder / "sessions.jsonl").read_text().splitlines()[-1]
+        return json.loads(noted)
+
+    noted = [work("a", [[0, 1], [2, 3]], 1), work("a", [[0, 1], [2, 3]], 3), work("b", [[0, 1]], 1)]
+    time.sleep(0.002)
+    clock = Clock("mnist")
+    time.sleep(0.002)
+    work("b", [[0, 1], [2]], None)
+    clock.record(tmp_path)
+    sessions = read_about(tmp_path)["sessions"]
+    assert sessions[:-1] == noted
+    assert sessions[-1]["seconds"] > 0.05
+    assert not list(tmp_path.rglob("sessions.jsonl"))
+    total = f"{sum(s['seconds'] for s in sessions):g} s"
+    assert f"<td>{total}</td>" in write_page([tmp_path]).read_text()
 
 
 class TestSpectra:

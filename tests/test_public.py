@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 import sharpjax as sj
 from sharpjax import curvature, zoo
 from sharpjax.densities import LowRankMixture
-from sharpjax.detection import evaluate
+from sharpjax.detection import STATISTICS, evaluate
 from sharpjax.detection.calibration import Calibration
 from sharpjax.mitigation.levels import Levels
 
@@ -35,6 +35,7 @@ PACKAGES = (
     "sharpjax.mitigation",
     "sharpjax.models",
     "sharpjax.networks",
+    "sharpjax.report",
     "sharpjax.runs",
     "sharpjax.schedules",
     "sharpjax.training",
@@ -145,6 +146,25 @@ def mixture():
 
 def stretched(rate, x):
     return -rate * x
+
+
+def test_a_seed_is_a_key():
+    """What is drawn is that of `jax.random.key(seed)`."""
+    p, x = mixture(), jnp.array([0.1, 0.2])
+    pair = sj.ScorePair(p.score, Partial(stretched, jnp.float32(2.0)), alpha=0.6, sigma=0.8)
+    draws = {
+        "trace": lambda key: curvature.trace(p.score, x, key=key).value,
+        "diagonal": lambda key: curvature.diagonal(p.score, x, key=key).value,
+        "statistic": lambda key: STATISTICS["diagonal_distance"].function(pair, x, key=key),
+        "GaussianMixture": lambda key: p.sample(key, 2),
+        "Empirical": lambda key: sj.Empirical(np.eye(3)).sample(key, 2),
+        "sample": lambda key: sj.sample(
+            lambda x, t: -x, x, sj.Schedule.create(), num_steps=2, eta=1.0, key=key
+        ),
+    }
+    for name, draw in draws.items():
+        np.testing.assert_array_equal(draw(5), draw(jax.random.key(5)), err_msg=name)
+    assert np.any(draws["sample"](5) != draws["sample"](6))
 
 
 def results():

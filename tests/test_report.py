@@ -6,6 +6,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import ClassVar
 from unittest import mock
 
 import numpy as np
@@ -539,7 +540,7 @@ class TestPrompts:
         {"method": "sail", "index": 1, "images": [], "error": "NaN"},
         {"method": "none", "index": 2, "images": ["g", "h"]},
     )  # fmt: skip
-    PROMPTS = ("a [cat]", "", "dog")
+    NUMBERED: ClassVar = {0: "a [cat]", 1: "", 2: "dog"}
     FOUND = ([(3.5, "memorized"), (math.nan, "not finite"), (0.5, "clean")], LIMIT)
 
     def rows(self, fidelity=True):
@@ -556,7 +557,7 @@ class TestPrompts:
 
     def test_rows(self):
         first, second, third = mitigate.prompt_rows(
-            self.rows(), self.RECORDS, self.PROMPTS, self.FOUND
+            self.rows(), self.RECORDS, self.NUMBERED, self.FOUND
         )
         assert first == {
             "prompt": "a [cat]", "statistic": 3.5, "verdict": "memorized",
@@ -570,7 +571,7 @@ class TestPrompts:
         assert (second["statistic"], second["verdict"]) == (None, "not finite")
         assert (second["treated"], second["error"]) == (False, "NaN")
         assert (third["treated"], third["error"], third["copied_after"]) == (False, None, None)
-        alone = mitigate.prompt_rows(self.rows(fidelity=False), self.RECORDS, self.PROMPTS, None)
+        alone = mitigate.prompt_rows(self.rows(fidelity=False), self.RECORDS, self.NUMBERED, None)
         assert {row["fidelity_before"] for row in alone} == {None}
         assert {row["verdict"] for row in alone} == {None}
 
@@ -582,7 +583,7 @@ class TestPrompts:
         record |= {"evaluations": [90.0, 120.0, 300.0], "details": details, "seconds": 1.0}
         rows = mitigate.judged_rows(Path(), [record], None)
         assert [row["file"] for row in rows] == ["a", "b", None]
-        (row,) = mitigate.prompt_rows(rows, [record], ["cat"], None)
+        (row,) = mitigate.prompt_rows(rows, [record], {0: "cat"}, None)
         assert (row["images_after"], row["refused_after"]) == (["a", "b"], 1)
         assert (row["tries"], row["pass_rate"], row["evaluations"]) == (21, 2 / 21, 510)
         low, high = row["pass_rate_interval"]
@@ -618,7 +619,7 @@ class TestPrompts:
         assert title == f"left and right; {end}"
 
     def table(self, found, fidelity=True):
-        return mitigate.prompt_rows(self.rows(fidelity), self.RECORDS, self.PROMPTS, found)
+        return mitigate.prompt_rows(self.rows(fidelity), self.RECORDS, self.NUMBERED, found)
 
     def test_table(self):
         table = mitigate.prompt_table(self.table(self.FOUND), "sail", LIMIT.value)

@@ -8,6 +8,8 @@ import json
 import os
 import resource
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -241,6 +243,23 @@ def test_leftovers_are_swept_and_what_is_being_written_is_not(run):
         assert temporary.read_bytes() == b"data"
     assert not temporary.exists()
     rundir.write_text(run / ("name" * 60), "a name as long as it may be")
+
+
+def test_a_system_without_locks_is_refused_in_a_sentence(tmp_path):
+    """Windows: the package and its commands can be imported, and nothing is written."""
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        "import sharpjax.cli\n"
+        "from sharpjax.rundir.run import Run\n"
+        "sharpjax.cli.app = lambda: Run.claim('run', 'x', {})\n"
+        "sharpjax.cli.main()"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert told.returncode == 1
+    assert "error: sharpjax writes its files under POSIX locks" in told.stderr
+    assert "Traceback" not in told.stderr
 
 
 # --- tables ------------------------------------------------------------------------------------

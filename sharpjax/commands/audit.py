@@ -19,6 +19,7 @@ from sharpjax.commands.options import (
     Prompts,
     SeedOption,
     finite,
+    of_option,
     tell_written,
     timesteps,
     wide_console,
@@ -100,6 +101,8 @@ def audit(
     clock = Clock(names[-1][1])
     sources = [(step, find(name, **choice.files)) for step, name in names]
     last = load(sources[-1][1])
+    of_option("--times", last.schedule.checked_timestep, levels)
+    of_option("--steps", last.schedule.timesteps, steps)
     for _, source in sources[:-1]:
         check_same_model(f"{source.path}, beside {sources[-1][1].path},", last, load(source))
     directory = sources[-1][1].path

@@ -17,6 +17,8 @@ from sharpjax.commands.options import (
     Output,
     Prompts,
     console,
+    of_option,
+    tell_written,
 )
 from sharpjax.prompts import Case, distinct
 
@@ -77,6 +79,7 @@ def calibrate(
     network, who, folder = opened.network, opened.fingerprint, opened.folder(out, "calibrate")
     settings: DetectSettings | ImageSettings
     if images is not None:
+        of_option("--timestep", network.schedule.checked_timestep, of_images.timestep)
         settings = of_image = of_images.settings(numbers.seed)
         cases = find_images(images)
         _check_clean(cases, images)
@@ -101,10 +104,7 @@ def calibrate(
         return
     show(console, [report.threshold_table(fitted), *report.failures(Judged.of(records, cases))])
     use = "detect" if images is None else "images DIR"
-    console.print(
-        f"Written to [bold]{folder}[/bold]: {path.name}; use it by sharpjax {use} "
-        f"--calibration {path}"
-    )
+    tell_written(folder, [path.name], then=f"; use it by sharpjax {use} --calibration {path}")
 
 
 def _check_clean(cases: Sequence[Case], where: Path | None) -> None:

@@ -9,7 +9,13 @@ import typer
 from rich.markup import escape
 
 from sharpjax.commands.blocks import with_blocks
-from sharpjax.commands.options import ANY_MODEL, FileChoice, JsonOption, wide_console
+from sharpjax.commands.options import (
+    ANY_MODEL,
+    FileChoice,
+    JsonOption,
+    tell_written,
+    wide_console,
+)
 
 
 @with_blocks
@@ -43,4 +49,4 @@ def convert(
     show(wide, [conversion_table(done.parts)])
     if done.left_out:
         wide.print(f"Left out, not part of the model: {escape(', '.join(done.left_out))}")
-    wide.print(f"Written to [bold]{escape(str(done.directory))}[/bold], read again, the same")
+    tell_written(done.directory, then=", read again, the same")

@@ -11,7 +11,7 @@ from sharpjax.commands.options import Judging, Opened, tell_written, wide_consol
 from sharpjax.detection.calibration import CALIBRATION_NAME, Calibration
 from sharpjax.detection.sequential import UntilSure
 from sharpjax.detection.settings import DetectSettings, ImageSettings
-from sharpjax.detection.summary import REFERENCE
+from sharpjax.detection.summary import deciding_column
 from sharpjax.report import detect as report
 from sharpjax.report.terminal import show
 from sharpjax.rundir.run import Run
@@ -50,27 +50,10 @@ def verdicts_by(
     if wanted is not None and wanted not in {*columns, *(name.split("@")[0] for name in columns)}:
         raise ValueError(f"--decide-by must be one of {', '.join(columns)}, got {wanted!r}")
     if found is not None:
-        column = _deciding_column(wanted, columns, found)
-        return {"thresholds": found, "decide_by": column}
+        return {"thresholds": found, "decide_by": deciding_column(wanted, columns, found)}
     if wanted is not None:
         raise ValueError(f"--decide-by {wanted} needs --calibration. {remark}")
     return {"remark": remark}
-
-
-def _deciding_column(
-    wanted: str | None, columns: Sequence[str], thresholds: Calibration
-) -> str | None:
-    able = [name for name in columns if name in thresholds.thresholds]
-    names = (wanted or REFERENCE,)
-    for name in able:
-        if name in names or name.split("@")[0] in names:
-            return name
-    if wanted is not None:
-        raise ValueError(
-            f"--decide-by {wanted}: no threshold of it here; there are those of "
-            f"{', '.join(able) or 'none'}"
-        )
-    return able[0] if able else None
 
 
 def rule_of(verdicts: Mapping[str, Any], settings: DetectSettings) -> UntilSure:

@@ -12,6 +12,7 @@ from sharpjax.commands.options import (
     Output,
     PageOption,
     SeedOption,
+    of_option,
     tell_written,
     timesteps,
     wide_console,
@@ -44,6 +45,7 @@ def dimension(
     """
     steps = timesteps(times, TIMES)
     opened = model.open()
+    of_option("--times", opened.network.schedule.checked_timestep, steps)
     from sharpjax.report import dimension as report
     from sharpjax.report.terminal import show
     from sharpjax.rundir.run import RESULTS_NAME

@@ -16,6 +16,7 @@ from sharpjax.commands.options import (
     Prompts,
     SeedOption,
     finite,
+    of_option,
     tell_written,
     wide_console,
 )
@@ -79,6 +80,8 @@ def ground_truth(
         raise ValueError("--captions chooses among a bundled model's; --prompts names its own")
     cases = file.cases()
     opened = model.open(spread=spread)
+    if steps is not None:
+        of_option("--steps", opened.network.schedule.timesteps, steps)
     given = {
         "num_samples": samples, "num_steps": steps, "guidance": guidance, "seed": seed,
     }  # fmt: skip
@@ -88,7 +91,10 @@ def ground_truth(
     elif opened.network.takes_prompts:
         _drawings(opened, out, captions, options)
     elif guidance is not None or captions is not None:
-        raise ValueError("--guidance and --captions are for models of captions")
+        raise ValueError(
+            f"--guidance and --captions are for models of captions, {opened.name} is one of "
+            "conditions: leave them out"
+        )
     else:
         _conditions(opened, out, options)
 
@@ -125,7 +131,10 @@ def _prompts(
     from sharpjax.runs.truth_of_prompts import measure_prompts
 
     if not opened.network.takes_prompts:
-        raise ValueError("--prompts and --references are for models of prompts")
+        raise ValueError(
+            f"--prompts and --references are for models of prompts, {opened.name} is one of "
+            "conditions: leave them out"
+        )
     judge = ReferenceJudge(*read_references(references))
     opened.network.check(texts)
     folder = opened.folder(out, "ground-truth")

@@ -14,6 +14,7 @@ from sharpjax.commands.options import (
     Output,
     PageOption,
     SeedOption,
+    of_option,
 )
 
 
@@ -48,6 +49,7 @@ def images(
     from sharpjax.report import detect as report
     from sharpjax.runs.images import detect_images, find_images
 
+    of_option("--timestep", opened.network.schedule.checked_timestep, of_images.timestep)
     settings = of_images.settings(seed)
     cases = find_images(directory)
     verdicts = verdicts_by(judging, opened, settings, settings.names())

@@ -22,6 +22,7 @@ from sharpjax.commands.options import (
     Prompts,
     SeedOption,
     finite,
+    of_option,
     tell_written,
     wide_console,
 )
@@ -161,7 +162,6 @@ def mitigate(
     from sharpjax.mitigation.screen_calibration import SCREENED, ScreenCalibration
     from sharpjax.report import mitigate as report
     from sharpjax.report.terminal import show
-    from sharpjax.rundir.files import write_csv, write_text
     from sharpjax.runs.cases import (
         clean_prompts,
         compared_cases,
@@ -183,6 +183,7 @@ def mitigate(
             "sharpjax.mitigation.sail works on any pair of scores"
         )
     network = cast("LatentDiffusion", opened.network)
+    of_option("--steps", network.schedule.timesteps, steps)
     for name in chosen_methods:
         check_applies(name, network)
     bundled = knows_its_memories(directory)
@@ -235,16 +236,12 @@ def mitigate(
         found = _detect(opened, texts, folder, calibration, seed)
         treated = [i for i, (_, verdict) in enumerate(found[0]) if verdict.startswith("memorized")]
     records = work(jobs(range(len(texts)), NONE) + jobs(treated, method, [power]))
-    rows = report.judged_rows(folder, records, judge)
-    written = [folder / report.IMAGES_TABLE]
-    write_csv(written[0], rows)
-    title = f"without mitigation (left) and with {method} at {power:g} (right)"
-    if treated and any(r["images"] for r in records if r["method"] != NONE):
-        written.append(report.side_by_side(folder, report.pairs(records), rows, title))
     failed = treated and all("error" in r for r in records if r["method"] != NONE)
     missed = None if known is None else known.missed_by(method, power)
-    table = report.prompt_rows(rows, records, texts, found, missed)
-    write_text(folder / report.PROMPTS_NAME, json.dumps(table, indent=1) + "\n")
+    table, written = report.write(
+        folder, records, dict(enumerate(texts)), judge, method=method, strength=power,
+        found=found, missed=missed,
+    )  # fmt: skip
     above = None if found is None else found[1].value
     path = opened.finish(folder, page=page, method=method, strength=power, threshold=above)
     if out.as_json:

@@ -9,7 +9,7 @@ import gc
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -110,6 +110,18 @@ def timesteps(text: str, example: str) -> tuple[int, ...]:
             f"{text!r}"
         )
     return tuple(sorted(steps))
+
+
+def of_option(name: str, check: Callable[[Any], Any], value: Any) -> None:
+    """Check what only the model can tell: its mistake names the option.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    try:
+        check(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 # --- blocks --------------------------------------------------------------------------------------
@@ -427,6 +439,7 @@ class Numbers:
         from sharpjax.detection.registry import named
         from sharpjax.detection.settings import DetectSettings
 
+        of_option("--steps", opened.network.schedule.timesteps, self.steps)
         prompts = opened.network.takes_prompts
         usual = opened.network.default_guidance if prompts else USUAL_GUIDANCE
         noises, probes, trace_noises = self.noises, self.probes, self.trace_noises
@@ -566,8 +579,15 @@ def wide_console() -> Console:
     return console if narrow else Console(width=160)
 
 
-def tell_written(folder: Path, names: Sequence[str], page: Path | None = None) -> None:
-    """The last lines of a command: where its results are, and its page if there is one."""
-    console.print(f"Written to [bold]{escape(str(folder))}[/bold]: {', '.join(names)}")
-    if page is not None:
-        console.print(f"To look at: [bold]{escape(str(page))}[/bold]", soft_wrap=True)
+def tell_written(
+    folder: Path, names: Sequence[str] = (), page: Path | None = None, *, then: str = ""
+) -> None:
+    """The last lines of a command: where its results are, and its page if there is one.
+
+    Scripts read them: no path is broken over lines.
+    """
+    told = (f": {', '.join(names)}" if names else "") + then
+    lines = [f"Written to [bold]{escape(str(folder))}[/bold]{escape(told)}"]
+    lines += [] if page is None else [f"To look at: [bold]{escape(str(page))}[/bold]"]
+    for line in lines:
+        console.print(line, soft_wrap=True)

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from sharpjax.commands.blocks import with_blocks
-from sharpjax.commands.options import JsonOption, PluginOption, console
+from sharpjax.commands.options import JsonOption, PluginOption, tell_written
 from sharpjax.rundir.run import Run
 
 
@@ -45,6 +44,4 @@ def report(
     if as_json:
         print(json.dumps({"report": str(path), "bytes": path.stat().st_size}))
         return
-    console.print(
-        f"Written to [bold]{escape(str(path))}[/bold] ({path.stat().st_size / 1e6:.1f} MB)"
-    )
+    tell_written(path, then=f" ({path.stat().st_size / 1e6:.1f} MB)")

@@ -16,6 +16,7 @@ from sharpjax.commands.options import (
     SeedOption,
     console,
     finite,
+    of_option,
     tell_written,
 )
 
@@ -90,6 +91,7 @@ def sample(
     from sharpjax.runs.sample import GRID_NAME, GenerationSettings, generate
 
     network = opened.network
+    of_option("--steps", network.schedule.timesteps, steps)
     known = None if screen is None else ScreenCalibration.load(screen)
     if known is not None and (negative or height or width or not network.takes_prompts):
         raise ValueError("--screen is for prompts, without --negative, --height and --width")

@@ -15,6 +15,7 @@ from sharpjax.commands.options import (
     Prompts,
     SeedOption,
     finite,
+    of_option,
     tell_written,
     wide_console,
 )
@@ -76,6 +77,7 @@ def screen(
         raise ValueError(
             f"{model.model} is a pixel model; sharpjax screen is for models of prompts"
         )
+    of_option("--steps", opened.network.schedule.timesteps, steps)
     bundled = knows_its_memories(opened.directory)
     if not cases and bundled:  # those that choose strengths elsewhere; others judge them
         cases = [c for c in compared_cases(opened.directory) if c.part != "test"]

@@ -11,6 +11,7 @@ from sharpjax.commands.options import (
     ModelFiles,
     Output,
     SeedOption,
+    of_option,
     tell_written,
     wide_console,
 )
@@ -44,6 +45,7 @@ def spectrum(
     if stages > steps:
         raise ValueError(f"--stages must be at most --steps = {steps}, got {stages}")
     opened = model.open()
+    of_option("--steps", opened.network.schedule.timesteps, steps)
     from sharpjax.report import spectrum as report
     from sharpjax.report.terminal import show
     from sharpjax.rundir.run import RESULTS_NAME

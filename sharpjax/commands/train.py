@@ -11,7 +11,7 @@ import typer
 
 from sharpjax import zoo
 from sharpjax.commands.blocks import with_blocks
-from sharpjax.commands.options import JsonOption, SeedOption, console
+from sharpjax.commands.options import JsonOption, SeedOption, console, tell_written
 
 if TYPE_CHECKING:
     from sharpjax.networks.autoencoder_kl import AutoencoderKL
@@ -70,7 +70,7 @@ class Training:
             return
         for line in lines:
             console.print(line)
-        console.print(f"Written to [bold]{target}[/bold]{then}")
+        tell_written(target, then=then)
 
 
 @train_app.command("mnist")

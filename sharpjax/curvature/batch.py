@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sharpjax._checks import one_array, positive_integer, prng_key
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.programs import as_pytree, compiled
 from sharpjax.mesh.loops import (
     automatic_context,
@@ -25,7 +25,7 @@ def at_points(
     score: Score,
     points: ArrayLike,
     *,
-    key: Array | None = None,
+    key: Key | None = None,
     common_probes: bool = False,
     points_at_once: int = 8,
     mesh: Mesh | None = None,
@@ -74,7 +74,7 @@ def _at_points(
     mesh: Mesh | None,
     score: Score,
     points: Array,
-    key: Array | None,
+    key: Key | None,
     options: dict[str, Any],
 ) -> Any:
     if points.ndim < 1 or len(points) == 0:
@@ -114,7 +114,7 @@ def _at_points(
 def _run(
     score: Score,
     points: Array,
-    key: Array | None,
+    key: Key | None,
     dynamic: dict[str, Any],
     estimator: Callable[..., Any],
     common_probes: bool,

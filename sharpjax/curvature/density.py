@@ -9,7 +9,7 @@ from jax.scipy.stats import norm
 
 from sharpjax._checks import check_finite, one_array, positive_integer, positive_number, prng_key
 from sharpjax._reprs import one_line
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.krylov import Ritz, flat_matvec, symmetric_ritz
 from sharpjax.curvature.operators import Jacobian, jacobian
@@ -44,7 +44,7 @@ def spectral_density(
     score: Score,
     x: ArrayLike,
     *,
-    key: Array,
+    key: Key,
     num_probes: int = 16,
     num_matvecs: int = 40,
     grid: ArrayLike | None = None,
@@ -130,7 +130,7 @@ def spectral_density(
 
 
 def quadrature_options(
-    key: Array | None, num_probes: int, num_matvecs: int, symmetric: bool, batch_size: int
+    key: Key | None, num_probes: int, num_matvecs: int, symmetric: bool, batch_size: int
 ) -> tuple[Array, dict[str, Any]]:
     """The key and the static options of `quadrature_rules`, once they are known to be valid."""
     return prng_key(key, "The probes are random"), {
@@ -141,7 +141,7 @@ def quadrature_options(
     }
 
 
-def quadrature_rules(J: Jacobian, key: Array, **options: Any) -> Ritz:
+def quadrature_rules(J: Jacobian, key: Key, **options: Any) -> Ritz:
     """Gauss quadratures of the symmetric part, one for each probe (the first axis).
 
     Probes are uniform on the sphere, so that the weights of a rule, which sum to 1, need no
@@ -164,7 +164,7 @@ def products_with_J(
 
 @compiled(static_argnames=("num_probes", "num_matvecs", "symmetric", "batch_size"))
 def _quadrature_rules(
-    J: Jacobian, key: Array, *, num_probes: int, num_matvecs: int, symmetric: bool, batch_size: int
+    J: Jacobian, key: Key, *, num_probes: int, num_matvecs: int, symmetric: bool, batch_size: int
 ) -> Ritz:
     matvec = flat_matvec(J, symmetric=symmetric)
 

@@ -10,7 +10,7 @@ import numpy as np
 from sharpjax._checks import positive_integer, positive_number, prng_key
 from sharpjax._linalg import eigh, safe_norm
 from sharpjax._reprs import one_line
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.krylov import breakdown_level, flat_matvec, orthogonalise
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.programs import compiled
@@ -53,7 +53,7 @@ def extreme_eigenpairs(
     score: Score,
     x: ArrayLike,
     *,
-    key: Array,
+    key: Key,
     k: int = 6,
     which: str = "largest",
     rtol: ArrayLike = 1e-4,
@@ -149,7 +149,7 @@ def _basis_size(k: int, d: int, basis_size: int | None) -> int:
 @compiled(static_argnames=("low", "high", "size", "symmetric"))
 def _restarted(
     J: Jacobian,
-    key: Array,
+    key: Key,
     rtol: ArrayLike,
     max_matvecs: int,
     *,

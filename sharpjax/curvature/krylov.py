@@ -18,7 +18,7 @@ import numpy as np
 from sharpjax._checks import check_finite, one_array, positive_integer, prng_key
 from sharpjax._linalg import eig, eigh, safe_norm
 from sharpjax._reprs import one_line
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.programs import compiled
 from sharpjax.mesh.loops import varying_as
@@ -63,7 +63,7 @@ def lanczos(
     x: ArrayLike,
     *,
     num_matvecs: int = 40,
-    key: Array | None = None,
+    key: Key | None = None,
     start: ArrayLike | None = None,
     symmetric: bool = False,
     vectors: bool = False,
@@ -124,7 +124,7 @@ def arnoldi(
     x: ArrayLike,
     *,
     num_matvecs: int = 40,
-    key: Array | None = None,
+    key: Key | None = None,
     start: ArrayLike | None = None,
 ) -> Ritz:
     r"""Complex Ritz values of the score's Jacobian `J` itself, which need not be symmetric.
@@ -299,7 +299,7 @@ def _run(
     score: Score,
     x: ArrayLike,
     num_matvecs: int,
-    key: Array | None,
+    key: Key | None,
     start: ArrayLike | None,
 ) -> Ritz:
     num_matvecs = positive_integer("num_matvecs", num_matvecs)
@@ -315,7 +315,7 @@ def _run(
     return ritz
 
 
-def _start_vector(J: Jacobian, key: Array | None, start: ArrayLike | None) -> Array:
+def _start_vector(J: Jacobian, key: Key | None, start: ArrayLike | None) -> Array:
     if (key is None) == (start is None):
         raise ValueError(
             "Give either a random start, key=jax.random.key(seed), or start=vector, "

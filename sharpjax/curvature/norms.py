@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from sharpjax._checks import positive_number
 from sharpjax._linalg import safe_norm, scale_of
-from sharpjax._types import Array, ArrayLike, Matvec, Score
+from sharpjax._types import Array, ArrayLike, Key, Matvec, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.methods import Exact, Hutchinson, Method
 from sharpjax.curvature.operators import jacobian
@@ -26,7 +26,7 @@ def frobenius_norm(
     x: ArrayLike,
     *,
     sigma: ArrayLike | None = None,
-    key: Array | None = None,
+    key: Key | None = None,
     num_matvecs: int = 32,
     method: Method | str = "hutchinson",
     batch_size: int | None = None,
@@ -69,10 +69,10 @@ def frobenius_norm(
             matrix = jnp.eye(d, dtype=matrix.dtype) + sigma**2 * matrix
         norm = safe_norm(matrix)
         return Estimate(norm, jnp.zeros_like(norm), num_samples=0, num_matvecs=d)
-    A, key, num_matvecs = Curvature((J,), sigma), spending.key, spending.num_matvecs
+    A, num_matvecs = Curvature((J,), sigma), spending.num_matvecs
     probes: Any = {"sampler": spending.method.sampler, "batch_size": spending.batch_size}
-    lengths = monte_carlo(A, key, integrand=_length, num=num_matvecs, **probes)
-    check_samples(lengths, A, key, num_probes=num_matvecs, **probes)
+    lengths = monte_carlo(A, spending.key, integrand=_length, num=num_matvecs, **probes)
+    check_samples(lengths, A, spending.key, num_probes=num_matvecs, **probes)
     scale = scale_of(lengths)
     square = Estimate.from_samples((lengths / scale) ** 2, num_matvecs=num_matvecs)
     is_zero = square.value == 0
@@ -87,7 +87,7 @@ def diagonal(
     score: Score,
     x: ArrayLike,
     *,
-    key: Array | None = None,
+    key: Key | None = None,
     num_matvecs: int = 32,
     method: Method | str = "hutchinson",
     batch_size: int | None = None,
@@ -126,9 +126,9 @@ def diagonal(
         entries = J.diagonal(chunk_size=batch_size).reshape(J.point.shape)
         return Estimate(entries, jnp.zeros_like(entries), 0, J.point.size)
     A, batch_size = Curvature((J,)), spending.batch_size
-    mean, spread = _diagonal(A, key, num=num_matvecs, batch_size=batch_size)
+    mean, spread = _diagonal(A, spending.key, num=num_matvecs, batch_size=batch_size)
     options: Any = {"sampler": "signs", "batch_size": batch_size}
-    check_samples(mean, A, key, num_probes=num_matvecs, **options)
+    check_samples(mean, A, spending.key, num_probes=num_matvecs, **options)
     error = None
     if num_matvecs > 1:
         error = spread / math.sqrt(num_matvecs * (num_matvecs - 1))

@@ -14,7 +14,7 @@ import numpy as np
 
 from sharpjax._checks import check_finite, number, positive_integer, positive_number, prng_key
 from sharpjax._checks import point as checked_point
-from sharpjax._types import Array, ArrayLike, Matvec, Score
+from sharpjax._types import Array, ArrayLike, Key, Matvec, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.operators import Jacobian, jacobian
 from sharpjax.curvature.programs import as_pytree, compiled
@@ -35,7 +35,7 @@ def p_laplacian(
     p: ArrayLike = 1.0,
     method: str = "exact",
     radius: ArrayLike | None = None,
-    key: Array | None = None,
+    key: Key | None = None,
     num_directions: int = 128,
     antithetic: bool = False,
     num_matvecs: int | None = None,
@@ -146,7 +146,7 @@ def _divergence(
     x: Array,
     s: Array,
     p: ArrayLike,
-    key: Array | None,
+    key: Key | None,
     *,
     num_matvecs: int | None,
     batch_size: int,
@@ -194,7 +194,7 @@ def _basis(u: Array, i: Array) -> Array:
     return jnp.where(i == 0, flat, column).reshape(u.shape)
 
 
-def _orthogonal_probe(u: Array, key: Array) -> Array:
+def _orthogonal_probe(u: Array, key: Key) -> Array:
     """Uniform on the sphere of radius sqrt(d - 1) in the space orthogonal to u: E v v^T = P."""
     v = jax.random.normal(key, u.shape, u.dtype)
     v = v - jnp.sum(u * v) * u
@@ -203,7 +203,7 @@ def _orthogonal_probe(u: Array, key: Array) -> Array:
 
 @compiled(static_argnames=("num_matvecs", "batch_size"))
 def _at_the_point(
-    J: Jacobian, p: ArrayLike, key: Array | None, *, num_matvecs: int | None, batch_size: int
+    J: Jacobian, p: ArrayLike, key: Key | None, *, num_matvecs: int | None, batch_size: int
 ) -> Array:
     options: Any = {"num_matvecs": num_matvecs, "batch_size": batch_size}
     return _divergence(J.tangent_map, J.point, J.value, p, key, **options)
@@ -212,7 +212,7 @@ def _at_the_point(
 # --- One sample each: the value, and whether the score was finite -------------------------------
 
 
-def _unit_vector(x: Array, key: Array) -> Array:
+def _unit_vector(x: Array, key: Key) -> Array:
     """Uniform on the unit sphere."""
     return polar(jax.random.normal(key, x.shape, x.dtype))[1]
 
@@ -225,7 +225,7 @@ def _field(score: Score, y: Array, p: ArrayLike) -> tuple[Array, Array]:
 
 
 def _direction(
-    score: Score, x: Array, p: ArrayLike, radius: Array, key: Array, **_: Any
+    score: Score, x: Array, p: ArrayLike, radius: Array, key: Key, **_: Any
 ) -> tuple[Array, Array]:
     n = _unit_vector(x, key)
     F, is_finite = _field(score, x + radius * n, p)
@@ -233,7 +233,7 @@ def _direction(
 
 
 def _pair(
-    score: Score, x: Array, p: ArrayLike, radius: Array, key: Array, **_: Any
+    score: Score, x: Array, p: ArrayLike, radius: Array, key: Key, **_: Any
 ) -> tuple[Array, Array]:
     n = _unit_vector(x, key)
     ahead, is_finite = _field(score, x + radius * n, p)
@@ -243,7 +243,7 @@ def _pair(
 
 
 def _point(
-    score: Score, x: Array, p: ArrayLike, radius: Array, key: Array, **options: Any
+    score: Score, x: Array, p: ArrayLike, radius: Array, key: Key, **options: Any
 ) -> tuple[Array, Array]:
     point_key, probe_key = jax.random.split(key)
     # Any d of the d + 2 coordinates of a uniform point of the unit sphere are uniform in the unit
@@ -263,7 +263,7 @@ def _samples(
     x: Array,
     p: ArrayLike,
     radius: Array,
-    key: Array,
+    key: Key,
     *,
     num_matvecs: int | None,
     batch_size: int,
@@ -293,13 +293,14 @@ def _exponent(p: ArrayLike) -> ArrayLike:
 def _check(
     method: str,
     radius: ArrayLike | None,
-    key: Array | None,
+    key: Key | None,
     num_directions: int,
     antithetic: bool,
     num_matvecs: int | None,
     batch_size: int | None,
 ) -> Array | None:
     """The key, once it and all the rest are known to be valid."""
+    known = None
     if method not in _METHODS:
         raise ValueError(f"method must be one of {list(_METHODS)}, got {method!r}")
     if num_matvecs is not None:
@@ -308,7 +309,7 @@ def _check(
         positive_integer("batch_size", batch_size)
     if method != "exact" or num_matvecs is not None:
         drawn = {"exact": "probes with num_matvecs", "flux": "directions", "ball": "points"}
-        key = prng_key(key, f"method={method!r} draws random {drawn[method]}")
+        known = prng_key(key, f"method={method!r} draws random {drawn[method]}")
     if antithetic and method != "flux":
         raise ValueError(
             f"antithetic directions belong to method='flux', got method={method!r}; leave it out"
@@ -319,7 +320,7 @@ def _check(
                 "radius belongs to method='flux' or 'ball', a mean over a ball; method='exact' is "
                 "the value at x itself: choose one of the others or leave the radius out"
             )
-        return key
+        return known
     if method == "flux" and num_matvecs is not None:
         raise ValueError("method='flux' takes no products: num_matvecs is for 'exact' and 'ball'")
     if radius is None:
@@ -330,7 +331,7 @@ def _check(
             f"antithetic directions come in pairs: num_directions must be even, got "
             f"{num_directions}; {num_directions + 1} would do"
         )
-    return key
+    return known
 
 
 def _check_direction(s: Array, p: ArrayLike) -> None:

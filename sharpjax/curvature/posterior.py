@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from sharpjax._checks import check_signal, level
 from sharpjax._checks import point as checked_point
 from sharpjax._reprs import one_line
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.eigenpairs import Eigenpairs, extreme_eigenpairs
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.methods import Method
@@ -73,7 +73,7 @@ class PosteriorCovariance:
         """`(C + C^T) v / 2`: one tangent and one cotangent."""
         return self.operator.symmetric_mv(v)
 
-    def trace(self, *, key: Array | None = None, **options: Any) -> Estimate:
+    def trace(self, *, key: Key | None = None, **options: Any) -> Estimate:
         """`tr C`, the mean squared error of the best denoiser; options as of `trace`.
 
         >>> import jax, jax.numpy as jnp
@@ -83,14 +83,14 @@ class PosteriorCovariance:
         """
         return trace(self.denoiser, self.operator.point, key=key, **options)
 
-    def diagonal(self, *, key: Array | None = None, **options: Any) -> Estimate:
+    def diagonal(self, *, key: Key | None = None, **options: Any) -> Estimate:
         """The variance of each coordinate, shaped as the point; options as of `diagonal`."""
         return diagonal(self.denoiser, self.operator.point, key=key, **options)
 
     def standard_deviation(
         self,
         *,
-        key: Array | None = None,
+        key: Key | None = None,
         num_matvecs: int = 32,
         method: Method | str = "hutchinson",
         batch_size: int | None = None,
@@ -121,7 +121,7 @@ class PosteriorCovariance:
             error = jnp.maximum(jnp.sqrt(value + error) - root, below)
         return Estimate(root, error, found.num_samples, found.num_matvecs)
 
-    def principal_components(self, k: int, *, key: Array, **options: Any) -> Eigenpairs:
+    def principal_components(self, k: int, *, key: Key, **options: Any) -> Eigenpairs:
         """The k largest eigenvalues of `(C + C^T)/2`, descending, their vectors and residuals.
 
         The options are those of `extreme_eigenpairs`: `rtol`, `max_matvecs`, `basis_size`,
@@ -138,7 +138,7 @@ class PosteriorCovariance:
             ascending, **{name: getattr(ascending, name)[::-1] for name in names}
         )
 
-    def asymmetry(self, *, key: Array, **options: Any) -> Estimate:
+    def asymmetry(self, *, key: Key, **options: Any) -> Estimate:
         """`||C - C^T||_F / ||C + C^T||_F`, 0 of an exact score; options: `stochastic_asymmetry`'s.
 
         It is that of K, not of the score's Jacobian: the `-I/sigma^2` of pure noise, which is

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from sharpjax._checks import check_finite, positive_integer, positive_number, prng_key
 from sharpjax._linalg import eigvalsh, safe_norm, scale_of
 from sharpjax._reprs import one_line
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.density import products_with_J, quadrature_options, quadrature_rules
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.krylov import Ritz
@@ -63,7 +63,7 @@ def inertia(
     *,
     tolerance: ArrayLike | None = None,
     method: str = "exact",
-    key: Array | None = None,
+    key: Key | None = None,
     num_probes: int = 32,
     num_matvecs: int = 40,
     symmetric: bool = False,
@@ -131,7 +131,7 @@ def stochastic_asymmetry(
     score: Score,
     x: ArrayLike,
     *,
-    key: Array,
+    key: Key,
     num_probes: int = 32,
     batch_size: int = 32,
 ) -> Estimate:
@@ -224,7 +224,7 @@ def _misplaced(rule: Ritz, t: Array) -> Array:
 
 
 @compiled(static_argnames=("num_probes", "batch_size"))
-def _odd_and_even(J: Jacobian, key: Array, *, num_probes: int, batch_size: int) -> Array:
+def _odd_and_even(J: Jacobian, key: Key, *, num_probes: int, batch_size: int) -> Array:
     """`||J v - J^T v||` and `||J v + J^T v||` of each probe, `(num_probes, 2)`."""
 
     def sample(i: Array) -> Array:

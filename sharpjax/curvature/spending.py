@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax._checks import check_finite, positive_integer, positive_number, prng_key
-from sharpjax._types import Array, ArrayLike
+from sharpjax._types import Array, ArrayLike, Key
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.methods import Exact, Hutchinson, HutchPP, Method, Sampling, XTrace, chosen
 from sharpjax.curvature.probes import DEFAULT_BATCH, Curvature
@@ -28,7 +28,7 @@ class Spending:
     def __init__(
         self,
         method: Method | str,
-        key: Array | None,
+        key: Key | None,
         num_matvecs: int,
         batch_size: int | None,
         rtol: ArrayLike | None = None,
@@ -38,8 +38,9 @@ class Spending:
         methods: tuple[type[Method], ...] = (Hutchinson, HutchPP, XTrace, Exact),
     ):
         self.method = method = chosen(method, *methods)
+        known = None
         if isinstance(method, Sampling):
-            key = prng_key(key, f"method={method.name!r} draws random probes")
+            known = prng_key(key, f"method={method.name!r} draws random probes")
         batch_size = DEFAULT_BATCH if batch_size is None else batch_size
         batch_size = positive_integer("batch_size", batch_size)
         least = 1 if isinstance(method, Exact) else cost * method.least
@@ -59,7 +60,7 @@ class Spending:
                     f"max_matvecs must be at least num_matvecs={num_matvecs}, which are spent "
                     f"before the first look, got {max_matvecs}; raise the one or lower the other"
                 )
-        self.key, self.num_matvecs, self.batch_size = key, num_matvecs, batch_size
+        self.key, self.num_matvecs, self.batch_size = known, num_matvecs, batch_size
         self.rtol, self.max_matvecs = rtol, max_matvecs
 
     def estimate(

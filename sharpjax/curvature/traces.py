@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sharpjax._checks import positive_number
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.methods import Method
 from sharpjax.curvature.operators import Jacobian, jacobian
@@ -23,7 +23,7 @@ def trace(
     x: ArrayLike,
     *,
     sigma: ArrayLike | None = None,
-    key: Array | None = None,
+    key: Key | None = None,
     num_matvecs: int = 32,
     method: Method | str = "hutchinson",
     batch_size: int | None = None,
@@ -97,7 +97,7 @@ def effective_dimension(
     x: ArrayLike,
     *,
     sigma: ArrayLike,
-    key: Array | None = None,
+    key: Key | None = None,
     num_matvecs: int = 32,
     method: Method | str = "hutchinson",
     batch_size: int | None = None,
@@ -135,7 +135,7 @@ def trace_of_difference(
     other: Score,
     x: ArrayLike,
     *,
-    key: Array | None = None,
+    key: Key | None = None,
     num_matvecs: int = 64,
     method: Method | str = "hutchinson",
     batch_size: int | None = None,
@@ -178,7 +178,7 @@ def trace_of_power(
     *,
     power: int,
     sigma: ArrayLike | None = None,
-    key: Array | None = None,
+    key: Key | None = None,
     num_matvecs: int = 96,
     method: Method | str = "hutchinson",
     batch_size: int | None = None,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import jax
 import jax.numpy as jnp
 
-from sharpjax._checks import checked_pytree, level, positive_integer
-from sharpjax._types import Array, ArrayLike, Numbers
+from sharpjax._checks import checked_pytree, level, positive_integer, prng_key
+from sharpjax._types import Array, ArrayLike, Key, Numbers
 from sharpjax.densities.base import (
     HALF_LOG_TWO_PI,
     Density,
@@ -193,9 +193,9 @@ class Empirical(Density):
     def _second_order(self, x: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
         return self.score(x), self.trace_hessian(x), lambda u: jnp.sum(u * self.hvp(x, u))
 
-    def sample(self, key: Array, n: int) -> Array:
+    def sample(self, key: Key, n: int) -> Array:
         """`n` independent points, shape `(n, *shape)`: data points drawn by weight, then noised."""
-        key_point, key_noise = jax.random.split(key)
+        key_point, key_noise = jax.random.split(prng_key(key, "Points are drawn"))
         n = positive_integer("n", n)
         index = jax.random.categorical(key_point, jnp.log(self.weights), shape=(n,))
         clean = self.alpha * self.points[index]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 import jax
 import jax.numpy as jnp
 
-from sharpjax._checks import checked_pytree, host_value, level, positive_integer
+from sharpjax._checks import checked_pytree, host_value, level, positive_integer, prng_key
 from sharpjax._linalg import cholesky, inverse_of_lower
-from sharpjax._types import Array, ArrayLike, Numbers
+from sharpjax._types import Array, ArrayLike, Key, Numbers
 from sharpjax.densities.base import (
     HALF_LOG_TWO_PI,
     Density,
@@ -114,8 +114,9 @@ class Gaussian(Density):
         score = _normal_score(x, self.mean, half)
         return score, -jnp.sum(half**2), lambda u: -jnp.sum((half @ u) ** 2)
 
-    def sample(self, key: Array, n: int) -> Array:
+    def sample(self, key: Key, n: int) -> Array:
         """`n` independent points, shape `(n, d)`."""
+        key = prng_key(key, "Points are drawn")
         z = jax.random.normal(key, (positive_integer("n", n), *self.shape), self.dtype)
         factor = cholesky(self.covariance)
         return self.mean + jnp.matmul(z, factor.T, precision="highest")
@@ -223,9 +224,9 @@ class GaussianMixture(Density):
         hessian = self.hessian(x)
         return self.score(x), jnp.trace(hessian), lambda u: u @ hessian @ u
 
-    def sample(self, key: Array, n: int) -> Array:
+    def sample(self, key: Key, n: int) -> Array:
         """`n` independent points, shape `(n, d)`."""
-        key_component, key_normal = jax.random.split(key)
+        key_component, key_normal = jax.random.split(prng_key(key, "Points are drawn"))
         n = positive_integer("n", n)
         component = jax.random.categorical(key_component, jnp.log(self.weights), shape=(n,))
         z = jax.random.normal(key_normal, (n, *self.shape), self.dtype)

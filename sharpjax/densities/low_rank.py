@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax._checks import checked_pytree, host_value, level, positive_integer
-from sharpjax._types import Array, ArrayLike, Numbers
+from sharpjax._checks import checked_pytree, host_value, level, positive_integer, prng_key
+from sharpjax._types import Array, ArrayLike, Key, Numbers
 from sharpjax.densities.base import (
     HALF_LOG_TWO_PI,
     Density,
@@ -335,10 +335,10 @@ class LowRankMixture(Density):
     def _second_order(self, x: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
         return self.score(x), self.trace_hessian(x), lambda u: jnp.sum(u * self.hvp(x, u))
 
-    def sample(self, key: Array, n: int) -> Array:
+    def sample(self, key: Key, n: int) -> Array:
         """`n` independent points, shape `(n, *shape)`."""
         n = positive_integer("n", n)
-        keys = jax.random.split(key, 3)
+        keys = jax.random.split(prng_key(key, "Points are drawn"), 3)
         component = jax.random.categorical(keys[0], jnp.log(self.weights), shape=(n,))
         means, directions = self._flat
         inside = jax.random.normal(keys[1], (n, directions.shape[1]), self.dtype)

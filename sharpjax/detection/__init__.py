@@ -1,5 +1,6 @@
 """Which conditions are memorized: statistics of a pair of scores, and how well they tell."""
 
+from sharpjax.detection.calibration import Calibration
 from sharpjax.detection.evaluation import Comparison, Evaluation, compare, evaluate
 from sharpjax.detection.maps import memorization_map
 from sharpjax.detection.oracle import TrainingSet
@@ -13,9 +14,12 @@ from sharpjax.detection.statistics import (
     score_difference,
     trace_difference,
 )
+from sharpjax.prompts import Case
 
 __all__ = [
     "STATISTICS",
+    "Calibration",
+    "Case",
     "Comparison",
     "DetectSettings",
     "Evaluation",

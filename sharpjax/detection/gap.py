@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from sharpjax import curvature
 from sharpjax._checks import check_signal
 from sharpjax._linalg import safe_norm
-from sharpjax._types import Array
+from sharpjax._types import Array, Key
 from sharpjax.detection.registry import register
 from sharpjax.score import ScorePair
 
@@ -27,7 +27,7 @@ DIRECTIONS = 16  # as published
 
 
 @register(direction=+1, where="state", cost="32F", source="Brokman et al., NeurReps 2025")
-def gap_flux(pair: ScorePair, x: Array, *, key: Array, num_directions: int = DIRECTIONS) -> Array:
+def gap_flux(pair: ScorePair, x: Array, *, key: Key, num_directions: int = DIRECTIONS) -> Array:
     r"""$k_\Delta$ about a state `x` of a path; dimensionless, from -1 to 1.
 
     Larger means memorized.  With so few directions it may be off by as much as it is: noises are
@@ -42,7 +42,7 @@ def gap_flux(pair: ScorePair, x: Array, *, key: Array, num_directions: int = DIR
 @register(
     direction=+1, where="state", cost="2F + 2 probes T", source="sharpjax", options=["num_probes"]
 )
-def gap_divergence(pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4) -> Array:
+def gap_divergence(pair: ScorePair, x: Array, *, key: Key, num_probes: int = 4) -> Array:
     r"""$-\frac{R}{d} \operatorname{div} (s_D/\|s_D\|)$ at `x` itself, $R = \sigma\sqrt d$.
 
     What `gap_flux` is the mean of over a ball; at its middle it is another number.  Larger means
@@ -55,7 +55,7 @@ def gap_divergence(pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4
 
 @register(direction=+1, where="reencoded", cost="32F", source="Brokman et al., NeurReps 2025")
 def image_gap_flux(
-    pair: ScorePair, z: Array, *, key: Array, num_directions: int = DIRECTIONS
+    pair: ScorePair, z: Array, *, key: Key, num_directions: int = DIRECTIONS
 ) -> Array:
     r"""$k_\Delta$ about $\alpha z$ of a finished image, decoded and encoded again to `z`.
 
@@ -67,7 +67,7 @@ def image_gap_flux(
     return _flux(pair, pair.alpha * z, key, num_directions)
 
 
-def _flux(pair: ScorePair, x: Array, key: Array, num_directions: int) -> Array:
+def _flux(pair: ScorePair, x: Array, key: Key, num_directions: int) -> Array:
     check_signal(pair.alpha, "the flux of the gap")
     radius = pair.sigma * jnp.sqrt(x.size)
     options: Any = {"method": "flux", "radius": radius, "num_directions": num_directions}
@@ -76,7 +76,7 @@ def _flux(pair: ScorePair, x: Array, key: Array, num_directions: int) -> Array:
 
 
 @register(direction=+1, where="state", cost="F + T", source="sharpjax", vectors=True)
-def condition_jacobian(pair: ScorePair, x: Array, *, key: Array | None = None) -> Array:
+def condition_jacobian(pair: ScorePair, x: Array, *, key: Key | None = None) -> Array:
     r"""$\bigl\|\frac{\partial s_c}{\partial c} \hat c\bigr\|$: what a step in the condition moves.
 
     $\hat c$ is the unit vector from the empty condition to this one, so the unit is that of a

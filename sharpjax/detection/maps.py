@@ -13,13 +13,13 @@ from PIL import Image
 
 from sharpjax._checks import check_signal, positive_integer, prng_key
 from sharpjax._checks import point as checked_point
-from sharpjax._types import Array, Matvec
+from sharpjax._types import Array, Key, Matvec
 from sharpjax.score import ScorePair
 
 PROBES = 16  # as published
 
 
-def memorization_map(pair: ScorePair, x: Array, *, key: Array, num_probes: int = PROBES) -> Array:
+def memorization_map(pair: ScorePair, x: Array, *, key: Key, num_probes: int = PROBES) -> Array:
     r"""$\max(0, -\sum_{\text{channels}} \operatorname{diag} J)$ of every pixel, `(height, width)`.
 
     Units 1/sigma.  Larger means memorized there.  The diagonal is Hutchinson's by transposed
@@ -46,7 +46,7 @@ def memorization_map(pair: ScorePair, x: Array, *, key: Array, num_probes: int =
     return jnp.maximum(-diagonal.sum(axis=0), 0)
 
 
-def hutchinson_diagonal(product: Matvec, x: Array, key: Array, num_probes: int) -> Array:
+def hutchinson_diagonal(product: Matvec, x: Array, key: Key, num_probes: int) -> Array:
     """The mean of `v * product(v)` over signs, one probe after another."""
 
     def one(k: Array) -> Array:

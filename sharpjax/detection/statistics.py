@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax import curvature
-from sharpjax._checks import check_signal
+from sharpjax._checks import check_signal, prng_key
 from sharpjax._linalg import safe_norm
-from sharpjax._types import Array
+from sharpjax._types import Array, Key
 from sharpjax.detection.maps import PROBES, hutchinson_diagonal, memorization_map
 from sharpjax.detection.registry import STATISTICS as STATISTICS
 from sharpjax.detection.registry import Parts, register
@@ -87,7 +87,7 @@ def hessian_score(pair: ScorePair, x: Array, *, linearized: LinearizedPair | Non
     options=["num_probes"],
     exact=lambda own, every, sigma: (own - every) / sigma**2,
 )
-def trace_difference(pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4) -> Array:
+def trace_difference(pair: ScorePair, x: Array, *, key: Key, num_probes: int = 4) -> Array:
     r"""$\operatorname{tr} H_c - \operatorname{tr} H_u$, units 1/sigma^2.
 
     Smaller (more negative) means memorized: the condition leaves fewer directions open than no
@@ -110,7 +110,7 @@ def trace_difference(pair: ScorePair, x: Array, *, key: Array, num_probes: int =
     unconditional=False,
     exact=lambda own, every, sigma: own,
 )
-def effective_dimension(pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4) -> Array:
+def effective_dimension(pair: ScorePair, x: Array, *, key: Key, num_probes: int = 4) -> Array:
     r"""$\operatorname{tr} K_c$, $K = I + \sigma^2 H$; dimensionless.
 
     Smaller means memorized: 0 for a single image, at every noise level.
@@ -122,9 +122,7 @@ def effective_dimension(pair: ScorePair, x: Array, *, key: Array, num_probes: in
 
 
 @register(direction=+1, where="end", cost="2F + 32T", source="Kim & Lee 2026")
-def curvature_difference(
-    pair: ScorePair, x: Array, *, key: Array, num_probes: int = PROBES
-) -> Array:
+def curvature_difference(pair: ScorePair, x: Array, *, key: Key, num_probes: int = PROBES) -> Array:
     r"""Mean over pixels of what the condition sharpens: units 1/sigma.
 
     $$
@@ -151,7 +149,7 @@ def curvature_difference(
 @register(
     direction=+1, where="end", cost="2F + 2 probes T", source="sharpjax", options=["num_probes"]
 )
-def diagonal_distance(pair: ScorePair, x: Array, *, key: Array, num_probes: int = 4) -> Array:
+def diagonal_distance(pair: ScorePair, x: Array, *, key: Key, num_probes: int = 4) -> Array:
     r"""$\|\mathrm{diag}(-H_c) - \mathrm{diag}(-H_u)\|_1 / d$, units 1/sigma^2.
 
     Larger means memorized.  Unlike `curvature_difference` it counts entries that the
@@ -163,6 +161,7 @@ def diagonal_distance(pair: ScorePair, x: Array, *, key: Array, num_probes: int 
     """
     check_signal(pair.alpha, "diagonal_distance")
     tangent = pair.linearize(x).difference_tangent
+    key = prng_key(key, "The probes are random")
     return jnp.mean(jnp.abs(hutchinson_diagonal(tangent, x, key, num_probes)))
 
 
@@ -339,7 +338,7 @@ def p_laplacian(
     pair: ScorePair,
     z: Array,
     *,
-    key: Array | None,
+    key: Key | None,
     p: float = 1.0,
     num_directions: int = 128,
     method: str = "flux",

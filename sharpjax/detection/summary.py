@@ -110,6 +110,29 @@ class Judged:
         return np.array([case.verdict or "" for case in self.cases], dtype=str)
 
 
+def deciding_column(
+    wanted: str | None, columns: Sequence[str], thresholds: Calibration
+) -> str | None:
+    """The column of the verdicts: of the statistic `wanted`, or the reference.
+
+    None if nothing is wanted and no column has a threshold.
+
+    Raises:
+        ValueError: what is wanted has none.
+    """
+    able = [name for name in columns if name in thresholds.thresholds]
+    names = (wanted or REFERENCE,)
+    for name in able:
+        if name in names or name.split("@")[0] in names:
+            return name
+    if wanted is not None:
+        raise ValueError(
+            f"verdicts cannot go by {wanted}: no threshold of it here; there are those of "
+            f"{', '.join(able) or 'none'}"
+        )
+    return able[0] if able else None
+
+
 def direction(name: str) -> int:
     """+1 if larger means memorized, for a column `statistic@t`."""
     return STATISTICS[name.split("@")[0]].direction

@@ -10,7 +10,7 @@ import numpy as np
 
 from sharpjax._checks import prng_key
 from sharpjax._reprs import one_line
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.dimension.flipd import flipd
 from sharpjax.dimension.lhsd import filtered
@@ -53,7 +53,7 @@ def dimension_curve(
     *,
     schedule: NoiseSchedule,
     times: Sequence[int],
-    key: Array | None = None,
+    key: Key | None = None,
     num_probes: int = 8,
     num_matvecs: int = 20,
     cutoff: float = 0.1,

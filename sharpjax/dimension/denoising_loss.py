@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax._checks import positive_integer, prng_key
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.programs import as_pytree, compiled
 from sharpjax.dimension.level import at_level
@@ -37,7 +37,7 @@ def denoising_loss(
     *,
     alpha: ArrayLike,
     sigma: ArrayLike,
-    key: Array | None = None,
+    key: Key | None = None,
     num_samples: int = 32,
     batch_size: int = 32,
 ) -> Estimate:
@@ -79,7 +79,7 @@ def denoising_loss(
     return Estimate.from_samples(losses, num_matvecs=0)
 
 
-def noised(x0: Array, key: Array, i: Any, level: dict[str, Any]) -> tuple[Array, Array]:
+def noised(x0: Array, key: Key, i: Any, level: dict[str, Any]) -> tuple[Array, Array]:
     """Noise i, and the point with it."""
     noise = jax.random.normal(jax.random.fold_in(key, i), x0.shape, x0.dtype)
     noise = varying_as(noise, x0)
@@ -104,7 +104,7 @@ def name_the_noise(values: Array) -> None:
 
 @compiled(static_argnames=("num", "batch_size"))
 def _losses(
-    score: Score, x0: Array, key: Array, level: dict[str, Any], *, num: int, batch_size: int
+    score: Score, x0: Array, key: Key, level: dict[str, Any], *, num: int, batch_size: int
 ) -> Array:
     def one(i: Array) -> Array:
         noise, x = noised(x0, key, i, level)

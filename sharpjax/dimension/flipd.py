@@ -13,7 +13,7 @@ $$
 
 import jax.numpy as jnp
 
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import ArrayLike, Key, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.methods import Method
 from sharpjax.curvature.operators import jacobian
@@ -27,7 +27,7 @@ def flipd(
     *,
     alpha: ArrayLike,
     sigma: ArrayLike,
-    key: Array | None = None,
+    key: Key | None = None,
     num_matvecs: int = 32,
     method: Method | str = "hutchinson",
     batch_size: int | None = None,

@@ -25,7 +25,7 @@ from typing import Any, cast
 import jax.numpy as jnp
 
 from sharpjax._checks import positive_number
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.density import products_with_J, quadrature_options, quadrature_rules
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.operators import jacobian
@@ -81,7 +81,7 @@ def filtered(
     *,
     alpha: ArrayLike,
     sigma: ArrayLike,
-    key: Array | None = None,
+    key: Key | None = None,
     power: float = 4.0,
     cutoff: float = 0.1,
     method: str = "slq",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from sharpjax._checks import positive_integer, prng_key
 from sharpjax._reprs import one_line
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.programs import as_pytree, compiled
 from sharpjax.dimension.denoising_loss import name_the_noise, noised
 from sharpjax.dimension.level import at_level
@@ -47,7 +47,7 @@ def normal_bundle(
     *,
     alpha: ArrayLike,
     sigma: ArrayLike,
-    key: Array | None = None,
+    key: Key | None = None,
     num_samples: int | None = None,
     batch_size: int = 32,
 ) -> NormalBundle:
@@ -98,7 +98,7 @@ def normal_bundle(
 
 @compiled(static_argnames=("num", "batch_size"))
 def _scores(
-    score: Score, x0: Array, key: Array, level: dict[str, Any], *, num: int, batch_size: int
+    score: Score, x0: Array, key: Key, level: dict[str, Any], *, num: int, batch_size: int
 ) -> Array:
     """At so many noised copies, flattened, `(num, d)`."""
 

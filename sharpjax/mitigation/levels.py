@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from sharpjax._checks import prng_key
 from sharpjax._reprs import one_line
-from sharpjax._types import Array, ArrayLike
+from sharpjax._types import Array, ArrayLike, Key
 from sharpjax.conditional import ConditionalModel
 from sharpjax.detection.calibration import Threshold, threshold
 from sharpjax.mesh.loops import over_points
@@ -82,7 +83,7 @@ def measure(name: str, *, prediction_type: str = "epsilon") -> Callable[[ScorePa
 def calibrate(
     model: ConditionalModel,
     prompts: Sequence[str],
-    key: Array,
+    key: Key,
     *,
     names: Sequence[str] = ("exact", SCORE_DIFFERENCE),
     num_steps: int = 50,
@@ -107,11 +108,9 @@ def calibrate(
     Raises:
         ValueError: fewer than two prompts, an unknown loss, or values that are not finite.
     """
-    if isinstance(prompts, str) or key is None:
-        raise ValueError(
-            "calibrate takes a list of prompts and key=jax.random.key(seed), got "
-            f"{prompts!r:.40} and {key!r:.40}"
-        )
+    if isinstance(prompts, str):
+        raise ValueError(f"calibrate takes a list of prompts, got the string {prompts!r:.40}")
+    key = prng_key(key, "Noises are random")
     prompts = [prompts[place] for place in distinct(list(prompts))]
     if len(prompts) < 2:
         raise ValueError(f"a calibration needs at least two clean prompts, got {len(prompts)}")
@@ -166,7 +165,7 @@ def _measure(
     def part(common: Any, batch: Any) -> Any:
         model, t = common
 
-        def one(condition: Array, key: Array) -> dict[str, Array]:
+        def one(condition: Array, key: Key) -> dict[str, Array]:
             pair = model.scores(condition, t)
             x = jax.random.normal(key, model.shape)
             kind = model.schedule.prediction_type

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from jax.sharding import Mesh
 
+from sharpjax._checks import prng_key
 from sharpjax._reprs import one_line
 from sharpjax._types import Array
 from sharpjax.conditional import ConditionalModel
@@ -63,6 +64,9 @@ class Problem:
     free: float = FREE
 
     __repr__ = one_line
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", prng_key(self.key, "Methods draw"))
 
     @property
     def t(self) -> int:

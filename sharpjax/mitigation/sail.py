@@ -24,9 +24,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from sharpjax._checks import check_signal
+from sharpjax._checks import check_signal, prng_key
 from sharpjax._reprs import one_line
-from sharpjax._types import Array
+from sharpjax._types import Array, Key
 from sharpjax.mitigation.descent import MAX_STEPS, Descent, descend
 from sharpjax.mitigation.plausibility import Plausibility, plausibility
 from sharpjax.mitigation.sharpness import DELTA, sharpness
@@ -106,7 +106,7 @@ def check_not_negative(**numbers: float) -> None:
 
 def sail(
     pair: ScorePair,
-    key: Array | None = None,
+    key: Key | None = None,
     *,
     threshold: float,
     shape: tuple[int, ...] | None = None,
@@ -151,6 +151,7 @@ def sail(
         check_shape(shape)
         if num_candidates < 1:
             raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
+        key = prng_key(key, "The candidates are drawn")
         noise = jax.random.normal(jax.random.fold_in(key, 0), (num_candidates, *shape))
     check_not_negative(penalty=penalty)
     loss = sharpness_loss(form, float(delta), float(penalty))

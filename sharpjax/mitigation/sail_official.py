@@ -35,8 +35,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sharpjax._checks import check_signal, positive_integer
-from sharpjax._types import Array
+from sharpjax._checks import check_signal, positive_integer, prng_key
+from sharpjax._types import Array, Key
 from sharpjax.mitigation.descent import Descent, descend
 from sharpjax.mitigation.optimizers import adam
 from sharpjax.mitigation.sail import Sailed, check_not_negative, check_shape
@@ -79,7 +79,7 @@ def branch_of(prediction_type: str) -> str:
 
 def sail_official(
     pair: ScorePair,
-    key: Array,
+    key: Key,
     *,
     threshold: float,
     num_noises: int = 4,
@@ -131,8 +131,7 @@ def sail_official(
         )
     penalty = PENALTY[prediction_type] if penalty is None else penalty
     check_not_negative(penalty=penalty, raise_by=raise_by)
-    if key is None:
-        raise ValueError("the candidates are drawn: pass key=jax.random.key(seed)")
+    key = prng_key(key, "The candidates are drawn")
     if noise is None:
         check_shape(shape)
     if num_noises > num_candidates * (retries + 1):

@@ -34,7 +34,7 @@ from jax.sharding import Mesh
 
 from sharpjax._checks import positive_integer, prng_key
 from sharpjax._reprs import one_line
-from sharpjax._types import Array, ArrayLike
+from sharpjax._types import Array, ArrayLike, Key
 from sharpjax.conditional import ConditionalModel
 from sharpjax.curvature.traces import effective_dimension
 from sharpjax.mesh.loops import over_points
@@ -138,7 +138,7 @@ class _Path(NamedTuple):
 def screened(
     model: ConditionalModel,
     conditions: Sequence[str] | ArrayLike,
-    key: Array | None = None,
+    key: Key | None = None,
     *,
     looks: Sequence[Look],
     num_images: int = 1,
@@ -208,7 +208,7 @@ def screened(
 def ranked(
     model: ConditionalModel,
     conditions: Sequence[str] | ArrayLike,
-    key: Array | None = None,
+    key: Key | None = None,
     *,
     look: Look,
     num_tries: int = 5,
@@ -297,7 +297,7 @@ class _Sampler:
         self,
         model: ConditionalModel,
         conditions: Sequence[str] | ArrayLike,
-        key: Array | None,
+        key: Key | None,
         plan: _Plan,
         batch_size: int,
         num_images: int,
@@ -457,7 +457,7 @@ def _advance(
     kind = schedule.prediction_type if silent else "score"
     middle = min(max(free, part[0]), part[1])
 
-    def one(model: ConditionalModel, row: tuple[Any, Array, Array]) -> tuple[Array, Array]:
+    def one(model: ConditionalModel, row: tuple[Any, Array, Key]) -> tuple[Array, Array]:
         condition, x, key = row
 
         def unguided(x: Array, t: Array) -> Array:
@@ -483,7 +483,7 @@ def _advance(
     return over_points(jax.vmap(one, (None, 0)), mesh, model, (conditions, states, probes))
 
 
-def looked_at(pair: ScorePair, x: Array, look: Look, *, key: Array) -> Array:
+def looked_at(pair: ScorePair, x: Array, look: Look, *, key: Key) -> Array:
     """The quantity of a look at a state."""
     if look.quantity == "score_difference":
         return pair.sigma * norm(pair.difference(x))

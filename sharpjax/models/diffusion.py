@@ -16,8 +16,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
+from sharpjax._checks import prng_key
 from sharpjax._linalg import safe_norm
-from sharpjax._types import Array, ArrayLike, Score
+from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.checkpoints.configuration import without_variance
 from sharpjax.checkpoints.directory import INDEX_NAME, SCHEDULER_NAME
 from sharpjax.checkpoints.pipeline import Pipeline
@@ -69,7 +70,7 @@ class Diffusion:
         """Pixels along the side of one entry of an example."""
         return 1 if self.vae is None else self.vae.pixels_per_latent
 
-    def encode_image(self, images: ArrayLike, key: Array | None = None) -> Array:
+    def encode_image(self, images: ArrayLike, key: Key | None = None) -> Array:
         """Examples `(n, *shape)` of images `(n, *image_shape)` with values from -1 to 1.
 
         The same, or their latents: the mean of the posterior, a sample of it if a `key` is given.
@@ -78,6 +79,7 @@ class Diffusion:
             ValueError: images of the wrong shape.
         """
         images = jnp.asarray(images)
+        key = None if key is None else prng_key(key, "The posterior is sampled")
         return images if self.vae is None else _encode_images(self.vae, images, key, self._shift)
 
     def decode(self, examples: Array) -> np.ndarray:
@@ -140,7 +142,7 @@ class Diffusion:
         conditions: Array | None,
         n: int,
         *,
-        key: Array | None,
+        key: Key | None,
         noise: ArrayLike | None,
         shape: tuple[int, ...],
         num_steps: int,
@@ -165,15 +167,17 @@ class Diffusion:
             raise ValueError(
                 "repulsion is from the prediction with the usual attention: give another attention"
             )
-        if key is None and (noise is None or eta > 0):
-            raise ValueError("key must be given to draw the noise: pass key=jax.random.key(seed)")
-        key = jax.random.key(0) if key is None else key
+        drawn = noise is None or eta > 0
+        key = prng_key(0 if key is None and not drawn else key, "The noise is drawn")
         if noise is None:
             keys = jax.random.split(jax.random.fold_in(key, 0), n)
             noise = jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
         noise = jnp.asarray(noise, jnp.float32)
         if noise.shape != (n, *shape):
-            raise ValueError(f"noise must have shape {(n, *shape)}, got {noise.shape}")
+            raise ValueError(
+                f"noise must have shape {(n, *shape)}, a state for each image, got {noise.shape}; "
+                f"such as jax.random.normal(key, {(n, *shape)})"
+            )
         step_keys = jax.random.split(jax.random.fold_in(key, 1), n)
         null = self._null if away_from is None else away_from
         fixed, size = (self.unet, self.schedule, null), min(batch_size, n)
@@ -344,7 +348,7 @@ def _sample(
             return _scores(unet, schedule, t, conditions, points)
         return _predictions(unet, t, conditions, points, how)
 
-    def one(condition: Any, x: Array, key: Array, weights: Array, against: Array, how: Any) -> Any:
+    def one(condition: Any, x: Array, key: Key, weights: Array, against: Array, how: Any) -> Any:
         def predict_at(x: Array, t: Array) -> Array:
             if not guided:
                 chosen = None if condition is None else condition[None]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax._reprs import network
-from sharpjax._types import Array, ArrayLike
+from sharpjax._types import Array, ArrayLike, Key
 from sharpjax.checkpoints.component import save_pretrained
 from sharpjax.checkpoints.configuration import check, check_channels
 from sharpjax.checkpoints.directory import CONDITIONS_NAME, CONFIG_NAME, INDEX_NAME, Directory
@@ -165,7 +165,7 @@ class PixelDiffusion(Diffusion):
     def sample(
         self,
         conditions: Sequence[str] | Array | None = None,
-        key: Array | None = None,
+        key: Key | None = None,
         *,
         noise: Array | None = None,
         num_images: int | None = None,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sharpjax._types import Array, ArrayLike
+from sharpjax._types import Array, ArrayLike, Key
 from sharpjax.models.diffusion import Diffusion
 from sharpjax.networks.text_attention import TextAttention
 from sharpjax.score import ScorePair
@@ -104,7 +104,7 @@ class PromptDiffusion(Diffusion, abc.ABC):
     def sample(
         self,
         conditions: Sequence[str] | Array,
-        key: Array | None = None,
+        key: Key | None = None,
         *,
         noise: Array | None = None,
         num_images: int = 1,
@@ -125,7 +125,8 @@ class PromptDiffusion(Diffusion, abc.ABC):
         Args:
             conditions: prompts, or encoded ones `(n, tokens, width)`.
             key: draws the noise.
-            noise: initial noise `(n * num_images, channels, height, width)` in latents, instead.
+            noise: initial noise `(n * num_images, channels, height, width)` in latents, instead:
+                such as `jax.random.normal(key, (n, *model.shape))`.
             num_images: of each prompt, one after the other.
             num_steps: of the sampler.
             guidance: of classifier-free guidance; 1 samples the conditional distribution itself,
@@ -167,8 +168,8 @@ class PromptDiffusion(Diffusion, abc.ABC):
                 f"{attention.scale.shape}"
             )
         shape = self.noise_shape(height, width)
-        if noise is not None and noise.ndim == 4:
-            shape = (shape[0], *noise.shape[2:])
+        if noise is not None and np.ndim(noise) == 4 and np.shape(noise)[1] == shape[0]:
+            shape = (shape[0], *np.shape(noise)[2:])
         pixels = [side * self.pixels_per_latent for side in shape[1:]]
         away = self.encode([negative_prompt])[0] if negative_prompt else self.empty
         return self._generate(

@@ -138,6 +138,7 @@ class Figures:
         columns: of a picture of all of them.
         size: of each, in inches.
         shared: whether those of a row have one scale there.
+        whole: axes that count something: "x", "y" or "xy".
     """
 
     figures: Sequence[tuple[str, Callable[[Any], None]]]
@@ -147,6 +148,7 @@ class Figures:
     columns: int = 3
     size: tuple[float, float] = (3.4, 3.2)
     shared: bool = False
+    whole: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -625,7 +625,7 @@ def _distributions(found: Detection) -> Figures:
         panels.append((told, draw))
     told = "Means over noises of every statistic; dashed: its threshold, shaded that one's 95% "
     told += "interval."
-    return Figures(panels, told, y=f"{found.what}s", size=(3.6, 2.7))
+    return Figures(panels, told, y=f"{found.what}s", size=(3.6, 2.7), whole="y")
 
 
 def _has_levels(found: Detection) -> bool:

@@ -19,7 +19,7 @@ from sharpjax.report import plots
 from sharpjax.report.blocks import Block, Cell, Column, Pictures, Section, Table, Text, number
 from sharpjax.report.drawing import picture
 from sharpjax.report.rows import Rows
-from sharpjax.rundir.files import within
+from sharpjax.rundir.files import within, write_csv, write_text
 from sharpjax.rundir.run import Run
 from sharpjax.similarity import likeness
 
@@ -82,6 +82,29 @@ def _images(folder: Path, files: Sequence[str]) -> np.ndarray:
     return read_images([within(folder, name) for name in files])
 
 
+def write(
+    folder: Path,
+    records: Rows,
+    prompts: Mapping[int, str],
+    judge: Judge | None,
+    *,
+    method: str,
+    strength: float,
+    found: tuple[Sequence[tuple[float, str]], Threshold] | None = None,
+    missed: MissRate | None = None,
+) -> tuple[list[dict[str, Any]], list[Path]]:
+    """The tables and the picture of a run of one method: what `prompt_rows` has; the paths."""
+    rows = judged_rows(folder, records, judge)
+    written = [folder / IMAGES_TABLE]
+    write_csv(written[0], rows)
+    title = f"without mitigation (left) and with {method} at {strength:g} (right)"
+    if any(r["images"] for r in records if r["method"] != NONE):
+        written.append(side_by_side(folder, pairs(records), rows, title))
+    table = prompt_rows(rows, records, prompts, found, missed)
+    write_text(folder / PROMPTS_NAME, json.dumps(table, indent=1) + "\n")
+    return table, written
+
+
 Pairs = Sequence[tuple[str, Mapping[str, Sequence[str]]]]
 
 
@@ -121,21 +144,22 @@ def side_by_side(
 def prompt_rows(
     rows: Rows,
     records: Rows,
-    prompts: Sequence[str],
+    prompts: Mapping[int, str],
     found: tuple[Sequence[tuple[float, str]], Threshold] | None,
     missed: MissRate | None = None,
 ) -> list[dict[str, Any]]:
     """Of each prompt: what detection says, and its figures without and with mitigation.
 
-    `missed` is the miss rate of the screen or rank that was used, where one was set by verified
-    prompts: with it comes the bound on this prompt's copies.
+    `prompts` are by their numbers, `found` in their order; `missed` is the miss rate of the screen
+    or rank that was used, where one was set by verified prompts: with it comes the bound
+    on this prompt's copies.
     """
     table = []
-    for index, prompt in enumerate(prompts):
+    for place, (index, prompt) in enumerate(prompts.items()):
         mine = [row for row in rows if row["index"] == index]
         row: dict[str, Any] = {"prompt": prompt, "statistic": None, "verdict": None}
         if found is not None:
-            value, row["verdict"] = found[0][index]
+            value, row["verdict"] = found[0][place]
             row["statistic"] = value if np.isfinite(value) else None
         for side, members in (
             ("before", [r for r in mine if r["method"] == NONE]),

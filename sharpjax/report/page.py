@@ -174,7 +174,10 @@ def _about(runs: Sequence[Run]) -> list[Block]:
             ("command", about["command"]), ("model", f"{about['model']}, {model}"),
             ("settings", told), ("versions", versions), ("devices", about["devices"]),
         ]  # fmt: skip
-        rows += [("time", f"{s['seconds']:g} s, begun {s['started']}") for s in about["sessions"]]
+        sessions = about["sessions"]
+        rows += [("time", f"{s['seconds']:g} s, begun {s['started']}") for s in sessions]
+        if len(sessions) > 1:
+            rows.append(("in all", f"{sum(s['seconds'] for s in sessions):g} s"))
     columns = [Column("what", lambda row: row[0]), Column("value", lambda row: row[1])]
     told = "A run says nothing of versions and time: it is not finished, or was made by an older "
     told += "version of sharpjax. Its numbers are shown as they are."

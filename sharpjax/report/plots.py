@@ -72,6 +72,9 @@ def _drawn(block: Figures) -> Any:
         axes.grid(color=_GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         draw(axes)
+        for one in block.whole:
+            whole = _pyplot().MaxNLocator(integer=True, min_n_ticks=1)
+            getattr(axes, f"{one}axis").set_major_locator(whole)
     figure.supxlabel(block.x, fontsize=10)
     figure.supylabel(block.y, fontsize=10)
     return figure

@@ -7,7 +7,6 @@ itself may be a link: its name was given by the user.
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import logging
@@ -17,6 +16,11 @@ import secrets
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows: there nothing is written
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +120,25 @@ def _temporary(path: Path) -> tuple[Path, BinaryIO]:
         temporary = path.with_name(name)
         file = temporary.open("xb")  # exclusive: follows no link
         with contextlib.suppress(OSError):  # a file system without locks: leftovers stay there
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file, wait=True)
         if temporary.exists():  # or it was swept away before it was locked
             return temporary, file
         file.close()
+
+
+def lock(file: BinaryIO, *, wait: bool) -> None:
+    """Hold an open file until it is closed.
+
+    Raises:
+        OSError: another process holds it and is not waited for; or a file system without locks.
+        ImportError: a system without locks, where an open file cannot be renamed either.
+    """
+    if fcntl is None:
+        raise ImportError(
+            "sharpjax writes its files under POSIX locks, which this system does not have; use "
+            "Linux, macOS, or WSL on Windows"
+        )
+    fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _not_through_links(path: str, flags: int) -> int:

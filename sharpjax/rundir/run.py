@@ -6,7 +6,6 @@ line is dropped. Several processes may claim one directory at the same time; eac
 of its own, `results.0.jsonl`, and reads those of all.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sharpjax.rundir import files
-from sharpjax.rundir.about import read_about
+from sharpjax.rundir.about import Session, read_about
 from sharpjax.rundir.files import PART, read_lines, within
 from sharpjax.rundir.progress import progress
 
@@ -198,12 +197,16 @@ class Run:
         batches = list(batches)
         left = [[k for k in batch if k not in self.done or k in again] for batch in batches]
         total = sum(map(len, batches))
+        # of several processes, which work at the same time, one tells for all
+        session = None if re.search(r"\.[1-9]\d*\.jsonl$", self._own.name) else Session(self.folder)
         with progress(what, total=total, done=total - sum(map(len, left))) as bar:
             for batch, missing in zip(batches, left, strict=True):
                 for record in compute(batch, missing) if missing else ():
                     if (key := self._key(record)) not in self.done:
                         files.append_lines(self._own, [record])
                         self.done[key] = record
+                    if session is not None:
+                        session.note()
                     bar.advance(note=note(record))
 
     def records(self) -> list[dict[str, Any]]:
@@ -302,5 +305,5 @@ def _sweep(folder: Path) -> None:
     for path in folder.rglob(f"*{PART}"):
         if _TEMPORARY.search(path.name) and path.is_file() and not path.is_symlink():
             with suppress(OSError), path.open("r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                files.lock(file, wait=False)
                 path.unlink()

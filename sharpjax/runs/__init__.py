@@ -2,9 +2,18 @@
 
 from sharpjax.runs.detect import detect
 from sharpjax.runs.images import detect_images
-from sharpjax.runs.mitigate import mitigate
+from sharpjax.runs.mitigate import MitigationSettings, jobs, mitigate
 from sharpjax.runs.sample import generate
 from sharpjax.runs.spectrum import spectrum
 from sharpjax.runs.until_sure import until_sure
 
-__all__ = ["detect", "detect_images", "generate", "mitigate", "spectrum", "until_sure"]
+__all__ = [
+    "MitigationSettings",
+    "detect",
+    "detect_images",
+    "generate",
+    "jobs",
+    "mitigate",
+    "spectrum",
+    "until_sure",
+]

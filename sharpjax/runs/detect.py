@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from sharpjax._types import Array
 from sharpjax.checkpoints.sharding import replicated
-from sharpjax.conditional import ConditionalModel
+from sharpjax.conditional import ConditionalModel, digest
 from sharpjax.detection.compute import Columns
 from sharpjax.detection.oracle import TrainingSet, exact_columns
 from sharpjax.detection.settings import DetectSettings
@@ -43,7 +43,7 @@ def detect(
     directory: str | Path,
     settings: DetectSettings,
     *,
-    fingerprint: str,
+    fingerprint: str | None = None,
     training_set: TrainingSet | None = None,
     labels: np.ndarray | None = None,
     batch_size: int = 4,
@@ -58,7 +58,7 @@ def detect(
         conditions: names or prompts that the model can encode; one may stand there twice.
         directory: of the run.
         settings: what to compute.
-        fingerprint: of the model's weights; a run refuses to go on with another model.
+        fingerprint: of the model, which a run goes on with alone; `None`: a digest of its arrays.
         training_set: if the model's is known, the exact-score oracle is computed at the same
             points, for the statistics of the first step and the traces.
         labels: the training set's number of each of `conditions`; needed with it.
@@ -84,6 +84,7 @@ def detect(
         ConnectionError: another process ended before its share was done. What is finished is on
             disk.
     """
+    fingerprint = fingerprint or digest(model)
     conditions = list(conditions)
     if not conditions:
         raise ValueError("there is nothing to detect: no conditions")

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax._types import Array, ArrayLike
-from sharpjax.conditional import ConditionalModel, unconditional_pair
+from sharpjax.conditional import ConditionalModel, digest, unconditional_pair
 from sharpjax.detection.settings import PARTS, ImageSettings
 from sharpjax.detection.statistics import p_laplacian
 from sharpjax.pictures import ENDINGS, read_image, read_picture, to_array
@@ -103,7 +103,7 @@ def detect_images(
     directory: str | Path,
     settings: ImageSettings,
     *,
-    fingerprint: str,
+    fingerprint: str | None = None,
 ) -> list[dict[str, Any]]:
     """The p-Laplacian about every image, or the rest of a run that was stopped.
 
@@ -113,7 +113,7 @@ def detect_images(
         cases: as `find_images` returns them.
         directory: of the run.
         settings: what to compute.
-        fingerprint: of the model.
+        fingerprint: of the model, which a run goes on with alone; `None`: a digest of its arrays.
 
     Returns:
         One record per image: `index`, `condition` (its name) and `network`, which has four
@@ -125,6 +125,7 @@ def detect_images(
             an unconditional score.
         FileExistsError: the directory holds something else.
     """
+    fingerprint = fingerprint or digest(model)
     if not model.has_unconditional:
         raise ValueError("images are judged by the unconditional score, which this model lacks")
     names = [case.condition for case in cases]

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sharpjax._types import Array, ArrayLike
-from sharpjax.conditional import ConditionalModel
+from sharpjax.conditional import ConditionalModel, digest
 from sharpjax.detection.statistics import score_difference
 from sharpjax.mesh.loops import over_points
 from sharpjax.mitigation.levels import SCREEN, Levels, calibrate
@@ -97,7 +97,7 @@ def mitigate(
     *,
     clean: Sequence[str],
     vocabulary: Vocabulary,
-    fingerprint: str,
+    fingerprint: str | None = None,
     screen: ScreenCalibration | None = None,
     mesh: Mesh | None = None,
 ) -> list[dict[str, Any]]:
@@ -114,7 +114,7 @@ def mitigate(
         settings: of all images.
         clean: prompts that are not memorized, for thresholds (`.calibration`).
         vocabulary: the model's tokenizer.
-        fingerprint: of the model; a run refuses to go on with another.
+        fingerprint: of the model, which a run goes on with alone; `None`: a digest of its arrays.
         screen: of `screened` and `ranked`; `settings.screen` is its digest.
         mesh: devices that share the work.
 
@@ -128,6 +128,11 @@ def mitigate(
         ValueError: no jobs, a directory with another run, or as `calibrate`.
         FileExistsError, OSError: of the directory.
     """
+    fingerprint = fingerprint or digest(model)
+    if not getattr(model, "takes_prompts", True):
+        raise ValueError(
+            "mitigate is for models of prompts; sharpjax.mitigation.sail takes any pair of scores"
+        )
     if not wanted:
         raise ValueError("no jobs: at least one prompt and one method are needed")
     run = claim_run(directory, prompts, settings, fingerprint=fingerprint)

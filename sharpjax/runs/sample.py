@@ -24,6 +24,7 @@ from rich.markup import escape
 
 from sharpjax import pictures
 from sharpjax._types import Array
+from sharpjax.conditional import digest
 from sharpjax.mitigation.screen import Screened, screened
 from sharpjax.mitigation.screen_calibration import ScreenCalibration
 from sharpjax.models.pixel_diffusion import PixelDiffusion
@@ -72,7 +73,7 @@ def generate(
     directory: str | Path,
     settings: GenerationSettings,
     *,
-    fingerprint: str,
+    fingerprint: str | None = None,
     num_images: int = 1,
     batch_size: int | None = None,
     screen: ScreenCalibration | None = None,
@@ -87,7 +88,7 @@ def generate(
         directory: of the run. One that holds the same run is finished; it may get more prompts, at
             the end of the list, and more images of each.
         settings: what to draw.
-        fingerprint: of the model; a run refuses to go on with another.
+        fingerprint: of the model, which a run goes on with alone; `None`: a digest of its arrays.
         num_images: of each prompt.
         batch_size: images at a time, 4 when left out (64 of a pixel model); changes the images by
             rounding errors at most.
@@ -105,6 +106,7 @@ def generate(
         FileExistsError: the directory holds something else.
         OSError: it cannot be written, or the disk is full.
     """
+    fingerprint = fingerprint or digest(model)
     prompts = list(prompts)
     batch_size = model.default_batch if batch_size is None else batch_size
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):

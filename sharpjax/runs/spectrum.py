@@ -23,7 +23,7 @@ from jax.tree_util import Partial
 from sharpjax import curvature
 from sharpjax._linalg import eigvalsh
 from sharpjax._types import Array, ArrayLike
-from sharpjax.conditional import ConditionalModel, unconditional_pair
+from sharpjax.conditional import ConditionalModel, digest, unconditional_pair
 from sharpjax.detection.oracle import TrainingSet
 from sharpjax.rundir.files import write_csv
 from sharpjax.rundir.run import Run
@@ -104,7 +104,7 @@ def spectrum(
     directory: str | Path,
     settings: SpectrumSettings,
     *,
-    fingerprint: str,
+    fingerprint: str | None = None,
     training_set: TrainingSet | None = None,
     labels: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def spectrum(
             whose records call it "unconditional".
         directory: of the run.
         settings: what to compute.
-        fingerprint: of the model's weights; a run refuses to go on with another model.
+        fingerprint: of the model, which a run goes on with alone; `None`: a digest of its arrays.
         training_set: if the model's is known, the exact score's spectra at the same states.
         labels: the training set's number of each of `conditions`; needed with it.
 
@@ -132,6 +132,7 @@ def spectrum(
             is not finite, a directory with another run in it.
         FileExistsError: the directory holds something else.
     """
+    fingerprint = fingerprint or digest(model)
     if len(set(conditions)) != len(conditions):
         raise ValueError("conditions must be distinct")
     if (training_set is None) != (labels is None):

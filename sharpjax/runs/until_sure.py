@@ -15,7 +15,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from sharpjax.conditional import ConditionalModel
+from sharpjax.conditional import ConditionalModel, digest
 from sharpjax.detection.registry import at
 from sharpjax.detection.sequential import UntilSure
 from sharpjax.detection.settings import DetectSettings
@@ -33,7 +33,7 @@ def until_sure(
     settings: DetectSettings,
     rule: UntilSure,
     *,
-    fingerprint: str,
+    fingerprint: str | None = None,
     batch_size: int = 4,
     mesh: Mesh | None = None,
 ) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def until_sure(
         directory: of the run.
         settings: with the most noises that a condition may have.
         rule: when to stop.
-        fingerprint: of the model's weights.
+        fingerprint: of the model, which a run goes on with alone; `None`: a digest of its arrays.
         batch_size: conditions at a time.
         mesh: as of `detect`.
 
@@ -57,6 +57,7 @@ def until_sure(
             another number of noises; or as `detect`.
         FileExistsError, OSError: as `detect`.
     """
+    fingerprint = fingerprint or digest(model)
     if several := [name for name in settings.statistics if name not in SINGLE]:
         raise ValueError(
             f"--until-sure takes statistics of single noises ({', '.join(SINGLE)}), got "
