@@ -198,7 +198,7 @@ def tables(found, copied, right, rows, limits):
             # a caption whose images never pass shows nothing
             shown = 1 - (1 - passes.mean(axis=1)) ** MAX_TRIES
             some = np.maximum(passes.sum(axis=1), 1)
-            ends = [(shown * (passes & e[at]).sum(axis=1) / some).mean() for e in (copied, right)]
+            ends = [(shown * (passes * e[at]).sum(axis=1) / some).mean() for e in (copied, right)]
             cells.append(f"{passes.mean():.2f}, copies {share:.2f}, missed {missed:.2f}; in "
                          f"{MAX_TRIES} tries {ends[0]:.2f} \\| {ends[1]:.2f}")  # fmt: skip
         print("| " + " | ".join(cells) + " |", flush=True)

@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpjax.checkpoints import from_pretrained
 
-DRAWS = 20 * int(os.environ.get("SHARPJAX_FUZZ", 1))
+DRAWS = 8 * int(os.environ.get("SHARPJAX_FUZZ", 1))
 CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
 
 
