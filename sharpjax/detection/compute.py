@@ -271,7 +271,7 @@ def _first_step(
                 here = LinearizedPair(kept[0], kept[1], *jax.linearize(pair.conditional, x))
             return {each.statistic.name: each(pair, x, linearized=here) for each in statistics}
 
-        of_kept = None if kept is None else jax.tree.unflatten(jax.tree.structure(kept), axes)
+        of_kept = None if axes is None else jax.tree.unflatten(jax.tree.structure(kept), axes)
         each = jax.vmap(one, (None, 0, of_kept))
         return jax.vmap(each, (0, None, None))(conditions, noises, kept)
 
