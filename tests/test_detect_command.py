@@ -150,7 +150,7 @@ def test_images_without_prompts(small, tmp_path):
     assert [r["condition"] for r in records] == ["a.png", "b.jpg", "c.png", "d.png"]
     values = records[0]["network"]
     assert [len(v) for v in values.values()] == [4, 1]
-    assert list(values) == ["p_laplacian@10", "p_laplacian@10, exact"]
+    assert list(values) == ["p_laplacian@400", "p_laplacian@400, exact"]
     assert (tmp_path / "d/roc.png").is_file()
     assert "1 images are not 16 x 16" in run.stderr.replace("\n", " ")
     assert "No verdicts" in run.stdout
@@ -164,14 +164,14 @@ def test_images_without_prompts(small, tmp_path):
     options = ["images", "--directions", 8, "--calibration", "c/calibration.json"]
     run = sharpjax("images", *model, *options, "--output", "e", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert "called memorized: p_laplacian@10 below" in run.stdout.replace("\n", " ")
+    assert "called memorized: p_laplacian@400 below" in run.stdout.replace("\n", " ")
     with (tmp_path / "e/results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["failed"] == "" for row in rows] == [True, True, True, False]
     assert all(row["verdict"] for row in rows[:3])
     run = sharpjax("images", *model, *options, "--timestep", 20, "--output", "f", cwd=tmp_path)
     assert run.returncode == 1
-    assert "timestep: 10 there, 20 now" in run.stderr
+    assert "timestep: 400 there, 20 now" in run.stderr
 
 
 def test_pictures_are_cut_to_the_middle_square(tmp_path):

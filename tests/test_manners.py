@@ -148,7 +148,7 @@ def test_names_and_defaults_that_stand_as_text_are_those_of_the_registries():
     from sharpjax.commands import spectrum as spectrum_command
     from sharpjax.detection.calibration import QUANTILE
     from sharpjax.detection.registry import EVERYTHING, GROUPS
-    from sharpjax.detection.settings import NEAR_THE_END, DetectSettings, ImageSettings
+    from sharpjax.detection.settings import DetectSettings, ImageSettings
     from sharpjax.detection.statistics import STATISTICS
     from sharpjax.detection.summary import REFERENCE
     from sharpjax.mitigation.judging import SSCD_THRESHOLD
@@ -176,7 +176,7 @@ def test_names_and_defaults_that_stand_as_text_are_those_of_the_registries():
         "num_directions": default["images",]["directions"],
         "timestep": default["images",]["timestep"], "exact": default["images",]["exact"],
     })  # fmt: skip
-    assert (images, images.timestep) == (ImageSettings(), NEAR_THE_END)
+    assert (images, images.timestep) == (ImageSettings(), 400)
     assert default["calibrate",]["quantile"] == QUANTILE
     spectrum = default["spectrum",]
     assert get_args(spectrum_command.ScoreName) == SCORES

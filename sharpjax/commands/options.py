@@ -476,7 +476,7 @@ class OfImages:
     ] = 128
     timestep: Annotated[
         int, _images(min=0, help="Noise level of the p-Laplacian about images, a training step.")
-    ] = 10
+    ] = 400
     exact: Annotated[
         bool,
         _images(
