@@ -138,7 +138,7 @@ def mitigate(
         _comparison(
             "--compare",
             help="All methods at all strengths on prompts known to be memorized, some of which "
-            "choose each method's strength and the others judge it. An hour for the bundled model.",
+            "choose each method's strength and the others judge it. Hours for the bundled model.",
         ),
     ] = False,
     methods: Annotated[
