@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from sharpjax.checkpoints import from_pretrained, save_pretrained
-from sharpjax.checkpoints.directory import CONFIG_NAME, MANIFEST_NAME, read_json
+from sharpjax.checkpoints.directory import CONFIG_NAME, MANIFEST_NAME, Directory, read_json
 from sharpjax.checkpoints.hub import resolve
 from sharpjax.networks.autoencoder_kl import AutoencoderKL
 
@@ -960,3 +960,10 @@ def test_text_configurations_of_the_field(changes, parts, tmp_path):
         change_config(folder, model_type="clip")
         with pytest.raises(ValueError, match="architectures must be one of"):
             from_pretrained(folder)
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "vocab.json")
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps({"vocab.json": "0" * 64}))
+    with pytest.raises(FileNotFoundError, match="vocab.json is missing, or no regular file"):
+        Directory(tmp_path).verify_manifest(["vocab.json"])

@@ -243,7 +243,13 @@ def _finite(text: str) -> float:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Hexadecimal SHA-256 of a file, read in pieces.
+
+    Raises:
+        FileNotFoundError: no such file, or something else by its name: a pipe would be waited for.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, or no regular file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
