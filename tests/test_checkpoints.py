@@ -965,5 +965,5 @@ def test_text_configurations_of_the_field(changes, parts, tmp_path):
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "vocab.json")
     (tmp_path / MANIFEST_NAME).write_text(json.dumps({"vocab.json": "0" * 64}))
-    with pytest.raises(FileNotFoundError, match="vocab.json is missing, or no regular file"):
+    with pytest.raises(FileNotFoundError, match=r"vocab\.json is missing, or no regular file"):
         Directory(tmp_path).verify_manifest(["vocab.json"])
