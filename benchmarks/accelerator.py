@@ -27,15 +27,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.tree_util import Partial
+from random_unet import pair_of, random_weights
 
 import sharpjax as sj
-from sharpjax import Schedule, ScorePair
+from sharpjax import Schedule
 from sharpjax.curvature import trace
 from sharpjax.detection import hessian_score_difference, score_difference
-from sharpjax.models import diffusion
-from sharpjax.networks import UNet2DConditionModel
 from sharpjax.networks.attention import attention
 
 T, STEP, PROBES = 981, 2e-3, 4
@@ -142,37 +139,12 @@ def seconds(call, *given, repeats=3):
     return float(np.median(taken))
 
 
-def weights(sizes):
-    """Random ones, by NumPy, of variance 1 over the fan-in: the same on every device."""
-    rng = np.random.default_rng(0)
-    abstract = nnx.eval_shape(lambda: UNet2DConditionModel(**sizes["config"], rngs=nnx.Rngs(0)))
-
-    def draw(path, leaf):
-        values = rng.standard_normal(leaf.shape, dtype=np.float32)
-        if leaf.ndim > 1:
-            return values * np.float32(np.prod(leaf.shape[:-1]) ** -0.5)
-        return np.float32(0.1) * values + np.float32("scale" in jax.tree_util.keystr(path))
-
-    return jax.tree_util.tree_map_with_path(draw, abstract)
-
-
 def inputs(sizes, count):
     """A noise, and `(count, 2, tokens, width)`, unconditional and conditional texts."""
     rng, size = np.random.default_rng(1), sizes["config"]["sample_size"]
     x = rng.standard_normal((4, size, size), dtype=np.float32)
     shape = count, 2, sizes["tokens"], sizes["config"]["cross_attention_dim"]
     return x, rng.standard_normal(shape, dtype=np.float32)
-
-
-def pair_of(unet, schedule, text):
-    bound = unet, schedule, T
-    return ScorePair(
-        Partial(diffusion._score, *bound, text[0]),
-        Partial(diffusion._score, *bound, text[1]),
-        alpha=schedule.alpha(T),
-        sigma=schedule.sigma(T),
-        stacked=Partial(diffusion._scores, *bound, text),
-    )
 
 
 CALLS = {
@@ -186,13 +158,15 @@ CALLS = {
 
 def network(sizes, dtype):
     """Seconds a prompt, and peak memory, of every call and number of prompts."""
-    unet = jax.tree.map(lambda leaf: jnp.asarray(leaf, TYPES[dtype]), weights(sizes))
+    unet = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, TYPES[dtype]), random_weights(sizes["config"])
+    )
     schedule, told = Schedule.create(), {}
     for name, call in CALLS.items():
 
         @jax.jit
         def every(unet, x, texts, call=call):
-            return jax.vmap(lambda text: call(pair_of(unet, schedule, text), x))(texts)
+            return jax.vmap(lambda text: call(pair_of(unet, schedule, text, T), x))(texts)
 
         for count in sizes["prompts"]:
             x, texts = map(jnp.asarray, inputs(sizes, count))
@@ -233,7 +207,7 @@ def pytorch(sizes, dtype):
         return "not run: this PyTorch has no CUDA"
     number = getattr(torch, dtype)
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(jax.tree.map(jnp.asarray, weights(sizes)), folder)
+        save_pretrained(jax.tree.map(jnp.asarray, random_weights(sizes["config"])), folder)
         theirs = Theirs.from_pretrained(folder).to(kind, number)
     _, compiled = torch_twin.quick(theirs, compiled=kind == "cuda")
     sigma, told = float(Schedule.create().sigma(T)), {}

@@ -61,26 +61,14 @@ parser.add_argument("--worker", help=argparse.SUPPRESS)
 
 
 def write_random(architecture: str, folder: str) -> int:
-    """A directory with random weights: variance 1 over the fan-in, norms and biases near theirs."""
+    """A directory with random weights."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
-    from flax import nnx
+    from random_unet import random_weights
 
     from sharpjax.checkpoints import save_pretrained
-    from sharpjax.networks import UNet2DConditionModel
 
-    settings = ARCHITECTURES[architecture]
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        values = rng.standard_normal(leaf.shape, dtype=np.float32)
-        if leaf.ndim > 1:
-            return jnp.asarray(values * np.float32(np.prod(leaf.shape[:-1]) ** -0.5))
-        return jnp.asarray(np.float32(0.1) * values + ("scale" in jax.tree_util.keystr(path)))
-
-    abstract = nnx.eval_shape(lambda: UNet2DConditionModel(**settings, rngs=nnx.Rngs(0)))
-    unet = jax.tree_util.tree_map_with_path(draw, abstract)
+    unet = jax.tree.map(jnp.asarray, random_weights(ARCHITECTURES[architecture]))
     save_pretrained(unet, folder)
     return sum(leaf.size for leaf in jax.tree.leaves(unet))
 
@@ -103,13 +91,12 @@ def our_calls(architecture: str, folder: str, devices: int) -> dict:
     import jax.numpy as jnp
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
-    from jax.tree_util import Partial
+    from random_unet import pair_of
 
-    from sharpjax import Schedule, ScorePair
+    from sharpjax import Schedule
     from sharpjax.checkpoints import from_pretrained
     from sharpjax.detection import hessian_score_difference
     from sharpjax.mesh.loops import over_points
-    from sharpjax.models import diffusion
 
     mesh = None
     if devices > 1:
@@ -119,20 +106,10 @@ def our_calls(architecture: str, folder: str, devices: int) -> dict:
         unet = jax.device_put(unet, NamedSharding(mesh, PartitionSpec()))
     x, texts = map(jnp.asarray, inputs(ARCHITECTURES[architecture], devices))
 
-    def pair(unet, text):
-        bound = (unet, schedule, T)
-        return ScorePair(
-            Partial(diffusion._score, *bound, text[0]),
-            Partial(diffusion._score, *bound, text[1]),
-            alpha=schedule.alpha(T),
-            sigma=schedule.sigma(T),
-            stacked=Partial(diffusion._scores, *bound, text),
-        )
-
     def on_mesh(function):
         def share(common, texts):
             unet, x = common
-            return jax.vmap(lambda text: function(pair(unet, text), x))(texts)
+            return jax.vmap(lambda text: function(pair_of(unet, schedule, text, T), x))(texts)
 
         return jax.jit(lambda unet, x, texts: over_points(share, mesh, (unet, x), texts))
 

@@ -77,7 +77,7 @@ class Columns:
         self._first, self._later, self._last = settings.timesteps(model.schedule)
         self._kept: Any = None  # the unconditional score at the shared noises, linearized
         self._axes: tuple[int | None, ...] | None = None  # of its leaves
-        # what is kept is on every device whole, as the weights of a sharded model are not
+        # of sharded weights nothing: how much of it each device would hold is not known
         self._keeps = not isinstance(model, Baseline) and not is_sharded(model)
 
     @property

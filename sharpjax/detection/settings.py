@@ -153,7 +153,7 @@ class ImageSettings:
         num_directions: of the flux, a multiple of 4.
         exact: also the exact p-Laplacian at the middle, by `d + 1` tangents an image.
         timestep: of the noise that the sphere is as large as.  Not the smallest: at t = 10 copies
-            of the bundled models rank behind other images (docs/papers/brokman2025.md).
+            of the bundled drawings rank behind other images (docs/papers/brokman2025.md).
         seed: of the directions.
     """
 
