@@ -10,6 +10,7 @@ has learned what the caption shows, and not the one image of it, loses as much o
 
 import argparse
 import csv
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -40,8 +41,9 @@ def main():
     folders = []
     for step in kept_steps(arguments.output / "training"):
         if step % arguments.keep_every == 0:
-            model.unet = averaged(model.unet, arguments.output / "training", step)
-            folders.append(model.save_pretrained(arguments.output / "models" / f"{step:06d}"))
+            unet = averaged(model.unet, arguments.output / "training", step)
+            kept = dataclasses.replace(model, unet=unet)
+            folders.append(kept.save_pretrained(arguments.output / "models" / f"{step:06d}"))
     planted = world.planted
     own = planted.of("verbatim")
     texts = [planted.captions[i].caption for i in own]

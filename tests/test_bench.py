@@ -18,6 +18,7 @@ from sharpjax.runs.cases import (
     knows_its_memories,
     own_cases,
     typical,
+    verified_cases,
 )
 from sharpjax.runs.truth_of_drawings import TRUTH_NAME, DrawingTruth, exact_interval, verdict
 
@@ -135,6 +136,21 @@ class TestCases:
         assert {c.breadth for c in clean} == {"group", "name", "maker"}
         assert 55 <= sum(bool(c.maker) for c in clean) <= 75  # of hundreds
         assert len({c.caption for c in clean}) == len(clean) > 150
+
+    def test_a_screen_is_verified_on_the_tuning_part(self, directory, bench):
+        """By prompts that are independent: of a template, one."""
+        truths = {t.caption: t for t in bench.truths}
+        cases = verified_cases(directory)
+        chosen = [truths[case.condition] for case in cases]
+        assert {(t.part, t.verdict) for t in chosen} == {("tuning", "memorized")}
+        known = {c.caption: c for c in planted_drawings().captions}
+        own = [t for t in bench.truths if (t.part, t.verdict) == ("tuning", "memorized")]
+        things = {known[t.caption].thing for t in own if t.kind == "template"}
+        of_templates = [known[t.caption].thing for t in chosen if t.kind == "template"]
+        assert sorted(of_templates) == sorted(things)
+        others = {t.caption for t in own if t.kind in ("verbatim", "mixed")}
+        assert {t.caption for t in chosen if t.kind != "template"} == others
+        assert len(of_templates) > 1 < len(others)
 
     def test_a_few(self, directory, bench):
         verdicts = {t.caption: t.verdict for t in bench.truths}

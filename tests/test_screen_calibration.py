@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sharpjax.mitigation.copies_bound import copies_bound, miss_rate, pass_rate
-from sharpjax.mitigation.screen_calibration import ScreenCalibration
+from sharpjax.mitigation.screen_calibration import ScreenCalibration, screen_for
 from sharpjax.report import screen as report
 
 
@@ -95,6 +95,24 @@ def test_it_is_read_as_it_was_written(tmp_path):
             ScreenCalibration.load(tmp_path / "screen.json")
     with pytest.raises(FileNotFoundError, match="sharpjax screen writes one"):
         ScreenCalibration.load(tmp_path / "none.json")
+
+
+@pytest.mark.quick
+def test_a_models_own_screen_is_taken_where_it_fits(tmp_path):
+    own, sampler = tmp_path / "screen.json", {"fingerprint": "f", "num_steps": 10, "guidance": 3.0}
+    assert screen_for(None, None, **sampler) is None
+    assert screen_for(None, own, **sampler) is None
+    found = known()
+    found.save(own)
+    assert screen_for(None, own, **sampler).digest == found.digest
+    for changed in ({"fingerprint": "g"}, {"num_steps": 11}, {"guidance": 3.5}):
+        assert screen_for(None, own, **sampler | changed) is None
+        with pytest.raises(ValueError, match="was set for another model or sampler"):
+            screen_for(own, None, **sampler | changed)
+    own.write_text("{}")
+    for asked, there in ((own, None), (None, own)):  # a damaged file is never passed over
+        with pytest.raises(ValueError, match="earlier version"):
+            screen_for(asked, there, **sampler)
 
 
 def sharpjax(*arguments, cwd):

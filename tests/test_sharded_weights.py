@@ -167,23 +167,25 @@ def test_a_program_keeps_the_weights_where_they_are(tmp_path):
 
 
 @pytest.mark.slow
-def test_detect_gives_the_numbers_of_one_device(stable_diffusion_directory, tmp_path):
+@pytest.mark.parametrize("baseline", [False, True], ids=["", "baseline"])
+def test_detect_gives_the_numbers_of_one_device(stable_diffusion_directory, tmp_path, baseline):
+    """Statistics, maps and spectra; and those of the difference from another checkpoint."""
     (tmp_path / "p.txt").write_text("a cat\na dog\n\n")
-    records = []
-    for more in (["--devices", 1], ["--shard-weights"]):
-        command = ["detect", "--model", stable_diffusion_directory, "--prompts", tmp_path / "p.txt"]
-        command += [
-            "--noises",
-            2,
-            "--steps",
-            3,
-            "--no-report",
-            "--output",
-            tmp_path / more[0],
-            *more,
-        ]
-        command += ["--statistics", "score_difference,hessian_score_difference,trace_difference,"
-                    "path_score_difference"]  # fmt: skip
+    names = "score_difference,hessian_score_difference,trace_difference,path_score_difference"
+    more = ["--maps", "--spectra", "--statistics", names]
+    if baseline:
+        more = ["--maps", "--statistics", "score_difference"]
+        more += ["--baseline", shutil.copytree(stable_diffusion_directory, tmp_path / "earlier")]
+        path = tmp_path / "earlier/unet" / WEIGHTS_NAME
+        tensors = {name: 0.9 * tensor for name, tensor in load_file(path).items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+    folders = []
+    for devices in (["--devices", 1], ["--shard-weights"]):
+        folders.append(tmp_path / devices[0])
+        command = [
+            "detect", "--model", stable_diffusion_directory, "--prompts", tmp_path / "p.txt",
+            "--noises", 2, "--steps", 3, "--no-report", "--output", folders[-1], *devices, *more,
+        ]  # fmt: skip
         run = subprocess.run(
             [sys.executable, "-m", "sharpjax", *map(str, command)],
             capture_output=True,
@@ -191,19 +193,29 @@ def test_detect_gives_the_numbers_of_one_device(stable_diffusion_directory, tmp_
             env=os.environ | {"JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"},
         )
         assert run.returncode == 0, run.stderr
-        records.append(read_lines(tmp_path / more[0] / "results.jsonl"))
-    weights = json.loads((tmp_path / "--shard-weights" / "about.json").read_text())["weights"]
+    one, many = folders
+    weights = json.loads((many / "about.json").read_text())["weights"]
     told = f"weights: {weights['sharded_bytes']:,} bytes sharded, {weights['bytes_a_device']:,} on"
     assert told in run.stderr
     assert weights["sharded_bytes"] == 8 * weights["bytes_a_device"] > weights["replicated_bytes"]
     assert "text_encoder.text_model.final_layer_norm.bias" in weights["replicated"]
-    for ours, theirs in zip(*records, strict=True):
+    for ours, theirs in zip(*(read_lines(f / "results.jsonl") for f in folders), strict=True):
         assert ours["network"].keys() == theirs["network"].keys()
         for name, values in ours["network"].items():
             # Sums are added in another order: by 100 layers of float32, 1e-5 of a score. A trace
             # is a sum of 256 entries near 1, and the difference of two has the rounding of these.
             atol = 256e-6 if "trace" in name else 1e-5
             np.testing.assert_allclose(theirs["network"][name], values, rtol=1e-4, atol=atol)
+    arrays = sorted(path.relative_to(one) for path in one.rglob("*.npy"))
+    assert len(arrays) == 2  # a map of each prompt
+    pairs = [[np.load(folder / path) for folder in folders] for path in arrays]
+    spectra = [path.relative_to(one) for path in one.glob("spectra/*/results.jsonl")]
+    assert len(spectra) == (not baseline)
+    for path in spectra:
+        of_both = zip(*(read_lines(folder / path) for folder in folders), strict=True)
+        pairs += [[np.array(record["exact"]) for record in records] for records in of_both]
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(theirs, ours, atol=1e-4 * np.abs(ours).max())
 
 
 PEAK = """

@@ -46,7 +46,7 @@ STRENGTHS = {  # of every method: its default, and what it means
     "cross_attention": (1.25, "factor of the first token's logits"),
     "guard": (2, "repulsion from the prompt as it is"),
 }
-DEFAULT_METHOD = "prompt_embedding"  # the cheapest descent: ten steps
+DEFAULT_METHOD = "screened"  # the only one that says how many copies may be left
 FEW = 4, 4  # memorized and clean prompts of the bundled model
 _comparison = partial(typer.Option, rich_help_panel="Comparison")
 
@@ -130,7 +130,8 @@ def mitigate(
             exists=True,
             dir_okay=False,
             help="Of screened and ranked: what sharpjax screen wrote, which also bounds the copies "
-            "that slip through. Default: clean prompts set it, and nothing is bounded.",
+            "that slip through. Default: that of the model, where it is for this guidance and "
+            "number of steps; or clean prompts set it, and nothing is bounded.",
         ),
     ] = None,
     compare: Annotated[
@@ -159,7 +160,7 @@ def mitigate(
     opened = model.open(spread=spread)
     from sharpjax.commands.mitigate_compare import compare_methods
     from sharpjax.mitigation.methods import METHODS, NONE, check_applies, check_strength
-    from sharpjax.mitigation.screen_calibration import SCREENED, ScreenCalibration
+    from sharpjax.mitigation.screen_calibration import SCREEN_NAME, SCREENED, screen_for
     from sharpjax.report import mitigate as report
     from sharpjax.report.terminal import show
     from sharpjax.runs.cases import (
@@ -173,8 +174,8 @@ def mitigate(
 
     power = METHODS[method].default if strength is None else strength
     check_strength(method, power)
-    known = None if screen is None else ScreenCalibration.load(screen)
-    if known is not None and (compare or method not in SCREENED):
+    screens = method in SCREENED and not compare
+    if screen is not None and not screens:
         raise ValueError(f"--screen goes with --method {' or '.join(SCREENED)}")
     directory, folder = opened.directory, opened.folder(out, "mitigate")
     if not opened.network.takes_prompts:
@@ -195,14 +196,19 @@ def mitigate(
     cases = cases or (compared_cases(directory) if compare else few_cases(directory, *FEW))
     texts = [case.condition for case in cases]
     network.check(texts)
-    usual = network.default_guidance
+    weight = network.default_guidance if guidance is None else guidance
+    who = opened.fingerprint
+    known = None
+    if screens:  # clean prompts that are given set one of their own
+        own = None if clean else directory / SCREEN_NAME
+        known = screen_for(screen, own, fingerprint=who, num_steps=steps, guidance=weight)
     settings = MitigationSettings(
         num_images=images,
         num_steps=steps,
         max_steps=max_steps,
         seed=seed,
         penalty=penalty,
-        guidance=usual if guidance is None else guidance,
+        guidance=weight,
         screen=None if known is None else known.digest,
     )
     clean = clean or clean_prompts(directory)
@@ -211,7 +217,6 @@ def mitigate(
             "--clean FILE is needed: prompts that the model has certainly not memorized, from "
             "which the method takes its threshold"
         )
-    who = opened.fingerprint
     work = partial(
         compute,
         network,
@@ -224,8 +229,6 @@ def mitigate(
         screen=known,
         mesh=opened.mesh,
     )
-    if known is not None:
-        known.check(who, settings.num_steps, settings.guidance)
     if compare and judge is not None:
         finish = partial(opened.finish, folder, page=page)
         compare_methods(cases, folder, chosen_methods, judge, work, finish, as_json=out.as_json)

@@ -70,7 +70,7 @@ def screen(
     from sharpjax.prompts import distinct
     from sharpjax.report import screen as report
     from sharpjax.report.terminal import show
-    from sharpjax.runs.cases import clean_prompts, compared_cases, knows_its_memories
+    from sharpjax.runs.cases import clean_prompts, knows_its_memories, verified_cases
     from sharpjax.runs.screen import ScreenSettings, set_screen
 
     if not opened.network.takes_prompts:
@@ -79,8 +79,8 @@ def screen(
         )
     of_option("--steps", opened.network.schedule.timesteps, steps)
     bundled = knows_its_memories(opened.directory)
-    if not cases and bundled:  # those that choose strengths elsewhere; others judge them
-        cases = [c for c in compared_cases(opened.directory) if c.part != "test"]
+    if not cases and bundled:
+        cases = verified_cases(opened.directory)
     texts = texts or [c.condition for c in cases if c.verdict == "clean"]
     texts = texts or clean_prompts(opened.directory)
     texts = [texts[place] for place in distinct(texts)]

@@ -177,3 +177,29 @@ class ScreenCalibration:
     @property
     def _known(self) -> list[tuple[np.ndarray, np.ndarray]]:
         return [(values, copied) for values, copied in self.memorized.values() if copied.any()]
+
+
+def screen_for(
+    asked: Path | None,
+    own: Path | None,
+    *,
+    fingerprint: str,
+    num_steps: int,
+    guidance: float,
+) -> ScreenCalibration | None:
+    """The screen that is asked for; or the model's own, if it has one and it is for this sampler.
+
+    Raises:
+        FileNotFoundError, ValueError: of one that is asked for, that it is none or for another.
+    """
+    path = own if asked is None else asked
+    if path is None or (asked is None and not path.is_file()):
+        return None
+    found = ScreenCalibration.load(path)
+    try:
+        found.check(fingerprint, num_steps, guidance)
+    except ValueError:
+        if asked is not None:
+            raise
+        return None
+    return found

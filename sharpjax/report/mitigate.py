@@ -282,6 +282,11 @@ def remarks(rows: Rows, records: Rows, what: str) -> list[Block]:
             "Of the images of a prompt copies are at most the share under 'copies at most' (95%; "
             f"smallest {min(bounds):.2f}, largest {max(bounds):.2f}), if {ASSUMPTION}."
         )
+    elif any(row.get("tries") and row["images_after"] for row in rows):
+        lines.append(
+            "Nothing bounds the copies among these: what this screen misses is not known. sharpjax "
+            "screen finds out, by prompts whose copies are known; give what it writes by --screen."
+        )
     transitions = [d["transition"] for d in details if "transition" in d]
     if count := transitions.count(None):
         lines.append(

@@ -189,6 +189,22 @@ def compared_cases(directory: Path) -> list[Case]:
     return chosen + spread(rest, _CLEAN)
 
 
+def verified_cases(directory: Path) -> list[Case]:
+    """Memorized captions of the tuning part, whose copies say what a screen misses.
+
+    Of the captions of a template, which repeat one drawing and are therefore no independent
+    prompts, there is one.
+    """
+    names = {c.caption: c for c in read_captions(directory / CAPTIONS_NAME)}
+    chosen: dict[str, Case] = {}
+    for case in _captions(directory, everything=True):
+        caption = names[case.condition]
+        if case.verdict == "memorized" and case.part == "tuning" and caption.fixed:
+            key = caption.thing if caption.kind == "template" else caption.caption
+            chosen.setdefault(key, case)
+    return list(chosen.values())
+
+
 def typical(network: Model, directory: Path) -> tuple[str, ...]:
     """A few conditions or captions, memorized and not, by the model's own ground truth.
 
