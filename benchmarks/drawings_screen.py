@@ -1,20 +1,19 @@
 """Which look at a path tells copies, on the drawings: quantity, step, start and number of noises.
 
     python benchmarks/drawings_screen.py [--images 16]
-    python benchmarks/drawings_screen.py --chosen effective_dimension 8 --starts 0
+    python benchmarks/drawings_screen.py --chosen effective_dimension 12 --starts 0.1
 
 Of memorized captions whose images are copies sometimes (mixed ones, by their share q), of verbatim
 and template ones, and of clean general ones, every image is drawn with each look recorded and none
-dropped.  Prints, as Markdown, for both starts (guidance from the first step, and none in the first
-30%) and each look:
+dropped.  Prints, as Markdown, for every start (a share of the steps without guidance) and look:
 
 1. how well its value tells copies: AUC of copies against other images *of the same captions*
    (within: the mean over captions that have both) and against images of clean captions (pooled);
 2. what choosing the best of 5 by it leaves: copies, and images of the right thing that are no
    copies (exact over all choices of 5 of a caption's images);
-3. what a threshold that drops 10% of the clean captions' images leaves: images that pass, copies
-   among these, and the share of copies that it misses; and of 16 tries, where what never passes
-   shows nothing, copies and images of the right thing that are none.
+3. what a threshold that drops some of the clean captions' images (`--dropped`) leaves: images that
+   pass, copies among these, and the share of copies that it misses; and of 16 tries, where what
+   never passes shows nothing, copies and images of the right thing that are none.
 
 That is on the tuning part.  With `--chosen` one look is tried on the captions of the *test* part,
 by the threshold that the tuning part's clean captions set; and the bound on the copies among the
@@ -33,11 +32,11 @@ import numpy as np
 import sharpjax as sj
 from sharpjax.datasets.planted_drawings import planted_drawings
 from sharpjax.mitigation.copies_bound import copies_bound, miss_rate, pass_rate
-from sharpjax.mitigation.screen import FREE, MAX_TRIES, QUANTITIES, Look, screened
+from sharpjax.mitigation.screen import MAX_TRIES, QUANTITIES, Look, screened
 from sharpjax.models.load import find
 from sharpjax.runs.truth_of_drawings import load_judge
 
-STEPS, CHOICE, DROPPED = 25, 5, 0.1
+STEPS, CHOICE = 25, 5
 LOOKS = {
     "score_difference": (8, 9, 10, 12),
     "effective_dimension": (8, 10, 12, 14, 16),
@@ -51,8 +50,10 @@ def main():
     parser.add_argument("--chosen", nargs=2, metavar=("QUANTITY", "STEP"))
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--captions", type=int, default=5, help="of each kind")
-    parser.add_argument("--starts", type=float, nargs="*", default=[0.0, FREE])
+    parser.add_argument("--starts", type=float, nargs="*", default=[0.0, 0.1, 0.2, 0.3])
+    parser.add_argument("--dropped", type=float, default=0.1, help="share of clean images")
     arguments = parser.parse_args()
+    dropped = arguments.dropped
     directory = find(arguments.model).path
     model, planted = sj.load(arguments.model), planted_drawings()
     judge, _ = load_judge(directory, planted, model.vae)
@@ -84,7 +85,7 @@ def main():
         print(f"\n## {free:.0%} of the steps without guidance", flush=True)
         found, copied, right, rows = seen("tuning", free)
         limits = {
-            (quantity, step): np.quantile(QUANTITIES[quantity] * values[rows["clean"]], DROPPED)
+            (quantity, step): np.quantile(QUANTITIES[quantity] * values[rows["clean"]], dropped)
             for (quantity, step), values in found.items()
         }
         if arguments.chosen is None:
@@ -166,7 +167,7 @@ def tables(found, copied, right, rows, limits):
         f"{kind} {copied[at].mean():.2f} | {right[at].mean():.2f}" for kind, at in rows.items()
     ))  # fmt: skip
     heads = ["look", "within", "pooled"]
-    heads += [f"best of {CHOICE}, {kind}" for kind in kinds] + [f"passes, {kind}" for kind in kinds]
+    heads += [f"best of {CHOICE}, {kind}" for kind in kinds] + [f"passes, {kind}" for kind in rows]
     print("\n| " + " | ".join(heads) + " |\n" + "| --- " * len(heads) + "|")
     for (quantity, step), values in found.items():
         openness = QUANTITIES[quantity] * values  # larger: less like a copy
@@ -190,8 +191,7 @@ def tables(found, copied, right, rows, limits):
                 for v, c, r in zip(openness[at], copied[at], right[at], strict=True)
             ]
             cells.append("{:.2f} \\| {:.2f}".format(*np.mean(best, axis=0)))
-        for kind in kinds:
-            at = rows[kind]
+        for at in rows.values():
             passes = openness[at] >= limit
             share = copied[at][passes].mean() if passes.any() else np.nan
             missed = passes[copied[at]].mean() if copied[at].any() else np.nan
