@@ -57,7 +57,7 @@ def screen(
 ) -> None:
     """Set the screen of screened sampling: what drops a path, and how many copies slip through.
 
-    Looks at one path of every clean prompt, without guidance in its first 30%, and, of prompts that
+    Looks at one path of every clean prompt, without guidance in its first 20%, and, of prompts that
     --prompts labels memorized, at several, whose images a judge compares with --references.  Writes
     screen.json, which mitigate --screen takes: with it comes a bound on the copies among the images
     that it lets through.  Resumable.
