@@ -14,10 +14,14 @@ from diffusers import StableDiffusionPipeline
 import sharpjax as sj
 from sharpjax import zoo
 from sharpjax.checkpoints.component import from_pretrained
+from sharpjax.checkpoints.fingerprint import fingerprint
 from sharpjax.datasets.planted_drawings import SPLIT_PATH, planted_drawings
 from sharpjax.mitigation.drawing_judge import labels, read_control
+from sharpjax.mitigation.screen import FREE
+from sharpjax.mitigation.screen_calibration import SCREEN_NAME, ScreenCalibration
 from sharpjax.recipes.drawings_vae import psnr
 from sharpjax.report import drawings_truth
+from sharpjax.runs.cases import clean_prompts, verified_cases
 from sharpjax.runs.truth_of_drawings import load_judge, measured, truth
 
 FOLDER = zoo.find("drawings")
@@ -62,6 +66,19 @@ def test_size_and_files():
     for manifest in FOLDER.glob("*/manifest.sha256.json"):
         for name, digest in json.loads(manifest.read_text()).items():
             assert hashlib.sha256((manifest.parent / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_screen_is_of_this_model_and_of_the_tuning_part(model, truths):
+    """What `sharpjax mitigate` takes by default: nothing that it is reported on has set it."""
+    screen = ScreenCalibration.load(FOLDER / SCREEN_NAME)
+    screen.check(fingerprint(FOLDER), 50, model.default_guidance)
+    assert screen.free == FREE
+    assert list(screen.memorized) == [case.condition for case in verified_cases(FOLDER)]
+    known = {t.caption: t.part for t in truths}
+    assert {known[prompt] for prompt in screen.memorized} == {"tuning"}
+    assert len(screen.clean) == len(clean_prompts(FOLDER))
+    missed = screen.missed_by("screened", 0.1)
+    assert missed.value < missed.upper < 0.2
 
 
 @pytest.mark.slow
