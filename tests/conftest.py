@@ -41,6 +41,13 @@ from flax import nnx
 # by default is a quarter of the time.
 gc.set_threshold(200_000, 50, 100)
 
+# pytest imports readline, which tells the terminal's size to all processes that are started from
+# here on: without a word to `os.environ` of this one, but pytest-xdist's workers find it in theirs.
+# What a command prints into a pipe would be as narrow as that.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+    os.unsetenv(name)  # Python would not, of what it does not know
+
 UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 TINY_NAMES = ("0 x1", "0 x3", "0 x12", "1 x1", "1 x3", "1 x12")
 
