@@ -6,7 +6,6 @@
 import dataclasses
 import json
 import os
-import resource
 import shutil
 import struct
 import traceback
@@ -22,6 +21,7 @@ from damaged import SOURCE, Hang, report, time_limit, tuples
 from diffusers import AutoencoderKL as TorchAutoencoderKL
 from diffusers import UNet2DConditionModel as TorchUNet2DConditionModel
 from flax import nnx
+from resident import growth
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -624,13 +624,12 @@ def load_component(root, component):
 
 
 def check(goods, cases, folder):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    grown = growth()
     counts, wrong = fuzz(goods, load_component, cases, folder)
     report(counts)
     assert not wrong, f"{len(wrong)} of {len(cases)}:\n" + "\n".join(wrong[:20])
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"the process grew by {grown:.0f} MB")
-    assert grown < MEGABYTES
+    print(f"the process grew by {grown():.0f} MB")
+    assert grown() < MEGABYTES
     kinds = {kind for _, kind in counts}
     assert kinds == {"refused", "read, equal", "read, as the files say"}
 

@@ -9,7 +9,6 @@ import dataclasses
 import inspect
 import json
 import os
-import resource
 import shutil
 import time
 from pathlib import Path
@@ -55,6 +54,7 @@ from damaged import (
     write_pixel_model,
 )
 from flax import nnx
+from resident import growth
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sharpjax import LatentDiffusion
@@ -620,13 +620,12 @@ def put_through(load, goods, cases, folder, damages=DAMAGES):
 
 
 def check(goods, cases, folder):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    grown = growth()
     counts, wrong = put_through(LatentDiffusion.from_pretrained, goods, cases, folder)
     report(counts)
     assert not wrong, f"{len(wrong)} of {len(cases)}:\n" + "\n".join(wrong)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"the process grew by {grown:.0f} MB")
-    assert grown < MEGABYTES
+    print(f"the process grew by {grown():.0f} MB")
+    assert grown() < MEGABYTES
     assert {kind for _, kind in counts} == {"refused", "equal", "other"}
 
 
