@@ -92,9 +92,12 @@ def test_the_same_numbers_as_on_one_device(name, mixture, points):
 
 @pytest.mark.parametrize("name", ESTIMATORS | SLOW_ESTIMATORS)
 def test_the_same_numbers_on_every_mesh(name, mixture, points):
+    """An axis of points alone is `at_points`' own work, whatever the estimator: of four of them."""
     estimator, options = (ESTIMATORS | SLOW_ESTIMATORS)[name]
     one = at_points(estimator, mixture.score, points, **options)
-    for axes in MESHES.values():
+    for mesh, axes in MESHES.items():
+        if mesh == "points" and name in SLOW_ESTIMATORS:
+            continue
         _close(at_points(estimator, mixture.score, points, mesh=mesh_of(**axes), **options), one)
 
 

@@ -14,7 +14,7 @@ import matplotlib.image
 import pytest
 
 from sharpjax import cli
-from sharpjax.commands.options import tell_written
+from sharpjax.commands.options import tell_written, wide_console
 
 
 def sharpjax(*arguments, cwd=None, **options):
@@ -151,6 +151,13 @@ def test_what_scripts_read_is_not_broken_over_lines(capsys):
         f"Written to {path}: results.jsonl, grid.png; done",
         f"To look at: {path}/report.html",
     ]
+
+
+def test_no_test_is_told_a_width():
+    """Neither here nor in a process: the tables of a pipe are the same under pytest-xdist."""
+    code = "from sharpjax.commands import options; print(options.wide_console().width)"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (wide_console().width, child.stdout, child.stderr) == (160, "160\n", "")
 
 
 def test_version_and_help():

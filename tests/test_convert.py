@@ -274,7 +274,6 @@ def test_command_prints_what_it_wrote(source, tmp_path, monkeypatch, capsys):
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["sharpjax", "convert", *map(str, arguments)])
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")
-        monkeypatch.delenv("COLUMNS", raising=False)  # wide: the names of files are a column
         with pytest.raises(SystemExit) as stop:
             cli.main()
         return stop.value.code, *capsys.readouterr()

@@ -42,8 +42,13 @@ def test_all_the_way(tiny_model, tmp_path):
     about = json.loads((tmp_path / "d" / "about.json").read_text())
     assert len(about["sessions"]) == 2  # computing, and this
     assert ">Verdicts</h2>" in (tmp_path / "d" / "report.html").read_text()
+    assert (tmp_path / "d" / "verdicts.csv").is_file()
     plain = sj.report.finish_detection(tmp_path / "d")
     assert not any("verdict" in row for row in plain.rows)
+    for left in ("thresholds.json", "verdicts.csv"):
+        assert not (tmp_path / "d" / left).exists()
+    page = (tmp_path / "d" / "report.html").read_text()
+    assert "No verdicts: no thresholds were given." in page
 
 
 def mitigated(folder, methods):

@@ -3,13 +3,10 @@
 `fuzz` takes the function that loads, so that whole pipelines can be put through the same damage.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
-import resource
 import shutil
-import signal
 import struct
 import traceback
 from collections import Counter
@@ -20,38 +17,20 @@ import jax
 import numpy as np
 import pytest
 import torch
+from damaged import SOURCE, Hang, report, time_limit, tuples
 from diffusers import AutoencoderKL as TorchAutoencoderKL
 from diffusers import UNet2DConditionModel as TorchUNet2DConditionModel
 from flax import nnx
+from resident import growth
 from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-import sharpjax
 from sharpjax.checkpoints import from_pretrained, save_pretrained
 from sharpjax.checkpoints.directory import MANIFEST_NAME
 
 ROUNDS = 10 * int(os.environ.get("SHARPJAX_FUZZ", 1))  # of all kinds of damage
 SECONDS = 20  # that one case may take; the typical one takes 0.1
 MEGABYTES = 300  # that the process may grow by over all cases; their models are 0.1
-SOURCE = str(Path(sharpjax.__file__).parent)
-
-
-class Hang(BaseException):
-    """Not an `Exception`, so that no code under test can take it for its own."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds):
-    def stop(*_):
-        raise Hang
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # --- the undamaged directories -----------------------------------------------------------------
@@ -533,10 +512,6 @@ def stored(folder):
     return tensors, json.loads((folder / "config.json").read_text())
 
 
-def tuples(value):
-    return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-
 def is_what_the_files_say(module, folder, scratch):
     """Bit for bit, by a reader that shares nothing with ours but PyTorch's names."""
     found, _ = stored(save_pretrained(module, scratch))
@@ -648,25 +623,13 @@ def load_component(root, component):
     return {component: from_pretrained(root, component)}
 
 
-def report(counts):
-    kinds = sorted({kind for _, kind in counts})
-    total = Counter()
-    print(f"\n{'damage':28}" + "".join(f"{kind:>24}" for kind in kinds))
-    for name in sorted({name for name, _ in counts}):
-        print(f"{name:28}" + "".join(f"{counts[name, kind]:>24}" for kind in kinds))
-    for (_, kind), count in counts.items():
-        total[kind] += count
-    print(f"{sum(total.values()):<28}" + "".join(f"{total[kind]:>24}" for kind in kinds))
-
-
 def check(goods, cases, folder):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    grown = growth()
     counts, wrong = fuzz(goods, load_component, cases, folder)
     report(counts)
     assert not wrong, f"{len(wrong)} of {len(cases)}:\n" + "\n".join(wrong[:20])
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"the process grew by {grown:.0f} MB")
-    assert grown < MEGABYTES
+    print(f"the process grew by {grown():.0f} MB")
+    assert grown() < MEGABYTES
     kinds = {kind for _, kind in counts}
     assert kinds == {"refused", "read, equal", "read, as the files say"}
 

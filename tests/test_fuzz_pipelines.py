@@ -1,93 +1,75 @@
-"""Directories of pipelines damaged at random: Stable Diffusion's in all that is not weights.
-
-And those of XL, 3 with T5 and without, and DiT in whatever lies there.
+"""Directories of Stable Diffusion damaged at random, in all that is not weights.
 
 Refused in one clear error, or read for what they are: the same model bit for bit, or the other
 model that the files describe to diffusers and transformers.
 """
 
 import contextlib
-import copy
 import dataclasses
-import importlib
 import inspect
 import json
 import os
-import resource
 import shutil
-import signal
-import tempfile
 import time
-import traceback
-import warnings
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
+import damaged
 import diffusers
 import jax
 import numpy as np
 import pytest
+from damaged import (
+    ANY,
+    INDEX,
+    SCHEDULE,
+    SETTINGS,
+    VALUES,
+    Damage,
+    Good,
+    a_json,
+    a_needed_file,
+    a_part,
+    an_empty_part,
+    bits,
+    cut,
+    differing_schedule,
+    differing_tokens,
+    edit,
+    edit_bytes,
+    flip,
+    foreign_part,
+    fuzz,
+    no_object,
+    one,
+    parts_of,
+    pick,
+    report,
+    set_key,
+    swapped,
+    time_limit,
+    token_ids,
+    tuples,
+    without_a_part,
+    without_file,
+    write_pixel_model,
+)
 from flax import nnx
-from safetensors.numpy import load_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5TokenizerFast
+from resident import growth
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-import sharpjax
 from sharpjax import LatentDiffusion
 from sharpjax.checkpoints.directory import MANIFEST_NAME
 from sharpjax.checkpoints.pipeline import LATENT
 
 ROUNDS = 3 * int(os.environ.get("SHARPJAX_FUZZ", 1))  # of all kinds of damage
-SECONDS = 60  # that one case may take; the typical one takes 0.3, on a busy machine 10
 MEGABYTES = 600  # that the process may grow by over all cases, compiled encoders included
-LETTERS = 1500  # of an error
-SOURCE = str(Path(sharpjax.__file__).parent)
-PROBES = (
-    "", "a cat", "cat dog cat", "The DOG, 1999!", "caca dodo", "  spaces \t\n", "don't we'll",
-    "<|endoftext|> cat", "a<|startoftext|>b", "\u00e9\u0301 \u00fc \U0001f408", "\x00\x7f",
-    "dog " * 30,
-)  # fmt: skip
-INDEX, SCHEDULER, SETTINGS = "model_index.json", "scheduler_config.json", "tokenizer_config.json"
 NETWORKS = ("text_encoder", "unet", "vae")
 
 # of NumPy 2, inside diffusers
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-class Hang(BaseException):
-    """Not an `Exception`, so that no code under test can take it for its own."""
-
-
-@contextlib.contextmanager
-def time_limit(seconds):
-    def stop(*_):
-        raise Hang
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    start = time.monotonic()
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-        if time.monotonic() - start >= seconds:  # even if something has caught it
-            raise Hang
-
-
 # --- the undamaged directories -----------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Good:
-    """A directory, what is read from it, and parts that fit no other part."""
-
-    root: Path
-    model: LatentDiffusion
-    manifest: bool
-    old: bool  # vocab.json and merges.txt count, not tokenizer.json
-    misfits: Path
-    pixels: Path
 
 
 def write_misfits(model, folder):
@@ -112,22 +94,6 @@ def write_misfits(model, folder):
         kinds[part](**getattr(model, part).config | changes).save_pretrained(folder / name)
 
 
-def write_pixel_model(folder):
-    """Of `PixelDiffusion`: it holds a UNet2DModel and names of conditions."""
-    unet = diffusers.UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8,),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        num_class_embeds=3,
-    )
-    diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler()).save_pretrained(folder)
-    (folder / "conditions.json").write_text('{"conditions": ["0", "1"]}')
-    return folder
-
-
 @pytest.fixture(scope="module")
 def goods(tmp_path_factory, stable_diffusion_directory):
     """By PyTorch, in the layout of Stable Diffusion 1 and 2, and by us with manifests."""
@@ -141,49 +107,13 @@ def goods(tmp_path_factory, stable_diffusion_directory):
     write_misfits(model, top / "misfits")
     pixels = write_pixel_model(top / "pixels")
     return [
-        Good(root, LatentDiffusion.from_pretrained(root), root == ours, root == old,
-             top / "misfits", pixels)
+        Good(root, LatentDiffusion.from_pretrained(root), pixels, root == ours, old=root == old,
+             others=top / "misfits")
         for root in (theirs, old, ours)
     ]  # fmt: skip
 
 
 # --- damage ------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Damage:
-    """One way to spoil a directory: `change(root, good, rng)`.
-
-    It returns what the error must name; those of `ELSEWHERE` first what to read instead.
-    `outcomes` is `"refused"`, `"equal"`, `"other"` (what the files say), or several.
-    """
-
-    change: Callable
-    outcomes: str = "refused"
-    manifest: bool | None = None  # of the directories it is for
-    old: bool | None = None
-    family: str | None = None  # of those below
-
-
-ANY = "refused equal other"
-VALUES = (
-    None, True, False, 0, -1, 1, 2, 7, 1.5, -0.0, 1e300, 10**6, 10**9, 10**18, 10**400, "", "x",
-    "1", [], [1], [0.1, 0.2], ["1"], [True], [None], [{}], [10**400], [[0.1], [0.1, 0.2]], [["a"]],
-    {}, {"a": 1}, {"content": "a"}, {"content": "cat</w>", "lstrip": 1}, "cat</w>", "linear",
-    "../../etc/passwd", "/etc/passwd", "\u00e9", "\u0000", "a\nb", "\ud800", [None, None],
-)  # fmt: skip
-
-
-def pick(rng, values):
-    values = list(values)
-    return copy.deepcopy(values[rng.integers(len(values))])
-
-
-def edit(path, change):
-    """`change(value)` edits the JSON of a file; what it returns goes there instead."""
-    value = json.loads(path.read_text())
-    instead = change(value)
-    path.write_text(json.dumps(value if instead is None else instead))
 
 
 def raw(path, key, text, *, also=False):
@@ -193,17 +123,6 @@ def raw(path, key, text, *, also=False):
         del value[key]
     head = json.dumps(value)[:-1]
     path.write_text(f'{head}, "{key}": {text}}}')
-
-
-def set_key(find, keys, values):
-    def change(root, good, rng):
-        path = root / find
-        key = pick(rng, keys(json.loads(path.read_text())) if callable(keys) else keys)
-        value = pick(rng, values)
-        edit(path, lambda config: config.update({key: value}))
-        return path, key
-
-    return change
 
 
 def tokenizer_key(keys):
@@ -229,40 +148,10 @@ def raw_key(find, keys, texts, *, also=False, named=True):
     return change
 
 
-def edit_bytes(find, change):
-    def damage(root, good, rng):
-        path = find(root, rng)
-        data = bytearray(path.read_bytes())
-        path.write_bytes(change(data, rng))
-        return (path.parent,)
-
-    return damage
-
-
-def flip(data, rng):
-    for _ in range(int(rng.integers(1, 4))):
-        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
-    return data
-
-
-def cut(data, rng):  # at least the last brace
-    return data[: int(rng.integers(len(data) - 2))]
-
-
-def one(*names):
-    return lambda root, rng: root / pick(rng, names)
-
-
 def a_tokenizer_file(root, rng, suffix=".*"):
     return pick(rng, sorted((root / "tokenizer").glob(f"*{suffix}")))
 
 
-def a_json(root, rng):
-    folder = root / pick(rng, ["", *parts_of(root)])
-    return pick(rng, sorted(p for p in folder.glob("*.json") if p.name != MANIFEST_NAME))
-
-
-SCHEDULE = f"scheduler/{SCHEDULER}"
 SETTING = f"tokenizer/{SETTINGS}"
 READ_KEYS = (
     "beta_schedule", "num_train_timesteps", "beta_start", "beta_end", "trained_betas",
@@ -461,17 +350,11 @@ def no_vocabulary(root, good, rng):
     return "tokenizer", "no " if name == SETTINGS else name
 
 
-def no_object(root, good, rng):
-    path = a_json(root, rng)
-    path.write_text(pick(rng, ["[]", "3", "null", '"x"', "[{}]", "true", "\ufeff{}", "{}x", "{,}"]))
-    return (path,)
-
-
 def misfit(root, good, rng):
-    name = pick(rng, sorted(p.name for p in good.misfits.iterdir()))
+    name = pick(rng, sorted(p.name for p in good.others.iterdir()))
     part, key = name.split(".")
     shutil.rmtree(root / part)
-    shutil.copytree(good.misfits / name, root / part)
+    shutil.copytree(good.others / name, root / part)
     return part, key
 
 
@@ -481,60 +364,6 @@ def part_size(key, values):
         return "unet", key
 
     return change
-
-
-def swapped(root, good, rng):
-    a, b = rng.permutation(parts_of(root))[:2]
-    for old, new in ((a, "x"), (b, a), ("x", b)):
-        (root / old).rename(root / new)
-    return ()
-
-
-def parts_of(root, holding="*.json"):
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and any(path.glob(holding)))
-
-
-def a_part(root, rng):
-    return root / pick(rng, parts_of(root))
-
-
-def without_a_part(root, good, rng):
-    part = a_part(root, rng)
-    shutil.rmtree(part)
-    if rng.random() < 0.5:
-        part.write_text("{}") if rng.random() < 0.7 else os.mkfifo(part)
-    return (part.name,)
-
-
-def an_empty_part(root, good, rng):
-    part = a_part(root, rng)
-    shutil.rmtree(part)
-    part.mkdir()
-    return (part,)
-
-
-def foreign_part(root, good, rng):
-    part = pick(rng, parts_of(root, "config.json"))
-    shutil.rmtree(root / part)
-    shutil.copytree(good.pixels / "unet", root / part)
-    return (root / part,)
-
-
-def a_needed_file(root, good, rng):
-    part = a_part(root, rng)
-    if part.name == "tokenizer_3":
-        return part / "tokenizer.json"
-    if part.name.startswith("tokenizer"):
-        return part / SETTINGS
-    return pick(rng, sorted(p for p in part.iterdir() if p.name != MANIFEST_NAME))
-
-
-def without_file(root, good, rng):
-    path = a_needed_file(root, good, rng)
-    path.unlink()
-    if rng.random() < 0.6:
-        path.mkdir() if rng.random() < 0.5 else os.mkfifo(path)
-    return path.parent, path.name
 
 
 def folder_link_outside(root, good, rng):
@@ -595,7 +424,7 @@ def hub_cache(*, foreign):
 
 def only_pickle(root, good, rng):
     networks = parts_of(root, "config.json")
-    for part in pick(rng, [*([one] for one in networks), networks]):
+    for part in pick(rng, [*([name] for name in networks), networks]):
         for path in (root / part).glob("*.safetensors"):
             path.unlink()
         name = pick(rng, ["diffusion_pytorch_model.bin", "pytorch_model.bin", "x.ckpt"])
@@ -746,24 +575,14 @@ DAMAGES = {
     "link: file outside": Damage(file_link_outside),
     "link: nowhere": Damage(file_link_to_itself),
     "link: file inside": Damage(file_link_inside, "equal"),
-    "link: hub cache": Damage(hub_cache(foreign=False), "equal"),
-    "link: other cache": Damage(hub_cache(foreign=True)),
-    "other directory": Damage(other_directory),
+    "link: hub cache": Damage(hub_cache(foreign=False), "equal", elsewhere=True),
+    "link: other cache": Damage(hub_cache(foreign=True), elsewhere=True),
+    "other directory": Damage(other_directory, elsewhere=True),
     "unrelated file": Damage(unrelated, "equal"),
 }  # fmt: skip
 
 
 # --- what must come out ------------------------------------------------------------------------
-
-
-def token_ids(tokenizer):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of prompts that are cut
-        return tokenizer(PROBES)
-
-
-def bits(tree):
-    return [(x.shape, x.dtype, np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
 
 
 def is_equal(model, good):
@@ -775,10 +594,6 @@ def is_equal(model, good):
         and np.array_equal(token_ids(model.tokenizer), token_ids(good.tokenizer))
         and all(getattr(model, part).config == getattr(good, part).config for part in NETWORKS)
     )
-
-
-def tuples(value):
-    return tuple(map(tuples, value)) if isinstance(value, list) else value
 
 
 def differs(model, good, root):
@@ -800,139 +615,17 @@ def differs(model, good, root):
     return differing_tokens(model.tokenizer, root / "tokenizer")
 
 
-def differing_schedule(model, root):
-    index = json.loads((root / INDEX).read_text())
-    told = json.loads((root / SCHEDULE).read_text())
-    kind = getattr(diffusers, index["scheduler"][1])
-    told = {**kind().config, **{key: value for key, value in told.items() if value is not None}}
-    keys = inspect.signature(diffusers.DDIMScheduler.__init__).parameters.keys() - {"self"}
-    theirs = diffusers.DDIMScheduler(**{key: told[key] for key in keys & told.keys()})
-    expected = theirs.alphas_cumprod.double().numpy()
-    if model.schedule.alphas.shape != expected.shape:
-        return "schedule: length"
-    # theirs runs in float32
-    if not np.allclose(model.schedule.alphas**2, expected, rtol=5e-4, atol=1e-6):
-        return "schedule: alphas"
-    if not np.allclose(model.schedule.sigmas**2, 1 - expected, rtol=5e-4, atol=1e-6):
-        return "schedule: sigmas"
-    for key in ("prediction_type", "timestep_spacing", "set_alpha_to_one"):
-        if key in told and getattr(model.schedule, key) != told[key]:
-            return f"schedule: {key}"
-    return None
-
-
-def differing_tokens(ours, folder):
-    length = json.loads((folder / SETTINGS).read_text())["model_max_length"]
-    with tempfile.TemporaryDirectory() as copied:
-        shutil.copytree(folder, copied, dirs_exist_ok=True)
-        # transformers would read whatever file is named there
-        edit(
-            Path(copied) / SETTINGS,
-            lambda c: {
-                k: v for k, v in c.items() if k not in ("vocab", "merges", "tokenizer_file")
-            },
-        )
-        tokenizer = CLIPTokenizer.from_pretrained(copied, local_files_only=True)
-    options = dict(padding="max_length", truncation=True, max_length=length)
-    if not np.array_equal(token_ids(ours), tokenizer(list(PROBES), **options)["input_ids"]):
-        return "tokenizer: ids"
-    return None
-
-
-def outcome(load, good, root, named, judge):
-    """`(kind, message)`; a kind that starts with "BAD" is a failure."""
-    try:
-        with time_limit(SECONDS):
-            model = load(root)
-    except Hang:
-        return "BAD: hangs", ""
-    except (ValueError, OSError) as error:
-        message, words = str(error), str(error).replace("_", " ")
-        last = traceback.extract_tb(error.__traceback__)[-1].filename
-        if not last.startswith(SOURCE):
-            return "BAD: an error of another library", message
-        if str(root) not in message:
-            return "BAD: names no file", message
-        for name in named:
-            if str(name).replace("_", " ") not in words:
-                return f"BAD: does not name {name!r}", message
-        if "\n" in message or len(message) > LETTERS:
-            return "BAD: a long message", f"{len(message)} {message[:300]!r}"
-        return "refused", message
-    except BaseException as error:  # a panic of a library in Rust is no Exception
-        return f"BAD: {type(error).__name__}", "".join(traceback.format_exception(error)[-3:])
-    try:
-        wrong = judge[0](model, good, root)
-    except Exception as error:
-        wrong = f"what others cannot read: {type(error).__name__}: {error}"
-    if wrong:
-        return "BAD: read something else", wrong
-    return ("equal" if judge[1](model, good) else "other"), ""
-
-
-def fuzz(goods, load, cases, folder, *, damages=DAMAGES, judge=(differs, is_equal), seed=0):
-    """Put `load` through the `cases` (numbers; a case is the same in every run).
-
-    Returns:
-        `Counter` of `(damage, outcome)`, and what went wrong in words.
-    """
-    counts, wrong, slowest = Counter(), [], (0.0, "")
-    names = sorted(damages)
-    for case in cases:
-        rng = np.random.default_rng([seed, case])
-        name = names[case % len(names)]
-        damage = damages[name]
-        good = pick_good(rng, goods, damage)
-        root = Path(shutil.copytree(good.root, folder / f"case{case}" / "model"))
-        named = damage.change(root, good, rng)
-        if name in ELSEWHERE:
-            root, *named = named
-        if good.manifest:  # the file's digest may be what is wrong
-            named = [n for n in named if isinstance(n, Path)]
-        start = time.monotonic()
-        kind, message = outcome(load, good.model, root, named, judge)
-        slowest = max(slowest, (time.monotonic() - start, f"case {case}, {name}"))
-        counts[name, kind] += 1
-        if kind not in damage.outcomes.split():
-            wrong.append(f"case {case}, {name}, {good.root.name}: {kind}: {message}")
-        elif os.environ.get("SHOW"):
-            print(case, name, kind, message.replace(str(folder), "")[:230])
-        shutil.rmtree(folder / f"case{case}")
-    print(f"\nslowest: {slowest[0]:.1f} s, {slowest[1]}")
-    return counts, wrong
-
-
-ELSEWHERE = {"link: hub cache", "link: other cache", "other directory"}
-
-
-def pick_good(rng, goods, damage):
-    fitting = [
-        g for g in goods
-        if damage.manifest in (None, g.manifest) and damage.old in (None, g.old)
-        and damage.family in (None, family_of(g.root))
-    ]  # fmt: skip
-    return fitting[rng.integers(len(fitting))]
-
-
-def report(counts):
-    kinds = sorted({kind for _, kind in counts})
-    total = Counter()
-    print(f"\n{'damage':28}" + "".join(f"{kind:>10}" for kind in kinds))
-    for name in sorted({name for name, _ in counts}):
-        print(f"{name:28}" + "".join(f"{counts[name, kind]:>10}" for kind in kinds))
-    for (_, kind), count in counts.items():
-        total[kind] += count
-    print(f"{sum(total.values()):<28}" + "".join(f"{total[kind]:>10}" for kind in kinds))
+def put_through(load, goods, cases, folder, damages=DAMAGES):
+    return fuzz(goods, load, cases, folder, damages=damages, judge=(differs, is_equal))
 
 
 def check(goods, cases, folder):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    counts, wrong = fuzz(goods, LatentDiffusion.from_pretrained, cases, folder)
+    grown = growth()
+    counts, wrong = put_through(LatentDiffusion.from_pretrained, goods, cases, folder)
     report(counts)
     assert not wrong, f"{len(wrong)} of {len(cases)}:\n" + "\n".join(wrong)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    print(f"the process grew by {grown:.0f} MB")
-    assert grown < MEGABYTES
+    print(f"the process grew by {grown():.0f} MB")
+    assert grown() < MEGABYTES
     assert {kind for _, kind in counts} == {"refused", "equal", "other"}
 
 
@@ -953,7 +646,7 @@ def test_the_fuzzer_notices(goods, tmp_path, monkeypatch):
 
     def fails_with(load, name, text, cases=2):
         damages = {name: DAMAGES[name]}
-        counts, wrong = fuzz(goods, load, range(cases), tmp_path, damages=damages)
+        counts, wrong = put_through(load, goods, range(cases), tmp_path, damages)
         assert len(wrong) == cases, counts
         assert all(text in line for line in wrong), wrong
 
@@ -995,228 +688,8 @@ def test_the_fuzzer_notices(goods, tmp_path, monkeypatch):
     fails_with(elsewhere, "index: truncated", "BAD: names no file")
     fails_with(one_bit, "unrelated file", "BAD: read something else: unet: parameters")
     fails_with(other_noise, "unrelated file", "BAD: read something else: schedule: alphas")
-    monkeypatch.setitem(globals(), "SECONDS", 1)
+    monkeypatch.setattr(damaged, "SECONDS", 1)
     fails_with(hides, "unrelated file", "BAD: hangs", cases=1)
-
-
-# --- the families of today ---------------------------------------------------------------------
-
-FAMILIES = {  # the file whose `make` writes one, and what it is asked
-    "xl": ("test_latent_diffusion_xl", {}),
-    "three": ("test_latent_diffusion_3", {}),
-    "three without T5": ("test_latent_diffusion_3", {"t5": False}),
-    "classes": ("test_dit", {"classes": 5, "labels": dict(enumerate("abcde"))}),
-}
-FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
-DISCRETE = {"_class_name": "DDIMScheduler", "beta_schedule": "linear"}
-
-
-@pytest.fixture(scope="module")
-def families(tmp_path_factory, stable_diffusion_directory, goods):
-    """Of each family one by PyTorch and one by us, with manifests."""
-    top, found = tmp_path_factory.mktemp("families"), []
-    for name, (file, options) in FAMILIES.items():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(str(Path(__file__).parent))
-            make = importlib.import_module(file).make
-        text = () if name == "classes" else (stable_diffusion_directory / "tokenizer",)
-        theirs, ours = top / name, top / f"{name}, ours"
-        make(*text, theirs, **options)
-        sharpjax.load(theirs).save_pretrained(ours)
-        found += [
-            Good(root, sharpjax.load(root), root is ours, False, top, goods[0].pixels)
-            for root in (theirs, ours)
-        ]
-    return found
-
-
-def family_of(root):
-    return root.name.split(",")[0]
-
-
-def of_the_index(root):
-    """The parts that it names."""
-    index = json.loads((root / INDEX).read_text())
-    return [part for part in parts_of(root) if isinstance(index.get(part), list)]
-
-
-def index_part(root, good, rng):
-    part = pick(rng, of_the_index(root))
-    value = pick(rng, VALUES)
-    edit(root / INDEX, lambda index: index.update({part: value}))
-    return (root,)
-
-
-def other_family(root, good, rng):
-    """A part of the same name, from a directory of another family."""
-    part = pick(rng, of_the_index(root))
-    others = [
-        folder for folder in sorted(good.misfits.iterdir())
-        if family_of(folder) != family_of(good.root) and (folder / part).is_dir()
-    ]  # fmt: skip
-    if not others:
-        return without_a_part(root, good, rng)
-    shutil.rmtree(root / part)
-    shutil.copytree(pick(rng, others) / part, root / part)
-    return (root,)
-
-
-def other_schedule(root, good, rng):
-    """Flow matching under a network of noise, or noise levels under one of flows."""
-    told = json.loads((root / SCHEDULE).read_text())
-    is_flow = told["_class_name"] == FLOW["_class_name"]
-    instead = DISCRETE if is_flow else FLOW
-    (root / SCHEDULE).write_text(json.dumps(instead))
-    if rng.random() < 0.5:
-        entry = ["diffusers", instead["_class_name"]]
-        edit(root / INDEX, lambda index: index.update(scheduler=entry))
-        return (root, "scheduler" if is_flow else "_class_name")
-    return root / SCHEDULE, "_class_name"
-
-
-def half_a_t5(root, good, rng):
-    part = pick(rng, ["text_encoder_3", "tokenizer_3"])
-    instead = pick(rng, [[None, None], None])
-    edit(root / INDEX, lambda index: index.update({part: instead}))
-    return (root, "text_encoder_3", "tokenizer_3")
-
-
-def no_t5(root, good, rng):
-    for part in ("text_encoder_3", "tokenizer_3"):
-        edit(root / INDEX, lambda index, part=part: index.update({part: [None, None]}))
-        if rng.random() < 0.5:
-            shutil.rmtree(root / part)
-    return ()
-
-
-def a_token_more(root, good, rng):
-    """One more than its encoder knows."""
-    part = pick(rng, [part for part in of_the_index(root) if part.startswith("tokenizer")])
-
-    def change(value):
-        entry = {"id": 5000, "content": "one more", "special": False, "single_word": False,
-                 "lstrip": False, "rstrip": False, "normalized": False}  # fmt: skip
-        value["added_tokens"].append(entry)
-
-    edit(root / part / "tokenizer.json", change)
-    return root, part
-
-
-def time_ids(root, good, rng):
-    keys = ["addition_time_embed_dim", "projection_class_embeddings_input_dim"]
-    path, key = root / "unet/config.json", pick(rng, keys)
-    change = pick(rng, [-1, 1, 6, 12])
-    edit(path, lambda config: config.update({key: config[key] + change}))
-    return (root, key) if key == keys[0] else (root,)
-
-
-def a_config(root, rng):
-    return pick(rng, sorted(root.glob("*/config.json")))
-
-
-def a_weight_file(root, rng):
-    return pick(rng, sorted(root.glob("*/*.safetensors")))
-
-
-def header(data, rng):
-    """A bit in the part that says what there is."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    data[int(rng.integers(end))] ^= 1 << int(rng.integers(8))
-    return data
-
-
-FAMILY_DAMAGES = {
-    "index: part": Damage(index_part),
-    "index: bits": Damage(edit_bytes(one(INDEX), flip), ANY),
-    "index: truncated": Damage(edit_bytes(one(INDEX), cut)),
-    "JSON: bits": Damage(edit_bytes(a_json, flip), ANY),
-    "JSON: no object": Damage(no_object),
-    "config: value": Damage(
-        lambda root, good, rng: set_key(a_config(root, rng).relative_to(root), list, VALUES)(
-            root, good, rng
-        )[:1],
-        ANY,
-    ),
-    "weights: header": Damage(edit_bytes(a_weight_file, header), ANY),
-    "weights: truncated": Damage(edit_bytes(a_weight_file, cut)),
-    "schedule: of another family": Damage(other_schedule),
-    "schedule: value": Damage(set_key(SCHEDULE, list, VALUES), ANY),
-    "schedule: bits": Damage(edit_bytes(one(SCHEDULE), flip), ANY),
-    "part: missing": Damage(without_a_part),
-    "part: empty": Damage(an_empty_part),
-    "part: file missing": Damage(without_file),
-    "part: swapped": Damage(swapped, "refused other"),
-    "part: of a pixel model": Damage(foreign_part),
-    "part: of another family": Damage(other_family, ANY),
-    "T5: half": Damage(half_a_t5, family="three"),
-    "T5: absent": Damage(no_t5, "other", family="three"),
-    "tokenizer: too many tokens": Damage(a_token_more, manifest=False, family="three"),
-    "time ids": Damage(time_ids, family="xl"),
-}
-
-
-def saved_weights(folder):
-    tensors = load_file(next(folder.glob("*.safetensors")))
-    tensors.pop("encoder.embed_tokens.weight", None)  # T5's table under its other name
-    return {
-        key.removeprefix("text_model."): value.astype(np.float32) for key, value in tensors.items()
-    }
-
-
-def family_differs(model, good, root):
-    """As `differs`, weights too."""
-    index = json.loads((root / INDEX).read_text())
-    there = [part for part in parts_of(root) if index.get(part) not in (None, [None, None])]
-    with tempfile.TemporaryDirectory() as folder:
-        saved = model.save_pretrained(Path(folder) / "model")
-        if parts_of(saved) != there:
-            return f"parts: {parts_of(saved)}, not {there}"
-        for part in parts_of(saved, "config.json"):
-            if bits(saved_weights(saved / part)) != bits(saved_weights(root / part)):
-                return f"{part}: parameters"
-            ours, told = (json.loads((top / part / "config.json").read_text())
-                          for top in (saved, root))  # fmt: skip
-            for key in ours.keys() & told.keys():
-                if ours[key] != told[key]:
-                    return f"{part}: {key}"
-    if "text_encoder" not in there:
-        names = index["id2label"]
-        if model.conditions != tuple(names[str(i)] for i in range(len(model.conditions))):
-            return "names of classes"
-    for name in ("tokenizer", "tokenizer_2"):
-        if name in there and (wrong := differing_tokens(getattr(model, name), root / name)):
-            return f"{name}: {wrong}"
-    if "tokenizer_3" in there:
-        theirs = T5TokenizerFast.from_pretrained(root / "tokenizer_3")
-        ids = theirs(list(PROBES), padding="max_length", max_length=256)["input_ids"]
-        if not np.array_equal(token_ids(model.tokenizer_3), ids):
-            return "tokenizer_3: ids"
-    if index["scheduler"][1] != FLOW["_class_name"]:
-        return differing_schedule(model, root)
-    theirs = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(root / "scheduler")
-    theirs.set_timesteps(7)
-    if not np.allclose(model.schedule.timesteps(7), theirs.timesteps, rtol=1e-5):
-        return "schedule: timesteps"
-    return None
-
-
-def is_equal_family(model, good):
-    def tokens(model):
-        found = (getattr(model, f"tokenizer{n}", None) for n in ("", "_2", "_3"))
-        return [None if one is None else token_ids(one).tolist() for one in found]
-
-    return bits(model) == bits(good) and tokens(model) == tokens(good)
-
-
-@pytest.mark.slow
-def test_the_families_of_today(families, tmp_path):
-    counts, wrong = fuzz(
-        families, sharpjax.load, range(2 * ROUNDS * len(FAMILY_DAMAGES)), tmp_path,
-        damages=FAMILY_DAMAGES, judge=(family_differs, is_equal_family),
-    )  # fmt: skip
-    report(counts)
-    assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
-    assert {kind for _, kind in counts} == {"refused", "equal", "other"}
 
 
 # --- what the fuzzer found ---------------------------------------------------------------------

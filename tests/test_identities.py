@@ -43,7 +43,6 @@ def run(monkeypatch, capsys, *arguments):
     """Exit status, output and errors of the command, run in this process."""
     monkeypatch.setattr(sys, "argv", ["sharpjax", "verify", *map(str, arguments)])
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")  # leave JAX's configuration alone
-    monkeypatch.delenv("COLUMNS", raising=False)  # piped: as wide as a table may be
     with pytest.raises(SystemExit) as stop:
         cli.main()
     captured = capsys.readouterr()

@@ -1,7 +1,5 @@
 """What is compiled for a score, how often, and that it is given up again."""
 
-import subprocess
-import sys
 import textwrap
 
 import jax
@@ -9,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from resident import IS_TOLD, child
 
 from sharpjax import Gaussian, ScorePair, curvature
 from sharpjax.curvature.programs import as_pytree, compiled
@@ -203,9 +202,10 @@ def test_programs_of_old_structures_are_given_up():
 
 
 LOOP = """
-import gc, resource, sys
+import gc, sys
 import jax, jax.numpy as jnp
 from jax.tree_util import Partial
+from resident import growth
 from sharpjax import Gaussian, ScorePair, curvature
 
 key, x = jax.random.key(0), jnp.ones(3)
@@ -219,12 +219,12 @@ for i in range(20 + int(sys.argv[1])):
     curvature.lanczos(score, x, key=key, num_matvecs=2)
     if i == 19:
         gc.collect()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(compiled)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, len(compiled)
-print((after[0] - before[0]) / 1024, after[1] - before[1])
+        grown, before = growth(), len(compiled)
+print(grown(), len(compiled) - before)
 """
 
 
+@pytest.mark.skipif(not IS_TOLD, reason="needs Linux")
 @pytest.mark.parametrize(
     ("score", "calls", "compiles"),
     [
@@ -235,11 +235,8 @@ print((after[0] - before[0]) / 1024, after[1] - before[1])
 )
 def test_memory_is_flat(score, calls, compiles):
     """Peak memory from call 20 on; 2.8 to 4.5 MB a call were kept for ever."""
-    code = textwrap.dedent(LOOP.replace("{score}", score))
-    child = subprocess.run(
-        [sys.executable, "-c", code, str(calls)], capture_output=True, text=True, check=True
-    )
-    megabytes, programs = map(float, child.stdout.split())
+    found = child(textwrap.dedent(LOOP.replace("{score}", score)), calls).stdout
+    megabytes, programs = map(float, found.split())
     assert megabytes < 100
     assert (programs > 0) == compiles
 

@@ -1,7 +1,7 @@
 """Networks of SDXL, SD3, DiT and T5 at configurations drawn at random, against PyTorch's.
 
 Outputs to 1e-4 of the largest, tangents to 1e-3. A case is its family and its number, which is its
-seed; `SHARPJAX_FUZZ=10` draws ten times as many.
+seed; `SHARPJAX_FUZZ=10` draws eighty of each family.
 """
 
 import os
@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpjax.checkpoints import from_pretrained
 
-DRAWS = 8 * int(os.environ.get("SHARPJAX_FUZZ", 1))
+TIMES = int(os.environ.get("SHARPJAX_FUZZ", 1))
 CROSS, PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
 
 
@@ -165,9 +165,15 @@ def our_value_and_tangent(module, x, v, told):
     return jax.jvp(function, (x,), (v,))
 
 
+# Of eight draws those with every value of every choice that the eight have, and most of their pairs
+# of values; of XL, which has most choices, all eight.
+SEEDS = {of_sd3: (0, 1, 2, 4, 5), of_dit: (0, 1, 2, 3, 6), of_xl: range(8), of_t5: (0, 1, 2, 5, 6)}
+CASES = [(family, seed) for family, few in SEEDS.items()
+         for seed in (few if TIMES == 1 else range(8 * TIMES))]  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(DRAWS))
-@pytest.mark.parametrize("family", [of_sd3, of_dit, of_xl, of_t5])
+@pytest.mark.parametrize(("family", "seed"), CASES)
 def test_value_and_tangent(family, seed, tmp_path):
     draw = Draw(seed)
     kind, config, x, told = family(draw)

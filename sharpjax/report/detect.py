@@ -124,7 +124,7 @@ def read(run: Run) -> Detection:
 
 
 def write(folder: Path, found: Detection) -> list[Path]:
-    """The tables and plots of a run; their paths."""
+    """The tables and plots of a run; their paths. Those that an earlier judgement left go."""
     if not found.judged.records:
         return []
     tables = {
@@ -139,6 +139,9 @@ def write(folder: Path, found: Detection) -> list[Path]:
         written.append(plots.write(curves, folder / "roc.png"))
     if (by_level := dose(found)) is not None:
         written.append(plots.write(by_level[1], folder / "dose_response.png"))
+    for name in {*tables, THRESHOLDS_NAME, "roc.png", "dose_response.png"}:
+        if folder / name not in written:  # thresholds of old verdicts would be read as these
+            (folder / name).unlink(missing_ok=True)
     return written
 
 
