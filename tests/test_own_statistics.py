@@ -229,8 +229,8 @@ def test_costs_that_settings_say():
         "step_displacement": ("paths", 400, 0),
         "tiled_l2": ("paths", 400, 0),
         "p_laplacian": ("paths", 400 + 4 * 128, 0),
-        "gap_flux": ("gap", 192, 0),
-        "gap_divergence": ("gap", 12, 48),
-        "image_gap_flux": ("gap", 528, 0),
-        "condition_jacobian": ("gap", 6, 6),
+        "gap_flux": ("traces", 192, 0),
+        "gap_divergence": ("traces", 12, 48),
+        "image_gap_flux": ("paths", 528, 0),
+        "condition_jacobian": ("traces", 6, 6),
     }

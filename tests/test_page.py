@@ -150,7 +150,7 @@ class TestDetection:
         }  # fmt: skip
         title = f"Paired with {NAMES[0]}"
         (row,) = rows_of(page, title)
-        cells = [NAMES[1], f"{value:.3f} [{low:.3f}, {high:.3f}]", p_value(p), "20", "20"]
+        cells = [NAMES[1], f"{value:.3f} [{low:.3f}, {high:.3f}]", *[p_value(p)] * 2, "20", "20"]
         assert list(row.values()) == cells
         assert printed_rows(detect.sections(detect.read(Run.open(folder))), title)[0] == cells
 

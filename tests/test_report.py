@@ -146,13 +146,15 @@ class TestDetection:
         (row,) = detect.comparison_rows(found(judged(), [SUMMARIES[0], one]))
         assert row == {
             "statistic": OTHER, "reference": NAME, "difference": 0.1, "low": -0.05, "high": 0.25,
-            "p_value": p, "num_memorized": 20, "num_clean": 150,
+            "p_value": p, "p_corrected": p, "num_memorized": 20, "num_clean": 150,
         }  # fmt: skip
+        twice = detect.comparison_rows(found(judged(), [SUMMARIES[0], one, one]))
+        assert [row["p_corrected"] for row in twice] == [2 * p, 2 * p]
         table = detect.comparison_table([row])
         assert NAME in table.title
         assert cells(table) == {
             "statistic": [OTHER], "AUC less the reference's": ["0.100 [-0.050, 0.250]"],
-            "p": [text], "memorized": ["20"], "clean": ["150"],
+            "p": [text], "corrected": [text], "memorized": ["20"], "clean": ["150"],
         }  # fmt: skip
 
     def test_apart(self):

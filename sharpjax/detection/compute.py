@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 LEVELS: tuple[Where, ...] = ("level", "state")  # at the trace timesteps
 SAMPLED: tuple[Where, ...] = (*GROUPS["paths"], "reencoded")  # from whole paths
+# what is computed and timed together
+PARTS: dict[str, tuple[Where, ...]] = {
+    "first": ("first",), "noise": ("noise",), "traces": LEVELS, "paths": SAMPLED
+}  # fmt: skip
 
 
 def evaluations(
@@ -55,7 +59,7 @@ def evaluations(
         forwards, tangents = entry.evaluations(settings, apart=compared)
         points = states if entry.where in LEVELS else n
         along = (4 if compared else 2) * settings.num_steps * n if entry.where in SAMPLED else 0
-        part = "noise" if entry.where == "noise" else entry.group
+        part = next(name for name, places in PARTS.items() if entry.where in places)
         found[name] = part, along + points * forwards, points * tangents
     return found
 

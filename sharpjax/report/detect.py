@@ -13,7 +13,7 @@ import numpy as np
 
 from sharpjax.detection import intervals
 from sharpjax.detection.calibration import CALIBRATION_NAME, Calibration, Threshold
-from sharpjax.detection.evaluation import FEWEST, Evaluation, Interval, roc, roc_band
+from sharpjax.detection.evaluation import FEWEST, Evaluation, Interval, holm, roc, roc_band
 from sharpjax.detection.summary import REFERENCE, Judged, Summary, direction, summarize, table_rows
 from sharpjax.detection.summary import carried as carried_columns
 from sharpjax.prompts import VERDICTS, Case
@@ -265,16 +265,20 @@ def _summary_rows(found: Detection) -> list[dict[str, Any]]:
 
 def comparison_rows(found: Detection) -> list[dict[str, Any]]:
     """`comparisons.csv`: every statistic against the reference, on the same conditions."""
-    return [
+    rows = [
         {
             "statistic": one.name, "reference": found.reference,
             "difference": versus.auc.value, "low": versus.auc.low, "high": versus.auc.high,
-            "p_value": versus.p_value, "num_memorized": one.network.num_positive,
-            "num_clean": one.network.num_negative,
+            "p_value": versus.p_value, "p_corrected": math.nan,
+            "num_memorized": one.network.num_positive, "num_clean": one.network.num_negative,
         }
         for one in found.summaries
         if (versus := one.comparison) is not None and one.network is not None
     ]  # fmt: skip
+    told = [row for row in rows if math.isfinite(row["p_value"])]
+    for row, p in zip(told, holm([row["p_value"] for row in told]), strict=True):
+        row["p_corrected"] = float(p)
+    return rows
 
 
 # What is shown, in sections.
@@ -560,11 +564,12 @@ def comparison_table(rows: Rows) -> Table:
         f"Paired with {rows[0]['reference']}",
         [
             Column("statistic"), number("AUC less the reference's", difference),
-            number("p", "p_value", p_value),
+            number("p", "p_value", p_value), number("corrected", "p_corrected", p_value),
             number("memorized", "num_memorized"), number("clean", "num_clean"),
         ],
         rows,
-        note="on the same conditions, with 95% intervals; p of no difference, two-sided",
+        note="on the same conditions, with 95% intervals; p of no difference, two-sided; corrected "
+        "for so many comparisons by Holm's procedure",
     )  # fmt: skip
 
 
