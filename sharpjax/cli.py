@@ -91,7 +91,9 @@ def _enable_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the user configured JAX's cache already."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    if not home.is_absolute():  # a user without a home, as in a container: nothing is kept
+        return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(home / "sharpjax" / "jax")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 

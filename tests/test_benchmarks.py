@@ -76,3 +76,34 @@ def test_the_best_of_five_by_hand(monkeypatch):
     pairs = [(a > b) for a in values[positive] for b in values[~positive]]
     assert screen.auc(values, positive) == pytest.approx(np.mean(pairs))
     assert screen.auc(values, np.ones(8, bool)) is None
+
+
+def test_a_row_of_noises_is_what_calibrate_and_detect_give(monkeypatch):
+    """Threshold and values of the first noises alone, and a rule that stops where it is sure."""
+    from sharpjax.detection.calibration import threshold
+    from sharpjax.detection.sequential import UntilSure
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    noises = importlib.import_module("noises")
+    rng = np.random.default_rng(0)
+    column = "score_difference@981"
+    records = [
+        {"condition": f"{i}", "network": {column: rng.normal(i / 40, 0.3, 16).tolist()}}
+        for i in range(120)
+    ]
+    known, judged = records[:80], records[80:]
+    limit, values = noises.fitted(known, judged, column, range(4))
+    first = np.array([r["network"][column][:4] for r in records])
+    assert limit.value == threshold(first[:80].mean(axis=1), direction=1).value
+    assert np.array_equal(values, first[80:])
+    rule = UntilSure.of(column, limit, most=4)
+    means, taken = noises.stopped(rule, values)
+    assert 1 < taken.mean() < 4
+    for row, mean, count in zip(values, means, taken, strict=True):
+        assert mean == row[:count].mean()
+        assert rule.sure(row[:count])
+        assert not any(rule.sure(row[:n]) for n in range(1, count))
+    called = [noises.beyond(*(noises.fitted(known, judged, column, range(s, s + 8))[0],
+              np.array([np.mean(r["network"][column][s : s + 8]) for r in judged])))
+              for s in (0, 8)]  # fmt: skip
+    assert noises.again(known, judged, column, 8) == f"{np.mean(called[0] == called[1]):.3f}"

@@ -1,5 +1,6 @@
 """The page of a run in a real browser: Debian's chromium, headless."""
 
+import json
 import os
 import shutil
 import time
@@ -13,6 +14,10 @@ HOSTILE = (
     '"><img src=x onerror="document.title=1">',
     "<style>body{display:none}</style>",
     "<img src='https://example.org/x.png'>",
+)
+COMMAND = (
+    "sharpjax mitigate --compare --images 8 --steps 25 --methods "
+    "screened,ranked,delayed_guidance,padding,dynamic_guidance,lower_guidance --output runs/here"
 )
 SCHEMES = ("light", "dark")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
@@ -39,6 +44,8 @@ def pages(tmp_path_factory, detection_run, mitigation_run):
     """A page of detection and mitigation together, hostile prompts among them."""
     folder = tmp_path_factory.mktemp("pages")
     detection_run(folder / "detect", prompts=[*HOSTILE, *(f"prompt {i}" for i in range(36))])
+    about = json.loads((folder / "detect" / "about.json").read_text()) | {"command": COMMAND}
+    (folder / "detect" / "about.json").write_text(json.dumps(about))
     mitigation_run(folder / "mitigate", prompts=(*HOSTILE, "a cat"))
     return write_page([folder / "detect", folder / "mitigate"])
 
@@ -165,12 +172,17 @@ CONTRAST = """() => {
   const luminance = ([r, g, b]) => [r, g, b].map(c => c / 255)
     .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
     .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const over = (top, below) => {  // what shines through a colour that is not opaque
+    const share = top[3] / 255;
+    return [0, 1, 2].map(i => share * top[i] + (1 - share) * below[i]).concat(255);
+  };
   const behind = element => {
+    const layers = [];
     for (let e = element; e; e = e.parentElement) {
-      const colour = rgba(getComputedStyle(e).backgroundColor);
-      if (colour[3] === 255) return colour;
+      layers.push(rgba(getComputedStyle(e).backgroundColor));
+      if (layers.at(-1)[3] === 255) break;
     }
-    return rgba(getComputedStyle(document.body).backgroundColor);
+    return layers.reduceRight((below, top) => over(top, below), rgba('Canvas'));
   };
   const found = [];
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -179,8 +191,8 @@ CONTRAST = """() => {
     if (!walker.currentNode.textContent.trim() || !element.getClientRects().length) continue;
     if (['STYLE', 'SCRIPT', 'style'].includes(element.tagName)) continue;
     const style = getComputedStyle(element);
-    const own = rgba(element.closest('svg') ? style.fill : style.color);
-    const [a, b] = [luminance(own), luminance(behind(element))];
+    const [below, own] = [behind(element), rgba(element.closest('svg') ? style.fill : style.color)];
+    const [a, b] = [luminance(over(own, below)), luminance(below)];
     const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
     found.push([ratio, element.tagName, walker.currentNode.textContent.trim().slice(0, 40)]);
   }
@@ -223,6 +235,44 @@ def test_it_fits_a_phone(visit, pages, width):
         "Math.min(...[...document.querySelectorAll('.panel')].map(p => p.clientWidth))"
     )
     assert narrow > 250
+
+
+# Words that go on, after a letter or the dashes of an option, on the next line.
+BROKEN = """() => {
+  const found = [];
+  const walker = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
+  const top = (node, i) => {
+    const range = document.createRange();
+    range.setStart(node, i); range.setEnd(node, i + 1);
+    return range.getClientRects()[0]?.top;
+  };
+  while (walker.nextNode()) {
+    const node = walker.currentNode;
+    if (node.parentElement.closest('svg') || !node.parentElement.getClientRects().length) continue;
+    const run = node.parentElement.closest('#what-was-run');
+    for (const {0: word, index} of node.data.matchAll(/\\S+/g)) {
+      if (word.length > 24 && !run) continue;
+      for (let i = index + 1; i < index + word.length; i++) {
+        const two = node.data.slice(i - 1, i + 1);
+        const glued = /[a-z0-9]{2}|--/i.test(two) || (two[0] === '-' && word.startsWith('--'));
+        if (glued && Math.abs(top(node, i) - top(node, i - 1)) > 8) {
+          found.push(node.data.slice(index, i) + ' / ' + node.data.slice(i, index + word.length));
+        }
+      }
+    }
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_word_is_broken(visit, pages, width):
+    """`comman/d`, `--/images`, `lower_g/uidance`."""
+    page = visit(pages, viewport={"width": width, "height": 844})
+    assert "guidance" in page.inner_text("#what-was-run")
+    assert page.evaluate(BROKEN) == []
+    whole = page.locator("#what-was-run tr", has_text="command").first.inner_text()
+    assert f"command\t{COMMAND}" in whole  # and it can be copied
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hashlib
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from sharpjax import zoo
 from sharpjax.detection.plugins import check_plugins
@@ -100,6 +102,7 @@ def render(runs: Sequence[Run]) -> str:
         lstrip_blocks=True, undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     environment.filters["visible"] = visible
+    environment.filters["whole_words"] = _whole_words
     environment.filters["drawn"] = drawn
     environment.filters["kind"] = lambda block: type(block).__name__
     environment.filters["unbroken"] = lambda text: any(len(w) > _WORD for w in text.split())
@@ -153,6 +156,20 @@ def _damage_told(run: Run) -> Iterator[None]:
 
 
 _WORD = 30  # letters: what is longer may be broken anywhere
+_WHOLE = 24  # letters of an option, a name or a date that stay on one line, on a phone too
+
+
+def _whole_words(text: str) -> Markup:
+    """Words in which a browser breaks no line, `--images` after no dash; long ones where they join.
+
+    What is selected and copied is the text as it was.
+    """
+    return Markup("").join(
+        word if not re.search(r"[-/,=_.]", word)
+        else Markup('<span class="whole">{}</span>').format(word) if len(word) <= _WHOLE
+        else Markup("<wbr>").join(re.split(r"(?<=[,=/_])(?=\w)", word))
+        for word in re.split(r"(\s+)", text)
+    )  # fmt: skip
 
 
 def _about(runs: Sequence[Run]) -> list[Block]:

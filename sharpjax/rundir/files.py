@@ -99,8 +99,9 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def _written(path: Path, data: bytes) -> Iterator[Path]:
     """The data under a temporary name beside `path`, which is gone at the end."""
-    temporary, file = _temporary(path)
+    temporary = None
     try:
+        temporary, file = _temporary(path)
         with file:
             file.write(data)
             file.flush()
@@ -109,7 +110,8 @@ def _written(path: Path, data: bytes) -> Iterator[Path]:
     except OSError as error:  # the disk is full: what was there before is kept
         raise OSError(error.errno, f"cannot write ({error.strerror})", str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> tuple[Path, BinaryIO]:
