@@ -265,7 +265,7 @@ def _summary_rows(found: Detection) -> list[dict[str, Any]]:
 
 def comparison_rows(found: Detection) -> list[dict[str, Any]]:
     """`comparisons.csv`: every statistic against the reference, on the same conditions."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "statistic": one.name, "reference": found.reference,
             "difference": versus.auc.value, "low": versus.auc.low, "high": versus.auc.high,
