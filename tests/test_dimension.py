@@ -231,8 +231,16 @@ def test_counts_that_are_too_small_are_refused():
         lhsd(score, x0, **LEVEL, key=KEY, method="lanczos")
     with pytest.raises(ValueError, match="cutoff must be finite and > 0"):
         lhsd(score, x0, **LEVEL, key=KEY, cutoff=0.0)
-    with pytest.raises(ValueError, match="use at least 2 samples"):
-        denoising_loss(score, x0, **LEVEL, key=KEY, num_samples=1).interval()
+    with pytest.raises(ValueError, match="num_samples must be an integer >= 2, got 1"):
+        denoising_loss(score, x0, **LEVEL, key=KEY, num_samples=1)
+    with pytest.raises(ValueError, match="num_matvecs must be an integer >= 2, got 1"):
+        flipd(score, x0, **LEVEL, key=KEY, num_matvecs=1)
+    with pytest.raises(ValueError, match="num_probes must be an integer >= 2, got 1"):
+        lhsd(score, x0, **LEVEL, key=KEY, num_probes=1)
+    # fewer products would be wrong by more than the error says: .007 ± .002 for 7, of one
+    for size, least in ((3, 3), (20, 8)):
+        with pytest.raises(ValueError, match=f"num_matvecs must be an integer >= {least}"):
+            lhsd(score, np.ones(size), **LEVEL, key=KEY, num_matvecs=least - 1)
 
 
 def test_a_score_that_is_not_finite_somewhere_is_named():

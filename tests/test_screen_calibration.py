@@ -84,9 +84,16 @@ def test_it_is_read_as_it_was_written(tmp_path):
             again.check(**({"fingerprint": "f", "num_steps": 10, "guidance": 3.0} | changed))
     document = json.loads((tmp_path / "screen.json").read_text())
     for broken, message in (
-        ("[]", "is no screen"), ("{", "is no JSON"), ("{}", "earlier version"),
+        ("[]", "is no screen"), ("{", "is no JSON"), ("{}", "is no screen"),
+        (json.dumps({k: v for k, v in document.items() if k != "format"}), "earlier version"),
         (json.dumps(document | {"format": 99}), "another version"),
-        (json.dumps(document | {"quantity": "x"}), "do not fit each other"),
+        (json.dumps(document | {"quantity": "x"}), "quantity is 'x'"),
+        (json.dumps(document | {"clean": []}), "lacks clean values"),
+        (json.dumps(document | {"clean": ["a"]}), "is no screen"),
+        (json.dumps(document | {"step": 10}), "step 10 of 10 with 8 probes"),
+        (json.dumps(document | {"free": 5}), "free is 5"),
+        (json.dumps(document).replace(str(document["memorized"]["m1"]["values"][0]), "NaN"),
+         "NaN or infinite"),
         (json.dumps(document | {"clean": [[1.0]]}), "do not fit each other"),
         (json.dumps({k: v for k, v in document.items() if k != "step"}), "is no screen"),
     ):  # fmt: skip
@@ -108,11 +115,10 @@ def test_a_models_own_screen_is_taken_where_it_fits(tmp_path):
     for changed in ({"fingerprint": "g"}, {"num_steps": 11}, {"guidance": 3.5}):
         assert screen_for(None, own, **sampler | changed) is None
         with pytest.raises(ValueError, match="was set for another model or sampler"):
-            screen_for(own, None, **sampler | changed)
-    own.write_text("{}")
-    for asked, there in ((own, None), (None, own)):  # a damaged file is never passed over
-        with pytest.raises(ValueError, match="earlier version"):
-            screen_for(asked, there, **sampler)
+            screen_for(found, None, **sampler | changed)
+    own.write_text("{}")  # a damaged file is never passed over
+    with pytest.raises(ValueError, match="is no screen of sharpjax; set one anew"):
+        screen_for(None, own, **sampler)
 
 
 def sharpjax(*arguments, cwd):

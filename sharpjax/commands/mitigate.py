@@ -66,8 +66,9 @@ class PromptsAndClean(Prompts):
     clean: Annotated[
         Path | None,
         typer.Option(
-            help="File of prompts that are not memorized: descents stop where these are. Default: "
-            "the bundled model's."
+            help="File of prompts that are not memorized: descents stop where these are, and a "
+            "screen is set by them in place of the model's own, so that nothing is bounded. "
+            "Default: the bundled model's."
         ),
     ] = None
 
@@ -157,10 +158,20 @@ def mitigate(
     """
     chosen_methods = _methods(method, methods, compare=compare)
     cases, clean = file.cases(), file.clean_texts()
+    from sharpjax.mitigation.screen_calibration import (
+        SCREEN_NAME,
+        SCREENED,
+        ScreenCalibration,
+        screen_for,
+    )
+
+    screens = method in SCREENED and not compare
+    if screen is not None and not screens:
+        raise ValueError(f"--screen goes with --method {' or '.join(SCREENED)}")
+    known = None if screen is None else ScreenCalibration.load(screen)
     opened = model.open(spread=spread)
     from sharpjax.commands.mitigate_compare import compare_methods
     from sharpjax.mitigation.methods import METHODS, NONE, check_applies, check_strength
-    from sharpjax.mitigation.screen_calibration import SCREEN_NAME, SCREENED, screen_for
     from sharpjax.report import mitigate as report
     from sharpjax.report.terminal import show
     from sharpjax.runs.cases import (
@@ -174,9 +185,6 @@ def mitigate(
 
     power = METHODS[method].default if strength is None else strength
     check_strength(method, power)
-    screens = method in SCREENED and not compare
-    if screen is not None and not screens:
-        raise ValueError(f"--screen goes with --method {' or '.join(SCREENED)}")
     directory, folder = opened.directory, opened.folder(out, "mitigate")
     if not opened.network.takes_prompts:
         raise ValueError(
@@ -187,6 +195,10 @@ def mitigate(
     of_option("--steps", network.schedule.timesteps, steps)
     for name in chosen_methods:
         check_applies(name, network)
+    weight, who = network.default_guidance if guidance is None else guidance, opened.fingerprint
+    if screens:  # clean prompts that are given set one of their own
+        own = None if clean else directory / SCREEN_NAME
+        known = screen_for(known, own, fingerprint=who, num_steps=steps, guidance=weight)
     bundled = knows_its_memories(directory)
     judge = judging.load(opened, bundled=bundled, needed=compare)
     if compare and judge is None:
@@ -196,12 +208,6 @@ def mitigate(
     cases = cases or (compared_cases(directory) if compare else few_cases(directory, *FEW))
     texts = [case.condition for case in cases]
     network.check(texts)
-    weight = network.default_guidance if guidance is None else guidance
-    who = opened.fingerprint
-    known = None
-    if screens:  # clean prompts that are given set one of their own
-        own = None if clean else directory / SCREEN_NAME
-        known = screen_for(screen, own, fingerprint=who, num_steps=steps, guidance=weight)
     settings = MitigationSettings(
         num_images=images,
         num_steps=steps,

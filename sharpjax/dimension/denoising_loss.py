@@ -49,7 +49,7 @@ def denoising_loss(
         alpha: signal, > 0.
         sigma: noise, > 0.
         key: PRNG key of the noises.  Noise i depends on `(key, i)` only.
-        num_samples: noises, an evaluation of the score each.
+        num_samples: noises, an evaluation of the score each; two at least, for an error.
         batch_size: noises at once.
 
     Returns:
@@ -71,7 +71,7 @@ def denoising_loss(
     """
     x0, alpha, sigma = at_level("denoising_loss", x0, alpha, sigma)
     key = prng_key(key, "Noises are random")
-    num_samples = positive_integer("num_samples", num_samples)
+    num_samples = positive_integer("num_samples", num_samples, least=2)
     batch_size = positive_integer("batch_size", batch_size)
     level = {"alpha": alpha, "sigma": sigma}
     losses = _losses(as_pytree(score, x0), x0, key, level, num=num_samples, batch_size=batch_size)

@@ -13,6 +13,7 @@ $$
 
 import jax.numpy as jnp
 
+from sharpjax._checks import positive_integer
 from sharpjax._types import ArrayLike, Key, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.methods import Method
@@ -40,8 +41,8 @@ def flipd(
         alpha: signal, > 0.
         sigma: noise, > 0.
         key: PRNG key of the probes; "exact" needs none.
-        num_matvecs: products with the Jacobian, as of `sharpjax.curvature.effective_dimension`, and
-            so are the other options.
+        num_matvecs: products with the Jacobian, two at least; this and the other options as of
+            `sharpjax.curvature.effective_dimension`.
         method: of the trace.
         batch_size: products at once.
 
@@ -63,6 +64,8 @@ def flipd(
     Array(2., dtype=float32)
     """
     x0, alpha, sigma = at_level("flipd", x0, alpha, sigma)
+    if method != "exact":
+        positive_integer("num_matvecs", num_matvecs, least=2)  # one has no error
     x = alpha * x0
     trace = effective_dimension(
         score, x, sigma=sigma, key=key, num_matvecs=num_matvecs, method=method,

@@ -24,13 +24,15 @@ from typing import Any, cast
 
 import jax.numpy as jnp
 
-from sharpjax._checks import positive_number
+from sharpjax._checks import positive_integer, positive_number
 from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.density import products_with_J, quadrature_options, quadrature_rules
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.curvature.operators import jacobian
 from sharpjax.curvature.spectra import eigenvalues
 from sharpjax.dimension.level import at_level
+
+FEWEST_PRODUCTS = 8
 
 
 def lhsd(score: Score, x0: ArrayLike, **options: Any) -> Estimate:
@@ -51,7 +53,8 @@ def lhsd(score: Score, x0: ArrayLike, **options: Any) -> Estimate:
         of the quadrature, which falls with `num_matvecs`.
 
     Raises:
-        ValueError: an unknown method; as `sharpjax.curvature.spectral_density`; `alpha = 0`.
+        ValueError: an unknown method, fewer probes or products than an error needs; as
+            `sharpjax.curvature.spectral_density`; `alpha = 0`.
 
     References:
         G. Osada, Local Hessian spectral filtering for robust intrinsic dimension estimation, ICML
@@ -101,8 +104,9 @@ def filtered(
         power: $p$ of the filter, > 0.
         cutoff: $c$, at which $f = 1/2$, in units of $1/\sigma^2$, > 0.
         method: "slq", by Lanczos quadrature; "exact", by all eigenvalues, without an error.
-        num_probes: start vectors; one is allowed, and then there is no standard error.
-        num_matvecs: products for each, a tangent and a cotangent; few do.
+        num_probes: start vectors, two at least.
+        num_matvecs: products for each, a tangent and a cotangent; 8 at least, or d: with fewer the
+            quadrature's error, which the standard error does not hold, is larger than that.
         symmetric: take the Jacobian for symmetric: tangents alone.
         batch_size: probes at once.
     """
@@ -117,6 +121,8 @@ def filtered(
         values = eigenvalues(score, x, chunk_size=batch_size)
         count, mass = _means(values, jnp.full_like(values, 1 / d), sigma, p, c)
     else:
+        positive_integer("num_probes", num_probes, least=2)  # one has no error
+        positive_integer("num_matvecs", num_matvecs, least=min(FEWEST_PRODUCTS, d))
         key, probes = quadrature_options(key, num_probes, num_matvecs, symmetric, batch_size)
         J = jacobian(score, x)
         rules = quadrature_rules(J, key, **probes)

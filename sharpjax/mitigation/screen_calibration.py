@@ -33,6 +33,7 @@ from sharpjax.rundir.run import FORMAT, check_format
 
 SCREEN_NAME = "screen.json"
 SCREENED = ("screened", "ranked")  # methods that take one
+_ANEW = "set one anew by sharpjax screen"
 _SETTINGS = ("quantity", "step", "num_probes", "num_steps", "guidance", "free")
 
 
@@ -154,21 +155,46 @@ class ScreenCalibration:
             raise FileNotFoundError(f"no screen {path}; sharpjax screen writes one")
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-            check_format(str(path), document, instead="set one anew by sharpjax screen")
-            memorized = {
-                prompt: (np.array(one["values"], float), np.array(one["copied"], bool))
-                for prompt, one in document["memorized"].items()
-            }
-            clean = np.array(document["clean"], float)
+            if not isinstance(document, dict) or "clean" not in document:
+                raise TypeError("no clean values")
+            check_format(str(path), document, instead=_ANEW)
+            try:
+                memorized = {
+                    prompt: (np.array(one["values"], float), np.array(one["copied"], bool))
+                    for prompt, one in document["memorized"].items()
+                }
+                clean = np.array(document["clean"], float)
+            except ValueError as error:
+                raise TypeError("values that are no numbers") from error
             settings = {name: document[name] for name in _SETTINGS}
-        except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no screen of sharpjax: {error!r:.80}") from error
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
-        shapes = [values.shape == copied.shape for values, copied in memorized.values()]
-        if settings["quantity"] not in get_args(Quantity) or clean.ndim != 1 or not all(shapes):
-            raise ValueError(f"{path} is no screen of sharpjax: its values do not fit each other")
-        return cls(model=str(document["model"]), clean=clean, memorized=memorized, **settings)
+            raise ValueError(f"{path} is no JSON ({error}); {_ANEW}") from error
+        except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no screen of sharpjax; {_ANEW}") from error
+        found = cls(model=str(document["model"]), clean=clean, memorized=memorized, **settings)
+        if fault := found._fault():
+            raise ValueError(f"{path} is no screen of sharpjax: {fault}; {_ANEW}")
+        return found
+
+    def _fault(self) -> str | None:
+        """What cannot be of a screen that was set: a NaN would count as a copy that is dropped."""
+        known = self.memorized.values()
+        if self.quantity not in get_args(Quantity):
+            return f"quantity is {self.quantity!r}"
+        if self.clean.ndim != 1 or any(a.shape != b.shape or a.ndim != 1 for a, b in known):
+            return "its values do not fit each other"
+        if not len(self.clean) or not all(
+            np.isfinite(values).all() for values in (self.clean, *(a for a, _ in known))
+        ):
+            return "it lacks clean values, or has some that are NaN or infinite"
+        whole = (self.step, self.num_probes, self.num_steps)
+        if not all(isinstance(one, int) for one in whole) or not (
+            1 <= self.step < self.num_steps and self.num_probes >= 1
+        ):
+            return f"step {self.step} of {self.num_steps} with {self.num_probes} probes"
+        if not (0 <= self.free <= 1 and math.isfinite(self.guidance)):
+            return f"free is {self.free}, guidance {self.guidance}"
+        return None
 
     @property
     def _sign(self) -> int:
@@ -180,7 +206,7 @@ class ScreenCalibration:
 
 
 def screen_for(
-    asked: Path | None,
+    asked: ScreenCalibration | None,
     own: Path | None,
     *,
     fingerprint: str,
@@ -190,12 +216,14 @@ def screen_for(
     """The screen that is asked for; or the model's own, if it has one and it is for this sampler.
 
     Raises:
-        FileNotFoundError, ValueError: of one that is asked for, that it is none or for another.
+        ValueError: of one that is asked for, that it is for another; of the model's, that it is
+            damaged.
     """
-    path = own if asked is None else asked
-    if path is None or (asked is None and not path.is_file()):
-        return None
-    found = ScreenCalibration.load(path)
+    found = asked
+    if found is None:
+        if own is None or not own.is_file():
+            return None
+        found = ScreenCalibration.load(own)
     try:
         found.check(fingerprint, num_steps, guidance)
     except ValueError:
