@@ -199,3 +199,20 @@ def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path):
     shown |= {f"{a.rpartition('.')[0]}" for a in shown if a.split(".")[-2:-1] == a.split(".")[-1:]}
     shown |= {a.removeprefix("densities.") for a in shown}
     assert not public - shown
+
+
+def test_the_changes_name_every_option():
+    """Of every command those kept and new are, together, those that there are."""
+    rows = {}
+    for line in (ROOT / "docs/changes.md").read_text().splitlines():
+        cells = line.strip("|").split(" | ")
+        if len(cells) == 4 and (name := cells[0].strip(" `")) not in rows:
+            rows[name] = set(re.findall(r"`([^`]+)`", cells[1] + cells[3]))
+    for name, command in COMMAND.commands.items():
+        if hasattr(command, "commands"):
+            continue
+        there = set()
+        for parameter in command.params:
+            options = [o for o in (*parameter.opts, *parameter.secondary_opts) if o[:2] == "--"]
+            there |= set(options) or {parameter.name}
+        assert rows[name] == there - {"--help"}, name
