@@ -85,6 +85,7 @@ def test_calibrate_then_detect(small, tmp_path):
     assert "1 memorized, 2 clean, 0 between" in page
     assert re.search(r"<td[^>]*>=a</td>", page)
     about = json.loads((tmp_path / "d/about.json").read_text())
+    assert about["command"].startswith("sharpjax detect ")  # as `python -m sharpjax` too
     assert about["command"].endswith("--output d --batch 2")
     assert about["decide_by"] == "score_difference@981"
     # without the calibration: no verdicts, and it is said why

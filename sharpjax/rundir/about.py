@@ -71,9 +71,12 @@ class Clock:
             "started": self._started,
             "seconds": round(time.perf_counter() - self._ticks, 1),
         }
+        program = Path(sys.argv[0]).name
+        if program == "__main__.py":  # python -m sharpjax
+            program = __package__.partition(".")[0]
         devices, versions = jax.devices(), {name: version(name) for name in _PACKAGES}
         document = {
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join([program, *sys.argv[1:]]),
             "model": self._model,
             "versions": versions | {"python": platform.python_version()},
             "devices": f"{len(devices)} x {devices[0].device_kind}",
