@@ -35,6 +35,7 @@ from sharpjax.training.score_matching import fit
 SIZES = (10, 100, 784, 3072)
 SIGMA, POINTS = 0.01, 6
 LEARNED_T = 20  # of the schedule that networks learn: sigma = 0.09
+LEARNED_STEPS = 5_000
 ESTIMATORS = {
     "flipd": (flipd, {"method": "xtrace", "num_matvecs": 128}),
     "lhsd": (lhsd, {"num_probes": 64}),
@@ -195,7 +196,7 @@ def learned(manifold, D, schedule, seed=0):
     points, _ = manifold.sample(np.random.default_rng(seed), 50_000)
     network = ScoreMLP(D, width=256, depth=4, rngs=nnx.Rngs(seed))
     network, _ = fit(
-        network, points.astype(np.float32), schedule, steps=20_000, batch_size=256, seed=seed
+        network, points.astype(np.float32), schedule, steps=LEARNED_STEPS, batch_size=256, seed=seed
     )
     return lambda alpha, sigma: network.score(alpha, sigma)
 
