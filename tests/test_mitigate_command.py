@@ -132,6 +132,7 @@ def test_killed_and_resumed_is_the_run_that_was_not(small, tmp_path, killed):
     [(["--strength", "-1"], "the strength of lower_guidance must be a positive number"),
      (["--strength", "1.5", "--method", "delayed_guidance"], "of delayed_guidance must be"),
      (["--strength", "2.5", "--method", "ranked"], "be a whole number of at least 1"),
+     (["--method", "ranked", "--steps", "1"], "ranked looks half-way down a path: give --steps 2"),
      (["--compare"], "--compare needs a judge of copies: --references"),
      (["--method", "sail"], "--clean FILE is needed"),
      ([], "Or treat every prompt by --all-prompts"),

@@ -168,6 +168,8 @@ def mitigate(
     screens = method in SCREENED and not compare
     if screen is not None and not screens:
         raise ValueError(f"--screen goes with --method {' or '.join(SCREENED)}")
+    if screens and steps < 2:
+        raise ValueError(f"--method {method} looks half-way down a path: give --steps 2 or more")
     known = None if screen is None else ScreenCalibration.load(screen)
     opened = model.open(spread=spread)
     from sharpjax.commands.mitigate_compare import compare_methods
