@@ -92,6 +92,7 @@ def test_it_is_read_as_it_was_written(tmp_path):
         (json.dumps(document | {"clean": ["a"]}), "is no screen"),
         (json.dumps(document | {"step": 10}), "step 10 of 10 with 8 probes"),
         (json.dumps(document | {"free": 5}), "free is 5"),
+        (json.dumps(document | {"guidance": "x"}), "is no screen"),
         (json.dumps(document).replace(str(document["memorized"]["m1"]["values"][0]), "NaN"),
          "NaN or infinite"),
         (json.dumps(document | {"clean": [[1.0]]}), "do not fit each other"),

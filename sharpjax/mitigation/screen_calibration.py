@@ -164,9 +164,10 @@ class ScreenCalibration:
                     for prompt, one in document["memorized"].items()
                 }
                 clean = np.array(document["clean"], float)
+                numbers = {name: float(document[name]) for name in ("guidance", "free")}
             except ValueError as error:
                 raise TypeError("values that are no numbers") from error
-            settings = {name: document[name] for name in _SETTINGS}
+            settings = {name: document[name] for name in _SETTINGS} | numbers
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is no JSON ({error}); {_ANEW}") from error
         except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
