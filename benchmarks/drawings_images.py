@@ -217,9 +217,9 @@ def encoded(model, images):
     )
 
 
-def measured(who, name, wanted, latents, conditions, *, folder):
+def measured(who, block, wanted, latents, conditions, *, folder):
     """`(n,)` of every statistic and level about the latents; kept one by one in the folder."""
-    path = folder / f"{name}.npz"
+    path = folder / f"{block}.npz"
     found = dict(np.load(path)) if path.is_file() else {}
     names = {f"{name}@{t}": (name, t) for name, levels in wanted.items() for t in levels}
     for column, (name, t) in names.items():
