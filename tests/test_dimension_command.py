@@ -19,7 +19,7 @@ from sharpjax.runs import dimension as runs
 from sharpjax.runs.dimension import DimensionSettings, dimension_of_images
 from sharpjax.runs.images import find_images
 
-SETTINGS = DimensionSettings(times=(10, 100), num_probes=2, num_matvecs=3)
+SETTINGS = DimensionSettings(times=(10, 100), num_probes=2, num_matvecs=8)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_every_image_has_its_curve(tiny_directory, images, tmp_path, monkeypatch
 
     expected = sj.dimension.dimension_curve(
         model.unconditional, z, schedule=model.schedule, times=(10, 100), num_probes=2,
-        num_matvecs=3, key=jax.random.fold_in(jax.random.key(0), 1),
+        num_matvecs=8, key=jax.random.fold_in(jax.random.key(0), 1),
     )  # fmt: skip
     np.testing.assert_allclose(one["lhsd"], expected.lhsd.value, rtol=1e-4)
     np.testing.assert_allclose(one["flipd_error"], expected.flipd.standard_error, rtol=1e-3)
