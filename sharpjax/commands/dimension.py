@@ -43,21 +43,21 @@ def dimension(
     sharpjax sample --prompts FILE, then this on its images/.  A memorized image has few directions
     about it; so has a simple one.  Resumable.
     """
-    steps = timesteps(times, TIMES)
+    from sharpjax.runs.images import find_images
+
+    steps, cases = timesteps(times, TIMES), find_images(directory)
     opened = model.open()
     of_option("--times", opened.network.schedule.checked_timestep, steps)
     from sharpjax.report import dimension as report
     from sharpjax.report.terminal import show
     from sharpjax.rundir.run import RESULTS_NAME
     from sharpjax.runs.dimension import DimensionSettings, dimension_of_images
-    from sharpjax.runs.images import find_images
 
     settings = DimensionSettings(times=steps, num_probes=probes, seed=seed)
     folder = opened.folder(out, "dimension")
     records = dimension_of_images(
-        opened.network, directory, find_images(directory), folder, settings,
-        fingerprint=opened.fingerprint,
-    )  # fmt: skip
+        opened.network, directory, cases, folder, settings, fingerprint=opened.fingerprint
+    )
     written = report.write(folder, records)
     path = opened.finish(folder, page=page)
     if out.as_json:

@@ -44,14 +44,15 @@ def images(
     Computes the p-Laplacian about each from the unconditional score: the more negative, the more it
     says memorized.  Verdicts need thresholds, which sharpjax calibrate --images sets on clean ones.
     """
+    from sharpjax.runs.images import detect_images, find_images
+
+    cases = find_images(directory)  # before a model is opened, which may take minutes
     opened = model.open(spread=spread)
     from sharpjax.commands.detect_verdicts import tell, verdicts_by
     from sharpjax.report import detect as report
-    from sharpjax.runs.images import detect_images, find_images
 
     of_option("--timestep", opened.network.schedule.checked_timestep, of_images.timestep)
     settings = of_images.settings(seed)
-    cases = find_images(directory)
     verdicts = verdicts_by(judging, opened, settings, settings.names())
     folder = opened.folder(out, "images")
     records = detect_images(

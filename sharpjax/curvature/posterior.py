@@ -37,6 +37,7 @@ from sharpjax.curvature.programs import as_pytree
 from sharpjax.curvature.spectra import stochastic_asymmetry
 from sharpjax.curvature.traces import trace
 from sharpjax.mesh.loops import without_explicit_axes
+from sharpjax.score import score_at
 
 
 @jax.tree_util.register_dataclass
@@ -182,4 +183,4 @@ def posterior_covariance(
 
 def _scaled_mean(score: Score, alpha: Array, sigma: Array, x: Array) -> Array:
     # x is added before any product, entry by entry: where K is small the sum cancels
-    return (sigma / alpha) ** 2 * (x + sigma**2 * score(x))
+    return (sigma / alpha) ** 2 * (x + sigma**2 * score_at(score, x))

@@ -35,7 +35,21 @@ from sharpjax.dimension.level import at_level
 FEWEST_PRODUCTS = 8
 
 
-def lhsd(score: Score, x0: ArrayLike, **options: Any) -> Estimate:
+def lhsd(
+    score: Score,
+    x0: ArrayLike,
+    *,
+    alpha: ArrayLike,
+    sigma: ArrayLike,
+    key: Key | None = None,
+    power: float = 4.0,
+    cutoff: float = 0.1,
+    method: str = "slq",
+    num_probes: int = 8,
+    num_matvecs: int = 20,
+    symmetric: bool = False,
+    batch_size: int = 8,
+) -> Estimate:
     r"""LHSD, the filtered count of small eigenvalues of $-H$ at $\alpha x_0$.
 
     The share that the filter leaves of directions across the manifold is removed, which the paper
@@ -44,9 +58,18 @@ def lhsd(score: Score, x0: ArrayLike, **options: Any) -> Estimate:
     Args:
         score: of the noised data at this level.
         x0: the clean point, any shape.
-        **options: as of `filtered`: `alpha`, `sigma`, `key`, `power` = 4, `cutoff` = 0.1, `method`
-            ("slq", or "exact" by all eigenvalues, d tangents), `num_probes` = 8, `num_matvecs` =
-            20, `symmetric`, `batch_size`.
+        alpha: signal, > 0.
+        sigma: noise, > 0.
+        key: PRNG key of the probes.
+        power: $p$ of the filter, > 0.
+        cutoff: $c$, at which $f = 1/2$, in units of $1/\sigma^2$, > 0.
+        method: "slq", by Lanczos quadrature; "exact", by all eigenvalues, without an error: d
+            tangents.
+        num_probes: start vectors, two at least.
+        num_matvecs: products for each, a tangent and a cotangent; 8 at least, or d: with fewer the
+            quadrature's error, which the standard error does not hold, is larger than that.
+        symmetric: take the Jacobian for symmetric: tangents alone.
+        batch_size: probes at once.
 
     Returns:
         An `Estimate`.  Its standard error is the spread over the probes; it does not hold the error
@@ -66,7 +89,16 @@ def lhsd(score: Score, x0: ArrayLike, **options: Any) -> Estimate:
     >>> print(f"{lhsd(lambda x: -x / S, jnp.zeros(30), **options).value:.0f}")
     7
     """
-    return filtered(score, x0, **options)[0]
+    options = dict(
+        power=power,
+        cutoff=cutoff,
+        method=method,
+        num_probes=num_probes,
+        num_matvecs=num_matvecs,
+        symmetric=symmetric,
+        batch_size=batch_size,
+    )
+    return filtered(score, x0, alpha=alpha, sigma=sigma, key=key, **options)[0]
 
 
 def transition_mass(score: Score, x0: ArrayLike, **options: Any) -> Estimate:
@@ -93,23 +125,7 @@ def filtered(
     symmetric: bool = False,
     batch_size: int = 8,
 ) -> tuple[Estimate, Estimate]:
-    r"""The dimension and the transition mass, from the same products.
-
-    Args:
-        score: of the noised data at this level.
-        x0: the clean point, any shape.
-        alpha: signal, > 0.
-        sigma: noise, > 0.
-        key: PRNG key of the probes.
-        power: $p$ of the filter, > 0.
-        cutoff: $c$, at which $f = 1/2$, in units of $1/\sigma^2$, > 0.
-        method: "slq", by Lanczos quadrature; "exact", by all eigenvalues, without an error.
-        num_probes: start vectors, two at least.
-        num_matvecs: products for each, a tangent and a cotangent; 8 at least, or d: with fewer the
-            quadrature's error, which the standard error does not hold, is larger than that.
-        symmetric: take the Jacobian for symmetric: tangents alone.
-        batch_size: probes at once.
-    """
+    """The dimension and the transition mass, from the same products; arguments as of `lhsd`."""
     x0, alpha, sigma = at_level("lhsd", x0, alpha, sigma)
     p = positive_number("power", power, x0.dtype)
     c = positive_number("cutoff", cutoff, x0.dtype)

@@ -151,7 +151,7 @@ def _of_paths(problem: Problem, found: Screened, *, is_screen: bool = False) -> 
 
 
 # The sharpness is a square of third order in the score, so it falls over a wider range.
-_SHARPNESS = (1.0, 0.3, 0.1)
+_SHARPNESS = (0.3, 0.1)
 _LENGTH = (1.0, 0.7, 0.4)
 
 METHODS: dict[str, Method] = {
@@ -162,7 +162,7 @@ METHODS: dict[str, Method] = {
     "ranked": Method(_ranked, (2, 5), "noises to choose from", "sharpjax", takes=_WHOLE),
     "sail": Method(_sail, _SHARPNESS, _OF_MEDIAN, "Jeon et al. 2025, exact tangent", "exact"),
     "sail_official": Method(
-        _sail_official, (1.0, 0.8), _OF_MEDIAN, "Jeon et al. 2025, public code", SAIL_OFFICIAL
+        _sail_official, (0.8,), _OF_MEDIAN, "Jeon et al. 2025, public code", SAIL_OFFICIAL
     ),
     "prompt_embedding": Method(
         baselines.prompt_embedding, _LENGTH, _OF_MEDIAN, "Wen et al. 2024", SCORE_DIFFERENCE,
