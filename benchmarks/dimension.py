@@ -15,6 +15,7 @@ dimension, and Spearman's rank correlation with it over all points.
 
 import argparse
 import functools
+import itertools
 import json
 import time
 from pathlib import Path
@@ -206,48 +207,53 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="D at most")
-    parser.add_argument("--learned", action="store_true", help="of networks, in D = 10 and 100")
+    parser.add_argument(
+        "--learned", action="store_true", help="of networks, in D = 10 and 100, beside exact ones"
+    )
     parser.add_argument("--json", metavar="PATH", type=Path, help="write the figures there too")
     options = parser.parse_args()
     schedule, rows = Schedule.create(), []
     sizes = [D for D in SIZES if options.largest >= D and (D <= 100 or not options.learned)]
-    print(f"{'D':>5} {'manifold':26} {'n':>5}" + "".join(f"{name:>22}" for name in ESTIMATORS))
+    print(f"{'D':>5} {'manifold':34} {'n':>5}" + "".join(f"{name:>22}" for name in ESTIMATORS))
     for D in sizes:
         for title, manifold in manifolds(D).items():
             points, truth = manifold.sample(np.random.default_rng(1), POINTS)
-            if options.learned:
+            sigma, sources = SIGMA, {"": manifold.score}
+            if options.learned:  # the exact score of so much noise beside the network's
                 sigma = float(schedule.sigma(LEARNED_T))
-                score_of = learned(manifold, D, schedule)
-            else:
-                sigma, score_of = SIGMA, manifold.score
+                sources = {"network": learned(manifold, D, schedule), "exact": manifold.score}
             alpha = float(np.sqrt(1 - sigma**2))
-            found = measured(
-                score_of(alpha, sigma), jnp.asarray(points, jnp.float32), truth,
-                alpha=alpha, sigma=sigma, key=jax.random.key(0),
-            )  # fmt: skip
-            cells = ""
-            for name in ESTIMATORS:
-                if name not in found:
-                    cells += f"{'-':>22}"
-                    continue
-                values, seconds = found[name]
-                cells += f"{values.mean():10.2f} ± {values.std():<5.2f}{seconds:4.1f}"
-                rows += [
-                    {"D": D, "manifold": title, "estimator": name, "dimension": int(n), "value": v}
-                    for n, v in zip(truth, values.tolist(), strict=True)
-                ]
-            print(f"{D:5d} {title:26} {truth.mean():5.1f}{cells}", flush=True)
+            for source, score_of in sources.items():
+                found = measured(
+                    score_of(alpha, sigma), jnp.asarray(points, jnp.float32), truth,
+                    alpha=alpha, sigma=sigma, key=jax.random.key(0),
+                )  # fmt: skip
+                cells = ""
+                for name in ESTIMATORS:
+                    if name not in found:
+                        cells += f"{'-':>22}"
+                        continue
+                    values, seconds = found[name]
+                    cells += f"{values.mean():10.2f} ± {values.std():<5.2f}{seconds:4.1f}"
+                    about = {"D": D, "manifold": title, "source": source, "estimator": name}
+                    rows += [
+                        about | {"dimension": int(n), "value": v}
+                        for n, v in zip(truth, values.tolist(), strict=True)
+                    ]
+                told = ", ".join(filter(None, (title, source)))
+                print(f"{D:5d} {told:34} {truth.mean():5.1f}{cells}", flush=True)
     print("\n(mean over points ± their spread, seconds a point)\n")
-    print(f"{'':16}{'D <=':>6}{'mean |error|':>14}{'relative':>10}{'Spearman':>10}")
-    for name in ESTIMATORS:
-        for most in sizes:
-            own = [r for r in rows if r["estimator"] == name and r["D"] <= most]
-            n, v = (np.array([r[k] for r in own], float) for k in ("dimension", "value"))
-            error = np.abs(v - n)
-            print(
-                f"{name:16}{most:6d}{error.mean():14.3f}{np.mean(error / n):10.3f}"
-                f"{spearmanr(n, v).statistic:10.3f}"
-            )
+    print(f"{'':26}{'D <=':>6}{'mean |error|':>14}{'relative':>10}{'Spearman':>10}")
+    for source, name, most in itertools.product(sources, ESTIMATORS, sizes):
+        own = [
+            r for r in rows if (r["source"], r["estimator"]) == (source, name) and r["D"] <= most
+        ]
+        n, v = (np.array([r[k] for r in own], float) for k in ("dimension", "value"))
+        error = np.abs(v - n)
+        print(
+            f"{', '.join(filter(None, (name, source))):26}{most:6d}{error.mean():14.3f}"
+            f"{np.mean(error / n):10.3f}{spearmanr(n, v).statistic:10.3f}"
+        )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -19,6 +19,7 @@ import sharpjax as sj
 from sharpjax.detection.audit import audited, first_to_stay, loss_gap, nearest_ratio
 from sharpjax.networks import UNet2DModel
 from sharpjax.report import audit as report
+from sharpjax.report.blocks import Text
 from sharpjax.report.page import write_page
 from sharpjax.rundir.about import Clock
 from sharpjax.runs import audit as runs
@@ -222,3 +223,25 @@ def test_by_the_command(tiny_directory, second, images, tmp_path):
     (held_out / "metadata.csv").write_text("file_name,text\n0.png,0 x1\n")
     told = call(later, tiny_directory, *common, "--output", tmp_path / "none")
     assert "says nothing of '1.png'" in told.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("parted", "copied", "told"),
+    [
+        ([0, 0, 0], [0, 0, 0], "What to do: nothing"),
+        ([0, 1, 1], [0, 0, 0], "no copies are shown yet; before training on, leave out"),
+        ([0, 1, 1], [0, 0, 1], "stop at b, or before training on leave out"),
+        ([1, 1, 1], [1, 1, 1], "look at earlier checkpoints"),
+    ],
+)
+def test_what_to_do(parted, copied, told):
+    rows = [
+        {"checkpoint": name, "step": step, "losses_part": one, "copies_show": other}
+        | dict.fromkeys(
+            f"{what}{end}" for what in ("gap", "copies", "by_chance")
+            for end in ("", "_low", "_high")
+        )
+        for step, (name, one, other) in enumerate(zip("abc", parted, copied, strict=True))
+    ]  # fmt: skip
+    texts = [block.text for block in report.blocks(rows, texts=False) if isinstance(block, Text)]
+    assert told in texts[2]

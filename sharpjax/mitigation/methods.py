@@ -151,7 +151,7 @@ def _of_paths(problem: Problem, found: Screened, *, is_screen: bool = False) -> 
 
 
 # The sharpness is a square of third order in the score, so it falls over a wider range.
-_SHARPNESS = (0.3, 0.1)
+_SHARPNESS = (0.3,)
 _LENGTH = (1.0, 0.7, 0.4)
 
 METHODS: dict[str, Method] = {

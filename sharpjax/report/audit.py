@@ -53,7 +53,7 @@ def blocks(rows: Rows, *, texts: bool) -> list[Block]:
     return [
         Text(_told(rows, "losses_part", "The losses of suspected images are below held-out ones")),
         Text(_told(rows, "copies_show", "Samples are copies of suspected images")),
-        Text(f"Losses are those {under}."),
+        Text(f"{_advice(rows)} Losses are those {under}."),
         table(rows),
     ]
 
@@ -67,6 +67,20 @@ def _told(rows: Rows, name: str, what: str) -> str:
         return f"{what} from the first checkpoint on, {rows[0]['checkpoint']}."
     before = rows[first - 1]["checkpoint"]
     return f"{what} from {rows[first]['checkpoint']} on; {before} is within its band."
+
+
+def _advice(rows: Rows) -> str:
+    """What to do next: losses may part long before a sample is a copy."""
+    parted = first_to_stay([bool(row["losses_part"]) for row in rows])
+    copied = first_to_stay([bool(row["copies_show"]) for row in rows])
+    if copied is None and parted is None:
+        return "What to do: nothing; the audit found no memorization."
+    thin = "leave out or thin the suspected images that are repeated."
+    if copied is None:
+        return f"What to do: no copies are shown yet; before training on, {thin}"
+    if copied:
+        return f"What to do: stop at {rows[copied - 1]['checkpoint']}, or before training on {thin}"
+    return f"What to do: look at earlier checkpoints, and before training again {thin}"
 
 
 def table(rows: Rows) -> Table:

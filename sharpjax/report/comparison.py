@@ -121,6 +121,7 @@ def blocks(curves: Rows, standings: Rows, known: Mapping[str, Any]) -> list[Bloc
     shown: list[Block] = [Text(about_line(known))]
     if standings:
         shown += [Text(line) for line in verdict_lines(standings, known["reference"])]
+        shown += [Text("To use one: sharpjax mitigate --method NAME --strength NUMBER.")]
         shown += [figures(curves, known["reference"]), standing_table(standings)]
     return [*shown, curve_table(curves)]
 
