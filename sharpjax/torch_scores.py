@@ -35,6 +35,37 @@ class _Function:
 
     def __init__(self, function: Callable[[Any], Any], device: str):
         self.function, self.device, self.forwards = function, device, True
+        self.checked: set[Any] = set()
+
+    def check(self, shape: tuple[int, ...], dtype: Any) -> None:
+        """Ask for one value, once a shape: from inside a program the error would be a page long.
+
+        Raises:
+            ValueError: PyTorch fails, or gives something else than a tensor of this shape.
+        """
+        import torch
+
+        if (shape, dtype) in self.checked:
+            return
+        try:
+            x = torch.tensor(np.zeros((1, *shape), dtype), device=self.device)
+            found = self.value(torch, x)
+        except Exception as error:
+            raise ValueError(
+                f"a PyTorch score fails at a batch of one example, {(1, *shape)} of {dtype} on "
+                f"{self.device}: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(found, torch.Tensor):
+            raise ValueError(
+                f"a PyTorch score must give a tensor, got {type(found).__name__}; wrap it, such "
+                "as in lambda x: network(x).sample"
+            )
+        if tuple(found.shape) != (1, *shape):
+            raise ValueError(
+                f"a PyTorch score must give the shape that it gets, {(1, *shape)}, got "
+                f"{tuple(found.shape)}"
+            )
+        self.checked.add((shape, dtype))
 
     def __call__(self, kind: str, batch_ndim: int, *operands: Any) -> np.ndarray:
         import torch
@@ -97,6 +128,9 @@ def from_torch(function: Callable[[Any], Any], *, device: str = "cpu") -> Score:
     Raises:
         ImportError: PyTorch is not installed.
         TypeError: what is given cannot be called.
+        ValueError: a module in training mode that draws at random or looks at the whole batch; and,
+            of the score where it is first asked at a shape, if PyTorch fails there or gives
+            something else than a tensor of that shape.
 
     >>> import torch
     >>> score = from_torch(lambda x: -x / 4)  # of N(0, 4 I)
@@ -104,10 +138,18 @@ def from_torch(function: Callable[[Any], Any], *, device: str = "cpu") -> Score:
     >>> float(sj.curvature.trace(score, jnp.ones(3), method="exact").value)
     -0.75
     """
-    import torch  # noqa: F401  # said now, not from inside a compiled program
+    import torch  # said now, not from inside a compiled program
 
     if not callable(function):
         raise TypeError(f"from_torch takes a module or a function, got {type(function).__name__}")
+    if isinstance(function, torch.nn.Module):
+        kinds = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
+        for name, module in function.named_modules():
+            if module.training and isinstance(module, kinds) and getattr(module, "p", 1):
+                raise ValueError(
+                    f"from_torch takes a module in evaluation mode: {name or 'it'} is a "
+                    f"{type(module).__name__} in training mode; call .eval() first"
+                )
     return Partial(_Score(_Function(function, device)))
 
 
@@ -117,7 +159,9 @@ class _Score:
 
     def __call__(self, x: Array) -> Array:
         """The value at one example, or at several under `jax.vmap`."""
-        return _value.bind(jnp.asarray(x), of=self.of, batch_ndim=0)
+        x = jnp.asarray(x)
+        self.of.check(x.shape, x.dtype)
+        return _value.bind(x, of=self.of, batch_ndim=0)
 
 
 _value, _tangent, _transpose = (

@@ -116,7 +116,9 @@ def test_what_cannot_be_compared(tiny_model, earlier):
     renamed = [f"{name}?" for name in tiny_model.conditions]
     cases = {
         "its kind is Other": Other(**fields),
-        "its schedule is": dataclasses.replace(earlier, schedule=schedule),
+        "its schedule is beta_end = 0.01, the model's beta_end = 0.012$": dataclasses.replace(
+            earlier, schedule=schedule
+        ),
         "its shape of an example is": dataclasses.replace(earlier, unet=large),
         "its conditions is": dataclasses.replace(earlier, conditions=tuple(renamed)),
     }

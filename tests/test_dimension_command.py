@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 import sharpjax as sj
+from sharpjax.curvature import Estimate
+from sharpjax.dimension import DimensionCurve
 from sharpjax.pictures import read_image
 from sharpjax.report import dimension as report
 from sharpjax.runs import dimension as runs
@@ -63,6 +65,24 @@ def test_every_image_has_its_curve(tiny_directory, images, tmp_path, monkeypatch
     ]  # fmt: skip
     with open(tmp_path / "run/dimension.csv") as file:
         assert len(list(csv.DictReader(file))) == 4
+
+
+def test_images_of_another_size_are_told(tiny_model, tmp_path, monkeypatch):
+    """The dimension is of what was resized, which an image made larger has fewer of."""
+    (tmp_path / "images").mkdir()
+    for name, size in (("a.png", (8, 8)), ("b.png", (1, 1)), ("c.png", (30, 20))):
+        Image.new("L", size).save(tmp_path / "images" / name)
+    levels = np.ones(2)
+    same = Estimate(levels, levels, 2, 8)
+    monkeypatch.setattr(
+        runs, "dimension_curve",
+        lambda *_, times, **__: DimensionCurve(np.array(times), levels, levels, same, same, same),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="^2 images are not 8 x 8: the middle part of each was"):
+        dimension_of_images(
+            tiny_model, tmp_path / "images", find_images(tmp_path / "images"), tmp_path / "run",
+            SETTINGS, fingerprint="f",
+        )  # fmt: skip
 
 
 @pytest.mark.slow

@@ -63,7 +63,9 @@ class TestGaussian:
         score = sj.from_torch(in_torch(gaussian(), calls))
         points = jnp.stack([x, 2 * x, 3 * x])
         found = jax.vmap(jax.vmap(score))(jnp.stack([points, points]))
-        assert calls == [(6, D)]
+        assert calls == [(1, D), (6, D)]  # the first to check, once
+        jax.vmap(score)(points)
+        assert calls[2:] == [(3, D)]
         np.testing.assert_allclose(found[1, 2], gaussian().score(3 * x), rtol=1e-10)
 
     def test_estimators(self, x):
@@ -119,10 +121,32 @@ class TestGaussian:
 def test_what_is_no_score(x):
     with pytest.raises(TypeError, match="takes a module or a function, got int"):
         sj.from_torch(3)
-    with pytest.raises(
-        Exception, match=r"must give the shape that it gets, \(1, 5\), got \(1, 4\)"
-    ):
-        np.asarray(sj.from_torch(lambda x: x[:, :-1])(x))
+    cases = {
+        r"must give the shape that it gets, \(1, 5\), got \(1, 4\)": lambda x: x[:, :-1],
+        r"must give a tensor, got tuple; .* network\(x\).sample": lambda x: (x,),
+        r"fails at a batch of one example, \(1, 5\) of float32 on cpu: RuntimeError: mat1 and ": (
+            torch.nn.Linear(3, 3)
+        ),
+    }
+    for message, function in cases.items():
+        score = sj.from_torch(function)
+        many = jnp.stack([x, x])
+        for asked, at in ((score, x), (jax.jit(score), x), (jax.vmap(score), many)):
+            with pytest.raises(ValueError, match=message):  # a line, nothing of callbacks
+                asked(at)
+    with pytest.raises(ValueError, match="of float32 on nowhere: RuntimeError"):
+        sj.from_torch(lambda x: -x, device="nowhere")(x)
+
+
+def test_training_mode_is_refused():
+    """What drops at random has another derivative at each call, and nothing would say so."""
+    dropping = torch.nn.Sequential(torch.nn.Linear(D, D), torch.nn.Dropout(0.5))
+    with pytest.raises(ValueError, match=r"1 is a Dropout in training mode; call .eval\(\) first"):
+        sj.from_torch(dropping)
+    with pytest.raises(ValueError, match="it is a BatchNorm1d in training mode"):
+        sj.from_torch(torch.nn.BatchNorm1d(D))
+    sj.from_torch(dropping.eval())
+    sj.from_torch(torch.nn.Sequential(torch.nn.Linear(D, D), torch.nn.Dropout(0.0)))
 
 
 def test_without_pytorch():

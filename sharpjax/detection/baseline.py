@@ -125,6 +125,11 @@ def check_same_model(what: str, model: ConditionalModel, other: ConditionalModel
     """
     for of, own, its in _comparisons(model, other):
         if own != its:
+            if isinstance(own, dict):  # all of it is long, and the same at its beginning
+                keys = [key for key in own | its if own.get(key) != its.get(key)]
+                own, its = (
+                    ", ".join(f"{key} = {one.get(key)}" for key in keys) for one in (own, its)
+                )
             raise ValueError(
                 f"{what} must be another checkpoint of the same model: its {of} is {its!s:.80}, "
                 f"the model's {own!s:.80}"

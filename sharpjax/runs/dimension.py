@@ -15,10 +15,10 @@ import numpy as np
 from sharpjax.conditional import ConditionalModel
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.dimension import dimension_curve
-from sharpjax.pictures import read_image
+from sharpjax.pictures import read_picture, to_array
 from sharpjax.prompts import Case
 from sharpjax.rundir.run import Run
-from sharpjax.runs.images import digest_of
+from sharpjax.runs.images import digest_of, warn_resized
 
 TIMES = (1, 5, 10, 20, 50, 100, 200)
 _COLUMNS = ("flipd", "lhsd", "transition_mass")
@@ -86,16 +86,19 @@ def dimension_of_images(
         fields=["condition"],
     )
     key = jax.random.key(settings.seed)
+    resized, mode = 0, "L" if model.image_shape[0] == 1 else "RGB"
 
     def one(_: Sequence[int], missing: list[int]) -> Iterator[dict[str, Any]]:
+        nonlocal resized
         (index,) = missing
         record: dict[str, Any] = {"index": index, "condition": names[index]}
         try:
-            pixels = read_image(folder / names[index], model.image_shape)
+            picture = read_picture(folder / names[index], mode)
         except ValueError as error:
             yield record | {"failed": str(error).removeprefix(f"{folder / names[index]} ")}
             return
-        z = jnp.asarray(model.encode_image(pixels[None]))[0]
+        resized += picture.size != model.image_shape[:0:-1]
+        z = jnp.asarray(model.encode_image(to_array(picture, model.image_shape)[None]))[0]
         curve = dimension_curve(
             model.unconditional, z, schedule=model.schedule, times=settings.times,
             key=jax.random.fold_in(key, index), num_probes=settings.num_probes,
@@ -109,6 +112,7 @@ def dimension_of_images(
     run.work(
         "dimension", [[i] for i in range(len(names))], one, note=lambda record: record["condition"]
     )
+    warn_resized(resized, model)
     return [run.done[index] for index in range(len(names))]
 
 

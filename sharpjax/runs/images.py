@@ -166,13 +166,18 @@ def detect_images(
     if seconds:
         line = {"batch_size": 1, "seconds": {"images": seconds}}
         append_lines(run.folder / SECONDS_NAME, [line])
-    if resized:
+    warn_resized(resized, model)
+    return [run.done[index] for index in range(len(names))]
+
+
+def warn_resized(number: int, model: ConditionalModel) -> None:
+    """Say of how many images the middle part was resized, if of any."""
+    if number:
         height, width = model.image_shape[1:]
         warnings.warn(
-            f"{resized} images are not {width} x {height}: the middle part of each was resized",
-            stacklevel=2,
+            f"{number} images are not {width} x {height}: the middle part of each was resized",
+            stacklevel=3,
         )
-    return [run.done[index] for index in range(len(names))]
 
 
 def digest_of(folder: Path, names: Sequence[str]) -> str:
