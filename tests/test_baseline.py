@@ -159,6 +159,10 @@ def test_by_the_command(tiny_directory, earlier, tmp_path, monkeypatch, capsys):
     code, told = call("--output", tmp_path / "run", "--baseline", tiny_directory)
     assert code
     assert "is the model itself: every difference would be 0" in told.err.replace("\n", " ")
+    copy = sj.load(tiny_directory).save_pretrained(tmp_path / "copy")  # another fingerprint
+    code, told = call("--output", tmp_path / "run", "--baseline", copy)
+    assert code
+    assert f"--baseline {copy} is the model itself" in told.err.replace("\n", " ")
     code, told = call("--output", tmp_path / "run", "--statistics", "p_laplacian")
     assert code
     assert "p_laplacian is no difference of two models" in told.err

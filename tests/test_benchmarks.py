@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import combinations
@@ -107,3 +108,33 @@ def test_a_row_of_noises_is_what_calibrate_and_detect_give(monkeypatch):
               np.array([np.mean(r["network"][column][s : s + 8]) for r in judged])))
               for s in (0, 8)]  # fmt: skip
     assert noises.again(known, judged, column, 8) == f"{np.mean(called[0] == called[1]):.3f}"
+
+
+def test_the_table_of_the_docs_is_that_of_the_published_rows(monkeypatch, capsys):
+    """Copies, right thing, and right thing without a copy, of every method and kind."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(sys, "argv", ["mitigation_table.py"])
+    importlib.import_module("mitigation_table").main()
+    found, kind = {}, ""
+    for line in capsys.readouterr().out.splitlines():
+        if match := re.match(r"(\S.*): (\d+) prompts judge", line):
+            kind = f"{match[1]} ({match[2]})"
+        elif match := re.match(r"(\w+) +([\d.]+)((?:  [\d.]+ \[[\d., ]+\] *){3})", line):
+            three = [f"{float(x):.3f}" for x in re.findall(r"([\d.]+) \[", match[3])]
+            found[match[1], kind] = match[2], three
+    text = (BENCHMARKS.parent / "docs/mitigation.md").read_text()
+    head, _, *rows = re.search(r"(\| method \| mixed q = \.5.*?)\n\n", text, re.DOTALL)[1].split(
+        "\n"
+    )
+    kinds = [re.sub(r"(mixed )?q = \.", "mixed q=0.", name) for name in head.split(" | ")[1:]]
+    seen = 0
+    for row in rows:
+        method, *cells = row.strip("| ").split(" | ")
+        for name, cell in zip(kinds, cells, strict=True):
+            strength, _, told = cell.strip(" |").rpartition(": ")
+            own, exact = found[method.strip("`"), name.strip(" |")]
+            assert strength in ("", own)
+            for shown, value in zip(told.split(", "), exact, strict=True):
+                assert abs(float(shown) - float(value)) <= 0.0051, (row, name)
+            seen += 1
+    assert seen == len(found) == 13 * 6

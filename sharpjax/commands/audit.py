@@ -98,6 +98,9 @@ def audit(
     from sharpjax.runs.cases import training_conditions, training_images
     from sharpjax.runs.images import find_images, read_images, read_texts
 
+    # before models are read, which may take minutes
+    held = find_images(held_out)
+    found = None if suspected is None else find_images(suspected)
     clock = Clock(names[-1][1])
     sources = [(step, find(name, **choice.files)) for step, name in names]
     last = load(sources[-1][1])
@@ -107,14 +110,12 @@ def audit(
         check_same_model(f"{source.path}, beside {sources[-1][1].path},", last, load(source))
     directory = sources[-1][1].path
     own: list[str] | None
-    if suspected is None:
+    if suspected is None or found is None:
         of_training, own = training_images(last, directory)
     else:
-        found = find_images(suspected)
         of_training = read_images(suspected, found, last.image_shape)
         own = read_texts(suspected, found)
-    found = find_images(held_out)
-    others, said = read_images(held_out, found, last.image_shape), read_texts(held_out, found)
+    others, said = read_images(held_out, held, last.image_shape), read_texts(held_out, held)
     if (own is None) != (said is None):
         without = suspected or "the training set" if own is None else held_out
         warnings.warn(

@@ -212,12 +212,13 @@ class ModelFiles(FileChoice):
         from sharpjax.detection.baseline import Baseline
 
         other = find(baseline, **self.files)
-        if fingerprint(other) == fingerprint(source):
+        same = fingerprint(other) == fingerprint(source)
+        pair = None if same else Baseline.of(opened.network, load(other, **options))
+        if pair is None or pair.is_alike:
             raise ValueError(
                 f"--baseline {baseline} is the model itself: every difference would be 0; give an "
                 "earlier checkpoint"
             )
-        pair = Baseline.of(opened.network, load(other, **options))
         return dataclasses.replace(opened, baseline=other, compared=pair)
 
 

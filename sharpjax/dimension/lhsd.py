@@ -89,16 +89,10 @@ def lhsd(
     >>> print(f"{lhsd(lambda x: -x / S, jnp.zeros(30), **options).value:.0f}")
     7
     """
-    options = dict(
-        power=power,
-        cutoff=cutoff,
-        method=method,
-        num_probes=num_probes,
-        num_matvecs=num_matvecs,
-        symmetric=symmetric,
-        batch_size=batch_size,
-    )
-    return filtered(score, x0, alpha=alpha, sigma=sigma, key=key, **options)[0]
+    return filtered(
+        score, x0, alpha=alpha, sigma=sigma, key=key, power=power, cutoff=cutoff, method=method,
+        num_probes=num_probes, num_matvecs=num_matvecs, symmetric=symmetric, batch_size=batch_size,
+    )[0]  # fmt: skip
 
 
 def transition_mass(score: Score, x0: ArrayLike, **options: Any) -> Estimate:
