@@ -18,8 +18,8 @@ from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sharpjax import Gaussian, GaussianMixture, PixelDiffusion, Schedule, ScorePair, detection
-from sharpjax.detection import intervals
-from sharpjax.detection.compute import Columns, _axes, _first_step, _unconditional
+from sharpjax.detection import intervals, statistics
+from sharpjax.detection.compute import Columns, _alignment, _axes, _first_step, _unconditional
 from sharpjax.detection.evaluation import (
     _Curve,
     compare,
@@ -831,7 +831,10 @@ def test_conditions_at_one_noise_share_the_unconditional_linearization(tiny_mode
     def first_step(model, labels, noises):
         how = {"axes": _axes(model, noises[0], 981), "mesh": None}
         kept = _unconditional(model, noises, 981, **how)
-        return _first_step(model, labels, noises, 981, kept, statistics=chosen, **how)
+        found, _ = _first_step(
+            model, labels, noises, 981, kept, statistics=chosen, with_scores=False, **how
+        )
+        return found
 
     def evaluation(model, label, x):
         return model.scores(label, 981).conditional(x)
@@ -845,6 +848,38 @@ def test_conditions_at_one_noise_share_the_unconditional_linearization(tiny_mode
     assert operations(first_step, labels, noises[:2]) / (2 * n * one) == pytest.approx(
         4 + 2 / n, rel=0.1
     )
+
+
+def test_alignments_evaluate_the_later_conditional_score_alone(tiny_model):
+    """1F a condition and noise beside the first step, which gives three of their four scores."""
+    labels = tiny_model.encode(tiny_model.conditions)
+    noises = np.random.default_rng(0).normal(size=(2, *tiny_model.shape)).astype("f")
+    names = "score_difference", "guidance_alignment", "standardised_alignment"
+    settings = DetectSettings(statistics=names, num_noises=2)
+    columns = Columns(tiny_model, settings)
+    (first, later, _), noises = settings.timesteps(tiny_model.schedule), columns.noises
+    chosen = settings.chosen("noise")
+    scores = np.zeros((2, len(labels), *noises.shape), "f")
+
+    def operations(function, *arguments, **static):
+        return function.lower(tiny_model, *arguments, **static).cost_analysis()["flops"]
+
+    def evaluation(model, label, x):
+        return model.scores(label, 981).conditional(x)
+
+    one = operations(jax.jit(evaluation), labels[0], noises[0]) * 2 * len(labels)
+    at = labels, noises, first, later
+    how = {"statistics": chosen, "mesh": None}
+    known = operations(_alignment, *at, tuple(scores), noises, **how)
+    assert known / one == pytest.approx(1, rel=0.1)
+    assert operations(_alignment, *at, None, None, **how) / one == pytest.approx(4, rel=0.1)
+    # and what they give is what each pair gives by itself
+    found, _ = columns(labels)
+    pairs = lambda label: [tiny_model.scores(label, t) for t in (first, later)]
+    column = next(name for name in found if name.startswith("guidance_alignment"))
+    for row, label in zip(np.asarray(found[column]), labels, strict=True):
+        alone = [statistics.guidance_alignment(*pairs(label), x) for x in noises]
+        np.testing.assert_allclose(row, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_kept_holds_the_weights_once(tiny_model):

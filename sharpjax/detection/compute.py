@@ -4,6 +4,7 @@ Each part is compiled once: timesteps and conditions are arguments.  Noises and 
 seed and their index only, never on the batch, nor on the devices that it is split over.
 """
 
+import dataclasses
 import functools
 import logging
 import time
@@ -25,7 +26,7 @@ from sharpjax.detection.settings import NEAR_THE_END, DetectSettings
 from sharpjax.detection.trajectory import follow
 from sharpjax.mesh.loops import over_points
 from sharpjax.sampling import sample
-from sharpjax.score import LinearizedPair
+from sharpjax.score import LinearizedPair, ScorePair
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Columns:
         self._first, self._later, self._last = settings.timesteps(model.schedule)
         self._kept: Any = None  # the unconditional score at the shared noises, linearized
         self._axes: tuple[int | None, ...] | None = None  # of its leaves
+        self._kept_later: Array | None = None  # its values at the later level
         # of sharded weights nothing: how much of it each device would hold is not known
         self._keeps = not isinstance(model, Baseline) and not is_sharded(model)
 
@@ -102,17 +104,22 @@ class Columns:
         noises = self.noises
         found: dict[str, Array] = {}
         at = self.model, conditions, noises, self._first
+        of_noise = settings.chosen("noise")
+        scores = None  # of the first step, from which alignments start too
         if chosen := settings.chosen("first"):
             with self._timed("first", found):
-                if self._kept is None and self._keeps:
-                    self._axes = _axes(self.model, noises[0], self._first)
-                    self._kept = _unconditional(
-                        self.model, noises, self._first, axes=self._axes, mesh=mesh
-                    )
-                found |= _first_step(*at, self._kept, statistics=chosen, axes=self._axes, mesh=mesh)
-        if chosen := settings.chosen("noise"):
+                self._keep(noises)
+                values, scores = _first_step(
+                    *at, self._kept, statistics=chosen, axes=self._axes, mesh=mesh,
+                    with_scores=any(one.statistic.terms for one in of_noise),
+                )  # fmt: skip
+                found |= values
+        if of_noise:
             with self._timed("noise", found):
-                found |= _alignment(*at, self._later, statistics=chosen, mesh=mesh)
+                self._keep(noises)
+                found |= _alignment(
+                    *at, self._later, scores, self._kept_later, statistics=of_noise, mesh=mesh
+                )
         states = None
         if chosen := settings.chosen(*LEVELS):
             with self._timed("traces", found):
@@ -123,6 +130,22 @@ class Columns:
                 found |= self._along_paths(conditions, noises)
         order = {name: found[name if name in found else name.split("@")[0]] for name in self.names}
         return order, states
+
+    def _keep(self, noises: Array) -> None:
+        """Compute `s_u` once for all batches; of the later level only its values.
+
+        That level is first, so that one linearization at a time is in memory.
+        """
+        if self._axes is not None or not self._keeps:
+            return
+        self._axes = _axes(self.model, noises[0], self._first)
+        once = functools.partial(
+            _unconditional, self.model, noises, axes=self._axes, mesh=self.mesh
+        )
+        if any(one.statistic.terms for one in self.settings.chosen("noise")):
+            self._kept_later = once(self._later)[0]
+        if self.settings.chosen("first"):
+            self._kept = once(self._first)
 
     def _at_levels(
         self, conditions: Array, noises: Array, statistics: tuple[Bound, ...]
@@ -245,7 +268,7 @@ def _unconditional(
     return part(model, noises, t)
 
 
-@functools.partial(jax.jit, static_argnames=("statistics", "axes", "mesh"))
+@functools.partial(jax.jit, static_argnames=("statistics", "axes", "mesh", "with_scores"))
 def _first_step(
     model: ConditionalModel,
     conditions: Array,
@@ -256,8 +279,9 @@ def _first_step(
     statistics: tuple[Bound, ...],
     axes: tuple[int | None, ...] | None,
     mesh: Mesh | None,
-) -> dict[str, Array]:
-    """Statistics of the first step.
+    with_scores: bool,
+) -> tuple[dict[str, Array], tuple[Array, Array] | None]:
+    """Statistics of the first step, and the two scores there if they are asked for.
 
     `kept` is what `_unconditional` gave, `axes` its leaves', or None where nothing is common to all
     conditions.
@@ -273,7 +297,8 @@ def _first_step(
                 here = pair.linearize(x)
             else:
                 here = LinearizedPair(kept[0], kept[1], *jax.linearize(pair.conditional, x))
-            return {each.statistic.name: each(pair, x, linearized=here) for each in statistics}
+            values = {each.statistic.name: each(pair, x, linearized=here) for each in statistics}
+            return values, (here.unconditional, here.conditional) if with_scores else None
 
         of_kept = None if axes is None else jax.tree.unflatten(jax.tree.structure(kept), axes)
         each = jax.vmap(one, (None, 0, of_kept))
@@ -303,27 +328,48 @@ def _alignment(
     noises: Array,
     first: ArrayLike,
     later: ArrayLike,
+    scores: tuple[Array, Array] | None,
+    kept: Array | None,
     *,
     statistics: tuple[Bound, ...],
     mesh: Mesh | None,
 ) -> dict[str, Array]:
-    """Statistics of two levels at pure noise; what several start from is computed once."""
+    """Statistics of two levels at pure noise; what several start from is computed once.
 
-    def one(common: Any, condition: Array, _: Array, x: Array) -> Any:
-        model, *levels = common
-        pairs = [model.scores(condition, t) for t in levels]
+    `scores` are both of the first level, `kept` is the unconditional one of the later level, where
+    they are known: of four evaluations one is left.
+    """
+
+    def one(common: Any, condition: Array, scores: Any, x: Array, kept: Array | None) -> Any:
+        pairs = [common[0].scores(condition, t) for t in common[1:]]
+        here = list(pairs)
+        if scores is not None:
+            here[0] = _known(pairs[0], *scores)
+        if kept is not None:
+            here[1] = _known(pairs[1], kept)
         values, known = {}, {}
         for each in statistics:
             given = {}
             if of := each.statistic.terms:
                 if of not in known:
-                    known[of] = of(*pairs, x)
+                    known[of] = of(*here, x)
                 given["terms"] = known[of]
             values[each.statistic.name] = each(*pairs, x, **given)
         return values
 
-    x = jnp.broadcast_to(noises, (len(conditions), *noises.shape))
-    return _each(one, (model, first, later), conditions, x, mesh)
+    def part(common: Any, batch: Any) -> Any:
+        (*models, noises, kept), (conditions, scores) = common, batch
+        per_noise = jax.vmap(functools.partial(one, models), (None, 0, 0, 0))
+        return jax.vmap(per_noise, (0, 0, None, None))(conditions, scores, noises, kept)
+
+    common = (model, first, later, noises, kept)
+    return over_points(part, mesh, common, (conditions, scores))
+
+
+def _known(pair: ScorePair, unconditional: Array, conditional: Array | None = None) -> ScorePair:
+    """The pair at one point, where it is known what its scores are."""
+    changes = {} if conditional is None else {"conditional": lambda _: conditional}
+    return dataclasses.replace(pair, unconditional=lambda _: unconditional, stacked=None, **changes)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")

@@ -80,7 +80,8 @@ class Statistic:
             they are not.
         least_noises: that it needs.
         terms: what several statistics of a place start from: of the same arguments, computed once
-            for them, and given as the keyword `terms`.
+            for them, and given as the keyword `terms`. It asks the scores at `x` alone, where they
+            may be known already.
         parts: if its record is no number.
         exact: of `where="level"`, its closed form for an exact score, from `tr K_c`, `tr K_u` and
             sigma.

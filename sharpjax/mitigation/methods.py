@@ -152,13 +152,13 @@ def _of_paths(problem: Problem, found: Screened, *, is_screen: bool = False) -> 
 
 _LENGTH = (1.0, 0.7, 0.4)
 
-# SAIL, in either form, at one strength: its descents take most of a comparison's time
 METHODS: dict[str, Method] = {
     "screened": Method(
         _screened, (0.1,), "share of clean images that the screen drops", "sharpjax",
         SCREEN, _SHARE,
     ),
     "ranked": Method(_ranked, (2, 5), "noises to choose from", "sharpjax", takes=_WHOLE),
+    # SAIL at one strength in either form: its descents take most of a comparison's time
     "sail": Method(_sail, (0.3,), _OF_MEDIAN, "Jeon et al. 2025, exact tangent", "exact"),
     "sail_official": Method(
         _sail_official, (0.8,), _OF_MEDIAN, "Jeon et al. 2025, public code", SAIL_OFFICIAL
