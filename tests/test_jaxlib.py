@@ -92,3 +92,35 @@ def test_curvature_of_a_large_data_set():
     found = at_points(trace, p.score, x, key=key, sigma=0.3)
     alone = trace(p.score, x[0], key=jax.random.fold_in(key, 0), sigma=0.3)
     np.testing.assert_allclose(found.value[0], alone.value, rtol=1e-3)
+
+
+# a level of Stable Diffusion, half as wide: its attentions to 4,096 pixels loop over blocks
+PRODUCTS = """
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from sharpjax.mesh.loops import over_points
+from sharpjax.networks import UNet2DConditionModel
+unet = UNet2DConditionModel(
+    sample_size=64, cross_attention_dim=64, block_out_channels=(160,), attention_head_dim=8,
+    layers_per_block=1, down_block_types=("CrossAttnDownBlock2D",),
+    up_block_types=("CrossAttnUpBlock2D",), rngs=nnx.Rngs(0),
+)
+count, key = len(jax.devices()), jax.random.key(0)
+x = jax.random.normal(key, (count, 2, 4, 64, 64)), jax.random.normal(key, (count, 2, 77, 64))
+each = lambda unet, x: jax.vmap(lambda points, texts: unet(points, 801, texts))(*x)
+mesh = jax.make_mesh((count,), ("points",), (jax.sharding.AxisType.Auto,))
+alone, together = (
+    np.asarray(jax.jit(lambda unet, x: over_points(each, mesh, unet, x))(unet, x))
+    for mesh in (None, mesh)
+)
+assert count > 1
+assert np.abs(together - alone).max() < 1e-4 * np.abs(alone).max()
+"""
+
+
+@pytest.mark.slow
+def test_products_are_right_on_all_cores_at_once():
+    """Eigen's are not, of jaxlib 0.10.2 on two cores: at this size the first score was another."""
+    cores = max(2, num_cores())
+    done = run(f"import sharpjax\n{PRODUCTS}", JAX_NUM_CPU_DEVICES=str(cores))
+    assert done.returncode == 0, done.stderr

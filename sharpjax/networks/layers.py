@@ -79,8 +79,11 @@ def convolve_upsampled(
             jnp.concatenate(taps, axis) for taps in ((first, middle + last), (first + middle, last))
         ]
 
-    small = [k for rows in halves(kernel, 0) for k in halves(rows, 1)]
-    windows = convolve(x, jnp.concatenate(small, axis=-1), strides, padding, **options).reshape(
+    small = jnp.concatenate([k for rows in halves(kernel, 0) for k in halves(rows, 1)], axis=-1)
+    # As long out as in, forward and transposed: on CPU only such convolutions are YNNPACK's, and
+    # Eigen's can be wrong (sharpjax/_jaxlib.py). XLA would make one of both paddings.
+    x = jax.lax.optimization_barrier(jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))))
+    windows = convolve(x, small, strides, ((1, 0), (1, 0)), **options).reshape(
         n, height + 1, width + 1, 2, 2, c_out
     )  # window i covers pixels i-1 and i
     rows = [
