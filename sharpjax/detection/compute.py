@@ -368,8 +368,10 @@ def _alignment(
 
 def _known(pair: ScorePair, unconditional: Array, conditional: Array | None = None) -> ScorePair:
     """The pair at one point, where it is known what its scores are."""
-    changes = {} if conditional is None else {"conditional": lambda _: conditional}
-    return dataclasses.replace(pair, unconditional=lambda _: unconditional, stacked=None, **changes)
+    known = pair.conditional if conditional is None else lambda _: conditional
+    return dataclasses.replace(
+        pair, unconditional=lambda _: unconditional, conditional=known, stacked=None
+    )
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
