@@ -24,8 +24,7 @@ from PIL import Image
 
 import sharpjax as sj
 from sharpjax.checkpoints.fingerprint import fingerprint
-from sharpjax.detection.evaluation import placements
-from sharpjax.detection.maps import to_pixels
+from sharpjax.detection.maps import pixel_auc, pixel_iou, to_pixels
 from sharpjax.detection.trajectory import follow
 from sharpjax.models.load import find
 from sharpjax.pictures import read_picture, write_png
@@ -64,10 +63,10 @@ def main():
           f"{np.mean([m.mean() for m in truth]):.2f} of an image\n")  # fmt: skip
     print("| map | AUC of pixels | threshold | IoU |\n| --- | --- | --- | --- |")
     for name, values in found.items():
-        areas = np.array([auc(v, m) for v, m in zip(values, truth, strict=True)])
+        areas = np.array([pixel_auc(v, m) for v, m in zip(values, truth, strict=True)])
         grid = np.quantile(np.stack([v for v, t in zip(values, tuning, strict=True) if t]),
                            np.linspace(0.01, 0.99, GRID))  # fmt: skip
-        overlaps = np.array([[iou(v >= limit, m) for limit in grid]
+        overlaps = np.array([[pixel_iou(v, m, threshold=limit) for limit in grid]
                              for v, m in zip(values, truth, strict=True)])  # fmt: skip
         best = overlaps[tuning].mean(axis=0).argmax()
         cells = [mean_of(areas[~tuning], drawing[~tuning]), f"{grid[best]:.3g}",
@@ -75,7 +74,7 @@ def main():
         print(f"| {name} | {' | '.join(cells)} |")
     if arguments.figure is not None:
         draw(arguments.figure, images, found["the map"], truth, drawing)
-    everything = [iou(np.ones_like(m), m) for m, t in zip(truth, tuning, strict=True) if not t]
+    everything = [m.mean() for m, t in zip(truth, tuning, strict=True) if not t]
     print(f"| every pixel | .500 | | {mean_of(np.array(everything), drawing[~tuning])} |")
 
 
@@ -119,14 +118,6 @@ def from_border(image):
 def middle(shape):
     y, x = (np.arange(n) - (n - 1) / 2 for n in shape)
     return -np.hypot(y[:, None], x)
-
-
-def auc(values, mask):
-    return float(placements(values.ravel().astype(float), mask.ravel())[0].mean())
-
-
-def iou(chosen, mask):
-    return (chosen & mask).sum() / (chosen | mask).sum()
 
 
 def mean_of(values, units):

@@ -127,3 +127,21 @@ def test_by_the_command(tiny_directory, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "run/maps/overlays/00000.png").is_file()
     with open(answer["report"]) as page:
         assert "Where images are memorized" in page.read()
+
+
+def test_a_map_is_judged_by_a_mask():
+    rng = np.random.default_rng(0)
+    values, mask = rng.integers(0, 5, (6, 7)).astype(float), rng.random((6, 7)) < 0.3
+    inside, outside = values[mask], values[~mask]
+    pairs = (inside[:, None] > outside) + 0.5 * (inside[:, None] == outside)
+    assert sj.detection.pixel_auc(values, mask) == pytest.approx(pairs.mean())
+    both = sum(v >= 3 and m for v, m in zip(values.flat, mask.flat, strict=True))
+    either = sum(v >= 3 or m for v, m in zip(values.flat, mask.flat, strict=True))
+    assert sj.detection.pixel_iou(values, 255 * mask, threshold=3) == pytest.approx(both / either)
+    judge = sj.detection.pixel_auc
+    with pytest.raises(ValueError, match=r"of one size, got \(6, 7\) and \(7, 6\)"):
+        judge(values, mask.T)
+    with pytest.raises(ValueError, match="must hold some pixels and leave some, got 100%"):
+        judge(values, np.ones((6, 7)))
+    with pytest.raises(ValueError, match="not finite"):
+        judge(np.where(mask, np.nan, values), mask)

@@ -2,7 +2,7 @@
 
 from sharpjax.detection.calibration import Calibration
 from sharpjax.detection.evaluation import Comparison, Evaluation, compare, evaluate
-from sharpjax.detection.maps import memorization_map
+from sharpjax.detection.maps import memorization_map, pixel_auc, pixel_iou
 from sharpjax.detection.oracle import TrainingSet
 from sharpjax.detection.plugins import load_plugins
 from sharpjax.detection.registry import STATISTICS, register
@@ -31,6 +31,8 @@ __all__ = [
     "hessian_score_difference",
     "load_plugins",
     "memorization_map",
+    "pixel_auc",
+    "pixel_iou",
     "register",
     "score_difference",
     "trace_difference",

@@ -13,7 +13,8 @@ from PIL import Image
 
 from sharpjax._checks import check_signal, positive_integer, prng_key
 from sharpjax._checks import point as checked_point
-from sharpjax._types import Array, Key, Matvec
+from sharpjax._types import Array, ArrayLike, Key, Matvec
+from sharpjax.detection.evaluation import placements
 from sharpjax.score import ScorePair
 
 PROBES = 16  # as published
@@ -44,6 +45,52 @@ def memorization_map(pair: ScorePair, x: Array, *, key: Key, num_probes: int = P
     _, pullback = jax.vjp(pair.difference, x)
     diagonal = pair.sigma * hutchinson_diagonal(lambda v: pullback(v)[0], x, key, num_probes)
     return jnp.maximum(-diagonal.sum(axis=0), 0)
+
+
+def pixel_auc(values: ArrayLike, mask: ArrayLike) -> float:
+    """The share of pairs of a masked and another pixel that a map puts in order, ties half.
+
+    The unit is a pixel, and pixels of an image are alike: an interval is that of several images.
+
+    Args:
+        values: the map, `(height, width)`; larger means memorized.
+        mask: what is known to be repeated, of the same size; other than 0 where it is.
+
+    Raises:
+        ValueError: another size, a map that is not finite, a mask of all pixels or of none.
+
+    >>> pixel_auc([[3.0, 1.0], [2.0, 0.0]], [[1, 0], [0, 0]])
+    1.0
+    """
+    found, known = _both(values, mask)
+    return float(placements(found.ravel(), known.ravel())[0].mean())
+
+
+def pixel_iou(values: ArrayLike, mask: ArrayLike, *, threshold: float) -> float:
+    """Pixels at or above the threshold and in the mask, over those in either.
+
+    Choose the threshold on other images.  Arguments and errors as of `pixel_auc`.
+
+    >>> pixel_iou([[3.0, 1.0], [2.0, 0.0]], [[1, 0], [0, 0]], threshold=2.0)
+    0.5
+    """
+    found, known = _both(values, mask)
+    chosen = found >= threshold
+    return float((chosen & known).sum() / (chosen | known).sum())
+
+
+def _both(values: ArrayLike, mask: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    found, known = np.asarray(values, float), np.asarray(mask) != 0
+    if found.shape != known.shape or found.ndim != 2:
+        raise ValueError(
+            f"a map and its mask must be (height, width) of one size, got {found.shape} and "
+            f"{known.shape}; sharpjax detect --maps writes maps at the size of the images"
+        )
+    if not np.isfinite(found).all():
+        raise ValueError("the map has entries that are not finite")
+    if known.all() or not known.any():
+        raise ValueError(f"the mask must hold some pixels and leave some, got {known.mean():.0%}")
+    return found, known
 
 
 def hutchinson_diagonal(product: Matvec, x: Array, key: Key, num_probes: int) -> Array:
