@@ -1,10 +1,12 @@
-"""Where the time of a tangent goes: seconds of the compiled program's parts by kind.
+"""Where the time of an evaluation and of a tangent goes, by kind of operation.
 
-    python benchmarks/where_time_goes.py [--batch 8] [--json PATH]
+    python benchmarks/where_time_goes.py [--network drawings] [--batch 8] [--json PATH]
 
-A batch of tangents of the bundled digits' network on one device, as XLA's own profiler sees it.
-What shares a kernel is counted with its heaviest part: convolution, matrix product, reduction,
-concatenation; the rest are copies and arithmetic entry by entry.
+Of a conditional score on one device, as XLA's own profiler sees the compiled program: of the
+bundled digits' network, of the drawings' one, or of Stable Diffusion 1.4's at its size with random
+weights (`sd1`, 20 GB and minutes).  What shares a kernel is counted with its heaviest part:
+convolution, matrix product, reduction, concatenation; the rest are copies and arithmetic entry by
+entry.
 """
 
 import argparse
@@ -23,8 +25,9 @@ import sharpjax as sj
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
 )
-parser.add_argument("--batch", type=int, default=8)
-parser.add_argument("--calls", type=int, default=20)
+parser.add_argument("--network", choices=("digits", "drawings", "sd1"), default="digits")
+parser.add_argument("--batch", type=int, help="points, or tangents, at once; 8, of sd1 1")
+parser.add_argument("--calls", type=int, help="that are averaged; 20, of sd1 2")
 parser.add_argument("--json", metavar="PATH", type=Path)
 options = parser.parse_args()
 
@@ -51,32 +54,52 @@ def kind(body: str) -> str:
     return next((kind for kind in KINDS if f" {kind}(" in body), "copies and arithmetic")
 
 
-results = {"machine": timing.header()}
-score = sj.load("mnist").scores("7 x256", 600).conditional
-x = jax.random.normal(jax.random.key(0), (1, 28, 28))
-_, tangent = jax.jit(lambda score, x: jax.linearize(score, x))(score, x)
-vectors = jax.random.normal(jax.random.key(1), (options.batch, *x.shape))
-run = jax.jit(lambda tangent, vectors: jax.vmap(tangent)(vectors))
-body_of = bodies(run.lower(tangent, vectors).compile().as_text())
-run(tangent, vectors).block_until_ready()
-with tempfile.TemporaryDirectory() as folder:
-    with jax.profiler.trace(folder):
-        for _ in range(options.calls):
-            run(tangent, vectors).block_until_ready()
-    (file,) = Path(folder).rglob("*.xplane.pb")
-    events = [
-        event
-        for plane in jax.profiler.ProfileData.from_file(str(file)).planes
-        for line in plane.lines
-        for event in line.events
-        if event.name in body_of
-    ]
-    seconds = collections.Counter()
-    for event in events:
-        seconds[kind(body_of[event.name])] += event.duration_ns * 1e-9 / options.calls
-total = sum(seconds.values())
-print(f"\n{options.batch} tangents at once, one device: {1e3 * total / options.batch:.2f} ms each")
-for name, value in seconds.most_common():
-    print(f"{name:28} {1e3 * value / options.batch:6.2f} ms {value / total:7.0%}")
-results["seconds"] = dict(seconds)
+def network(name: str) -> tuple:
+    """A conditional score and the shape of a point."""
+    if name == "digits":
+        return sj.load("mnist").scores("7 x256", 600).conditional, (1, 28, 28)
+    if name == "drawings":
+        model = sj.load("drawings")
+        return model.scores(model.encode(["cosy snail"])[0], 600).conditional, model.shape
+    from random_unet import pair_of, random_weights
+
+    unet = random_weights({"sample_size": 64, "cross_attention_dim": 768})
+    text = jax.random.normal(jax.random.key(2), (2, 77, 768))
+    pair = pair_of(jax.tree.map(jax.numpy.asarray, unet), sj.Schedule.create(), text, 600)
+    return pair.conditional, (4, 64, 64)
+
+
+def profile(run, *arguments) -> dict[str, float]:
+    """Seconds of a call of a jitted function by kind."""
+    body_of = bodies(run.lower(*arguments).compile().as_text())
+    jax.block_until_ready(run(*arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(calls):
+                jax.block_until_ready(run(*arguments))
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        seconds = collections.Counter()
+        for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+            for event in (event for line in plane.lines for event in line.events):
+                if event.name in body_of and " while(" not in body_of[event.name]:
+                    seconds[kind(body_of[event.name])] += event.duration_ns * 1e-9 / calls
+    return dict(seconds)
+
+
+few = options.network == "sd1"
+batch, calls = options.batch or (1 if few else 8), options.calls or (2 if few else 20)
+results = {"machine": timing.header(), "network": options.network, "batch": batch}
+score, shape = network(options.network)
+x = jax.random.normal(jax.random.key(0), (batch, *shape))
+_, tangent = jax.jit(lambda score, x: jax.linearize(score, x))(score, x[0])
+for what, run, given in (
+    ("evaluation", jax.jit(lambda score, x: jax.vmap(score)(x)), score),
+    ("tangent", jax.jit(lambda tangent, v: jax.vmap(tangent)(v)), tangent),
+):
+    seconds = results[what] = profile(run, given, x)
+    total = sum(seconds.values())
+    each = f"{1e3 * total / batch:.2f} ms each"
+    print(f"\n{options.network}: {what}, {batch} at once, one device: {each}")
+    for name, value in sorted(seconds.items(), key=lambda item: -item[1]):
+        print(f"{name:28} {1e3 * value / batch:8.2f} ms {value / total:7.0%}")
 timing.write(options.json, results)
