@@ -16,6 +16,8 @@ import pytest
 from sharpjax import cli
 from sharpjax.commands.options import tell_written, wide_console
 
+IMAGES = Path(__file__).parents[1] / "docs" / "figures"
+
 
 def sharpjax(*arguments, cwd=None, **options):
     """Run the command in a process of its own, its compilation cache shared by the tests."""
@@ -174,8 +176,11 @@ def test_version_and_help():
         (("detect", "--model", "mnist", "--condition", "12 x4"), "got '12 x4'"),
         (("detect", "--devices", 4096), "4096 devices were asked for, this process has"),
         (("detect", "--model", "mnist", "--steps", 2000), "--steps: num_steps must lie in 1..1000"),
-        (("dimension", ".", "--model", "mnist", "--times", "5,1000"), "--times: timestep t must"),
-        (("images", ".", "--model", "mnist", "--timestep", 1000), "--timestep: timestep t must"),
+        (
+            ("dimension", IMAGES, "--model", "mnist", "--times", "5,1000"),
+            "--times: timestep t must",
+        ),
+        (("images", IMAGES, "--model", "mnist", "--timestep", 1000), "--timestep: timestep t must"),
         (("ground-truth", "--captions", 3), "are for models of captions, mnist is one of cond"),
     ],
 )

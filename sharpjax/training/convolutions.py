@@ -25,10 +25,10 @@ def with_fast_kernel_gradients(model: nnx.Module) -> nnx.Module:
 def _convolve_2x2(
     x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **_: Any
 ) -> jax.Array:
-    """The convolution of `x`, padded by one pixel, with a 2 x 2 kernel."""
-    height, width = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    corners = [x[:, i : i + height + 1, j : j + width + 1] for i in (0, 1) for j in (0, 1)]
+    """The convolution of the padded `x` with a 2 x 2 kernel."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height, width = x.shape[1] - 1, x.shape[2] - 1
+    corners = [x[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)]
     return jnp.concatenate(corners, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
