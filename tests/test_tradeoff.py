@@ -167,7 +167,18 @@ def test_kinds_are_apart_and_tuning_prompts_judge_nothing():
     lines = verdict_lines(standing_rows(found), found.reference)
     assert [line.split(":")[0] for line in lines] == ["all", "broad", "verbatim"]
     assert lines[1].endswith("and 90% of the fidelity: a at 2.")
-    assert "no method has" in lines[2]
+    assert lines[2] == "verbatim: no method shows what was asked for without a copy."
+
+
+def test_the_most_successful_strength_may_reach_the_aim():
+    """Where no strength had few copies on the tuning prompts, but the best has on those judged."""
+    row = {"kind": "broad", "method": "a", "few": None, "best": 0.8, "best_success": 0.4}
+    row |= {"best_copy_rate": 0.0, "best_fidelity": 0.4}
+    (line,) = verdict_lines([row], 0.4)
+    assert line == "broad: copies in 5% of the images at most, and 90% of the fidelity: a at 0.8."
+    (line,) = verdict_lines([row | {"best_copy_rate": 0.2}], 0.4)
+    assert "no method has copies in 5%" in line
+    assert line.endswith("a at 0.8: copies in 20%, fidelity 0.40.")
 
 
 def test_what_a_bench_has_prompts_for_decides():

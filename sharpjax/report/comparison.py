@@ -201,22 +201,27 @@ def verdict_lines(standings: Rows, reference: float) -> list[str]:
     lines = []
     for kind in dict.fromkeys(row["kind"] for row in standings):
         own = [row for row in standings if row["kind"] == kind]
-        able = [
-            row for row in own
-            if row["few"] is not None and row["few_copy_rate"] <= FEW
-            and row["few_fidelity"] >= KEPT * reference
-        ]  # fmt: skip
+        # at either of the strengths that tuning prompts chose
+        able = {
+            f"{row['method']} at {row[point]:g}": None
+            for row in own
+            for point in ("few", "best")
+            if row[point] is not None
+            and row[f"{point}_copy_rate"] <= FEW
+            and row[f"{point}_fidelity"] >= KEPT * reference
+        }
         aim = f"copies in {FEW:.0%} of the images at most, and {KEPT:.0%} of the fidelity"
-        if able:
-            names = ", ".join(f"{row['method']} at {row['few']:g}" for row in able)
-            lines.append(f"{kind}: {aim}: {names}.")
-            continue
         top = max(own, key=lambda row: row["best_success"])
-        lines.append(
-            f"{kind}: no method has {aim}. The most successful is {top['method']} at "
-            f"{top['best']:g}: copies in {top['best_copy_rate']:.0%}, fidelity "
-            f"{top['best_fidelity']:.2f}."
-        )
+        if able:
+            lines.append(f"{kind}: {aim}: {', '.join(able)}.")
+        elif not top["best_success"]:
+            lines.append(f"{kind}: no method shows what was asked for without a copy.")
+        else:
+            lines.append(
+                f"{kind}: no method has {aim}. The most successful is {top['method']} at "
+                f"{top['best']:g}: copies in {top['best_copy_rate']:.0%}, fidelity "
+                f"{top['best_fidelity']:.2f}."
+            )
     return lines
 
 
