@@ -341,7 +341,8 @@ def _alignment(
     """
 
     def one(common: Any, condition: Array, scores: Any, x: Array, kept: Array | None) -> Any:
-        pairs = [common[0].scores(condition, t) for t in common[1:]]
+        model, *levels = common
+        pairs = [model.scores(condition, t) for t in levels]
         here = list(pairs)
         if scores is not None:
             here[0] = _known(pairs[0], *scores)
@@ -358,8 +359,8 @@ def _alignment(
         return values
 
     def part(common: Any, batch: Any) -> Any:
-        (*models, noises, kept), (conditions, scores) = common, batch
-        per_noise = jax.vmap(functools.partial(one, models), (None, 0, 0, 0))
+        (model, *levels, noises, kept), (conditions, scores) = common, batch
+        per_noise = jax.vmap(functools.partial(one, (model, *levels)), (None, 0, 0, 0))
         return jax.vmap(per_noise, (0, 0, None, None))(conditions, scores, noises, kept)
 
     common = (model, first, later, noises, kept)
