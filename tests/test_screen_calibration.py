@@ -206,6 +206,9 @@ def test_set_by_a_command_and_used_by_another(stable_diffusion_directory, tmp_pa
         run = sharpjax(*none, cwd=tmp_path)
         assert run.returncode == 0, run.stderr
         assert "1 of 1 images were refused" in " ".join(run.stdout.split())
+    wrong = sharpjax(*none[:-2], "--steps", 3, "--output", "w", cwd=tmp_path)
+    assert "(num_steps: 4 there, 3 now)" in " ".join(wrong.stderr.split())
+    assert not (tmp_path / "w").exists()
     wrong = sharpjax(*none[:5], "--prompt", "a", "--dropped", 0.5, cwd=tmp_path)
     assert "--dropped goes with --screen" in wrong.stderr
     wrong = sharpjax(*use, "--method", "screened", "--guidance", 2, "--output", "w", cwd=tmp_path)

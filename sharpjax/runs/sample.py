@@ -112,10 +112,11 @@ def generate(
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    completed, shape = _completed(settings, model)
+    if screen is not None:  # before a directory is made
+        screen.check(fingerprint, completed.num_steps, cast(float, completed.guidance))
     run = begin(model, prompts, directory, settings, fingerprint=fingerprint)
-    folder, (settings, shape) = run.folder, _completed(settings, model)
-    if screen is not None:
-        screen.check(fingerprint, settings.num_steps, cast(float, settings.guidance))
+    folder, settings = run.folder, completed
     images = [(i, j) for i in range(len(prompts)) for j in range(num_images)]
     key = jax.random.key(settings.seed)
     options: Any = {}
