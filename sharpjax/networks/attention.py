@@ -60,14 +60,19 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 @jax.checkpoint
 def _block(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """`(heads, rows, d)` queries to all `(heads, m, d)` keys and values."""
+    """`(heads, rows, d)` queries to all `(heads, m, d)` keys and values.
+
+    Weights lie keys by queries, so that a maximum over keys runs along the processor's lanes and
+    not across them. Their sum is one more row of the product with the values, `v^T` with ones.
+    """
     logits = jnp.einsum(
-        "hnd,hmd->hnm", q / math.sqrt(q.shape[-1]), k, preferred_element_type=jnp.float32
+        "hmd,hnd->hmn", k, q / math.sqrt(q.shape[-1]), preferred_element_type=jnp.float32
     )
     # any shift gives the same softmax, so the largest logit needs no derivative
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    out = jnp.einsum("hnm,hmd->hnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    return (out / weights.sum(-1, keepdims=True)).astype(v.dtype)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(1, keepdims=True)))
+    v = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)
+    out = jnp.einsum("hmd,hmn->hdn", v, weights.astype(v.dtype), preferred_element_type=jnp.float32)
+    return (out[:, :-1] / out[:, -1:]).swapaxes(1, 2).astype(v.dtype)
 
 
 def _largest_divisor(number: int, most: int) -> int:

@@ -45,13 +45,36 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return ACTIVATIONS[name.lower()]
 
 
+_BEYOND_THE_CACHE = 2**21  # entries of a kernel
+
+
 def _convolve(
     x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any
 ) -> jax.Array:
-    """`nnx.Conv`'s convolution; one of size 1 x 1 is a matrix product, twice as fast on CPU."""
-    if kernel.shape[:2] == (1, 1) and tuple(strides) == (1, 1):
-        return x @ kernel[0, 0]
+    """`nnx.Conv`'s convolution, as a product of matrices where that is faster on a CPU.
+
+    One of size 1 x 1 is; and so are those of few pixels with a kernel that no cache holds, as deep
+    inside a UNet of Stable Diffusion, where XLA's own way reads the kernel more than once.
+    """
+    if tuple(strides) == (1, 1):
+        if kernel.shape[:2] == (1, 1):
+            return x @ kernel[0, 0]
+        few = 2 * math.prod(x.shape[:3]) <= kernel.shape[-1] and kernel.size >= _BEYOND_THE_CACHE
+        if few and jax.default_backend() == "cpu":
+            return by_patches(x, kernel, padding)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def by_patches(x: jax.Array, kernel: jax.Array, padding: Any) -> jax.Array:
+    """A convolution of stride 1 as one product of matrices: a window a row, times the kernel."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height, width = (x.shape[1 + i] - kernel.shape[i] + 1 for i in (0, 1))
+    taps = [
+        x[:, i : i + height, j : j + width]
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    ]
+    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def convolve_upsampled(
@@ -59,7 +82,7 @@ def convolve_upsampled(
     kernel: jax.Array,
     strides: Any,
     padding: Any,
-    convolve: Callable[..., jax.Array] = jax.lax.conv_general_dilated,
+    convolve: Callable[..., jax.Array] = _convolve,
     **options: Any,
 ) -> jax.Array:
     """The 3 x 3 convolution of `upsample_nearest(x)`, without making that.

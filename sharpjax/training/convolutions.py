@@ -4,10 +4,9 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from sharpjax.networks.layers import convolve_upsampled
+from sharpjax.networks.layers import by_patches, convolve_upsampled
 
 
 def with_fast_kernel_gradients(model: nnx.Module) -> nnx.Module:
@@ -22,14 +21,8 @@ def with_fast_kernel_gradients(model: nnx.Module) -> nnx.Module:
     return model
 
 
-def _convolve_2x2(
-    x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **_: Any
-) -> jax.Array:
-    """The convolution of the padded `x` with a 2 x 2 kernel."""
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    height, width = x.shape[1] - 1, x.shape[2] - 1
-    corners = [x[:, i : i + height, j : j + width] for i in (0, 1) for j in (0, 1)]
-    return jnp.concatenate(corners, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+def _by_patches(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **_: Any) -> jax.Array:
+    return by_patches(x, kernel, padding)
 
 
-_by_products = functools.partial(convolve_upsampled, convolve=_convolve_2x2)
+_by_products = functools.partial(convolve_upsampled, convolve=_by_patches)
