@@ -1,6 +1,9 @@
-"""A 3 x 3 convolution written in five ways, in the shapes of the digits' networks.
+"""A 3 x 3 convolution written in five ways, in the shapes of two networks.
 
-    python benchmarks/convolutions.py [--batch 8] [--repeats 15] [--json PATH]
+    python benchmarks/convolutions.py [--network sd1] [--repeats 15] [--json PATH]
+
+The digits' networks, 8 points at once, or Stable Diffusion 1.4 at 64 x 64 latents, the pair of a
+prompt.
 
 One device, in a loop, as tangents run them: XLA's own convolution, Winograd's F(2 x 2, 3 x 3) (16
 products for 36), patches times one matrix, rows of patches times three, and nine matrix products
@@ -21,13 +24,18 @@ import numpy as np
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
 )
-parser.add_argument("--batch", type=int, default=8)
-parser.add_argument("--loops", type=int, default=8)
+parser.add_argument("--network", choices=("digits", "sd1"), default="digits")
 parser.add_argument("--repeats", type=int, default=15)
 parser.add_argument("--json", metavar="PATH", type=Path)
 options = parser.parse_args()
 
-SHAPES = [(28, 32, 32), (28, 64, 32), (28, 64, 64), (14, 64, 64), (14, 112, 112), (7, 64, 64)]
+# side, channels in and out
+SHAPES = {
+    "digits": [(28, 32, 32), (28, 64, 32), (28, 64, 64), (14, 64, 64), (14, 112, 112), (7, 64, 64)],
+    "sd1": [(64, 320, 320), (32, 640, 640), (16, 1280, 1280), (16, 2560, 1280), (8, 1280, 1280),
+            (8, 2560, 1280)],
+}  # fmt: skip
+batch, loops = {"digits": (8, 8), "sd1": (2, 2)}[options.network]
 
 
 def direct(x, kernel):
@@ -95,8 +103,8 @@ def looped(way, xs, kernel):
 WAYS = (direct, winograd, patches, rows_of_patches, nine_products)
 results = {"machine": timing.header(), "shapes": {}}
 rng = np.random.default_rng(0)
-for side, c_in, c_out in SHAPES:
-    xs = rng.standard_normal((options.loops, options.batch, side, side, c_in), np.float32)
+for side, c_in, c_out in SHAPES[options.network]:
+    xs = rng.standard_normal((loops, batch, side, side, c_in), np.float32)
     kernel = rng.standard_normal((3, 3, c_in, c_out), np.float32) / np.sqrt(9 * c_in)
     xs, kernel = jnp.asarray(xs), jnp.asarray(kernel)
 
@@ -104,10 +112,10 @@ for side, c_in, c_out in SHAPES:
         way.__name__: functools.partial(jax.jit(functools.partial(looped, way)), xs, kernel)
         for way in WAYS
     }
-    name = f"{options.batch} x {side} x {side} x {c_in} -> {c_out}"
+    name = f"{batch} x {side} x {side} x {c_in} -> {c_out}"
     timing.agree({way: function() for way, function in contenders.items()}, rtol=1e-5)
     rows = timing.race(contenders, repeats=options.repeats)
-    operations = 2 * 9 * c_in * c_out * options.loops * options.batch * side**2
+    operations = 2 * 9 * c_in * c_out * loops * batch * side**2
     notes = {way: f"{operations / row['median'] / 1e9:.0f} Gop/s" for way, row in rows.items()}
     timing.show(name, rows, notes=notes)
     results["shapes"][name] = rows

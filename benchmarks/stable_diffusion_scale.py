@@ -10,12 +10,13 @@ statistic is `hessian_score_difference` at t = 981. PyTorch's ways to it are tha
 public code, a pass of the pair and torch.func.jvp of it in direction (s_D, s_D), and the best known
 one, a central difference along s_D by forward passes alone, with fused attention and channels-last.
 
-Four processes hold the weights and take turns, round after round: PyTorch with as many threads as
-there are cores, one prompt at a time; ours on one device, likewise; ours with one device a core,
-each with its prompt (XLA runs a convolution on one core of a device). Seconds are for a prompt.
-Compile seconds are those of the first call without a compilation cache. Memory is the process' peak
-during a call, weights and interpreter included. Needs the test extra (PyTorch), about 20 GB of
-memory and 4 GB of disk, and some ten minutes an architecture.
+The public code's way is asked once, for the numbers that all must agree with. Then ours, on one
+device and with one device a core, each with its prompt (XLA runs a convolution on one core of a
+device), take turns with PyTorch's best, with as many threads as there are cores: two processes at
+a time, which 24 GB of memory hold. Seconds are for a prompt. Compile seconds are those of the
+first call without a compilation cache. Memory is the process' peak during a call, weights and
+interpreter included. Needs the test extra (PyTorch), 4 GB of disk, and some thirteen minutes an
+architecture.
 """
 
 import argparse
@@ -44,7 +45,8 @@ ARCHITECTURES = {
 }
 OURS = {"sharpjax, one device": 1, f"sharpjax, {CORES} devices": CORES}
 THEIRS, BEST = "PyTorch, public code", "PyTorch, central difference"
-STEP = 2e-3  # of that difference: that of benchmarks/prompts.py
+CALLS = ("paired forward", "statistic")
+STEP = 2e-3  # of that difference
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
 )
@@ -225,52 +227,66 @@ def measure(architecture: str, folder: Path) -> dict:
     writer.close()
     weights = 4 * parameters / 1e9
     print(f"\n{architecture}: {parameters / 1e6:.1f} M parameters, {weights:.2f} GB in float32")
-    workers = {name: Worker(name, architecture, folder) for name in (*OURS, THEIRS, BEST)}
-    for name, worker in workers.items():
+    results = {"parameters": parameters, "loaded": {}} | {what: {} for what in CALLS}
+
+    def loaded(name: str) -> Worker:
+        worker = Worker(name, architecture, folder)
+        results["loaded"][name] = worker.loaded
         print(f"  {name}: loaded in {worker.loaded['seconds']:.1f} s, peak "
               f"{worker.loaded['gigabytes']:.2f} GB", flush=True)  # fmt: skip
-    results = {"parameters": parameters, "loaded": {n: w.loaded for n, w in workers.items()}}
-    for what in ("paired forward", "statistic"):
-        first = {name: worker.ask(what) for name, worker in workers.items()}
-        values = {name: np.array(answer["values"]) for name, answer in first.items()}
-        errors = {
-            name: float(np.linalg.norm(v - values[THEIRS]) / np.linalg.norm(values[THEIRS]))
-            for name, v in values.items()
-        }
-        if not all(error < (1e-2 if name == BEST else 1e-3) for name, error in errors.items()):
-            raise SystemExit(f"{what}: the sides compute different things: {errors}")
-        rounds = [
-            {name: worker.ask(what) for name, worker in workers.items()}
-            for _ in range(options.repeats)
-        ]
-        rows = {}
-        for name in workers:
-            seconds = [r[name]["seconds"] / r[name]["prompts"] for r in rounds]
-            compile_seconds = first[name]["seconds"] - np.median(seconds) * first[name]["prompts"]
-            ratios = [
-                r[BEST]["seconds"] / (r[name]["seconds"] / r[name]["prompts"]) for r in rounds
-            ]
-            rows[name] = {
-                "seconds": seconds,
-                "median": float(np.median(seconds)),
-                "first_call_more": float(compile_seconds),
-                "gigabytes": max(r[name]["gigabytes"] for r in rounds),
-                "best_pytorch_over_this": [float(np.min(ratios)), float(np.median(ratios)),
-                                      float(np.max(ratios))],
-                "error": errors[name],
-            }  # fmt: skip
-        results[what] = rows
-        show(what, rows, results)
-    for worker in workers.values():
+        return worker
+
+    public = loaded(THEIRS)
+    expected = {what: np.array(public.ask(what)["values"]) for what in CALLS}
+    public.close()
+    best = loaded(BEST)
+    for name in OURS:
+        worker = loaded(name)
+        for what in CALLS:
+            results[what] |= race(what, {name: worker, BEST: best}, expected[what])
+            show(what, results, (name, BEST))
         worker.close()
+    best.close()
     return results
 
 
-def show(what: str, rows: dict, results: dict) -> None:
+def race(what: str, workers: dict, expected) -> dict:
+    """Rows of one call of two processes in turn, the second of which is PyTorch's best."""
+    import numpy as np
+
+    first = {name: worker.ask(what) for name, worker in workers.items()}
+    values = {name: np.array(answer["values"]) for name, answer in first.items()}
+    errors = {
+        name: float(np.linalg.norm(v - expected) / np.linalg.norm(expected))
+        for name, v in values.items()
+    }
+    if not all(error < (1e-2 if name == BEST else 1e-3) for name, error in errors.items()):
+        raise SystemExit(f"{what}: the sides compute different things: {errors}")
+    rounds = [
+        {name: worker.ask(what) for name, worker in workers.items()} for _ in range(options.repeats)
+    ]
+    rows = {}
+    for name in workers:
+        seconds = [r[name]["seconds"] / r[name]["prompts"] for r in rounds]
+        ratios = [r[BEST]["seconds"] / s for r, s in zip(rounds, seconds, strict=True)]
+        rows[name] = {
+            "seconds": seconds,
+            "median": float(np.median(seconds)),
+            "first_call_more": first[name]["seconds"]
+            - float(np.median(seconds)) * first[name]["prompts"],
+            "gigabytes": max(r[name]["gigabytes"] for r in rounds),
+            "best_pytorch_over_this": [f(ratios) for f in (min, np.median, max)],
+            "error": errors[name],
+        }
+    return rows
+
+
+def show(what: str, results: dict, names: tuple[str, ...]) -> None:
     print(f"\n  {what}, seconds a prompt")
     print(f"  {'':28} {'median':>7} {'difference / this (range)':>26} {'compile s':>10} "
           f"{'peak GB':>8} {'in forwards':>12} {'error':>8}")  # fmt: skip
-    for name, row in rows.items():
+    for name in names:
+        row = results[what][name]
         low, median, high = row["best_pytorch_over_this"]
         forwards = row["median"] / results["paired forward"][name]["median"]
         print(

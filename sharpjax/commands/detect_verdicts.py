@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from sharpjax.commands.options import Judging, Opened, tell_written, wide_console
 from sharpjax.detection.calibration import CALIBRATION_NAME, Calibration
 from sharpjax.detection.sequential import UntilSure
@@ -76,7 +74,7 @@ def tell(
     """What was found, or the summaries as JSON; `path` is that of the page.
 
     Raises:
-        typer.Exit: with status 1, if no case gave numbers.
+        ValueError: no case gave numbers.
     """
     if as_json:
         answer = {"directory": str(folder), "report": path and str(path)}
@@ -86,4 +84,4 @@ def tell(
         names = [file.name for file in [*Run.open(folder).result_files, *written]]
         tell_written(folder, names, path)
     if not found.judged.records:
-        raise typer.Exit(1)
+        raise ValueError(f"no {found.what} gave numbers: {folder} says why of each")

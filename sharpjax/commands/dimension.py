@@ -67,4 +67,4 @@ def dimension(
         show(wide_console(), report.blocks(records, report.rows_of(records)))
         tell_written(folder, [RESULTS_NAME, *(one.name for one in written)], path)
     if all("failed" in record for record in records):
-        raise typer.Exit(1)
+        raise ValueError(f"no image of {directory} could be read")

@@ -262,7 +262,7 @@ def mitigate(
         show(wide_console(), report.blocks(table, records, f"{method} at {power:g}", above))
         tell_written(folder, [*(one.name for one in written), "images/"], path)
     if failed:
-        raise typer.Exit(1)
+        raise ValueError(f"no image of {method} at {power:g} came out: {folder} says why of each")
 
 
 def _methods(method: str, methods: str | None, *, compare: bool) -> list[str]:
