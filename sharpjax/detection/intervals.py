@@ -215,6 +215,8 @@ def rate(
         false_positives: rate, from 0 to 1.
         alpha: one less the level.
     """
+    from scipy.optimize import brentq  # half a second, which most uses do not need
+
     m, n = len(memorized), len(others)
     thresholds = np.concatenate([[np.inf], np.sort(others)[::-1]])
     beyond = m - np.searchsorted(np.sort(memorized), thresholds, side="right")
@@ -229,7 +231,10 @@ def rate(
 
     def quantile(a: np.ndarray, b: np.ndarray, probability: float) -> float:
         """Of the mixture of beta distributions; `a = 0` is the point 0, `b = 0` the point 1."""
-        a, b, weights = a[kept], b[kept], chances[kept]
+        # where several counts of others leave as many memorized beyond, their parts are one
+        parts, part = np.unique(np.stack([a, b])[:, kept], axis=1, return_inverse=True)
+        weights = np.bincount(part, chances[kept])
+        a, b = parts
 
         def below(x: float) -> float:
             inner = betainc(np.maximum(a, 1e-9), np.maximum(b, 1e-9), x)
@@ -237,7 +242,9 @@ def rate(
 
         if below(0.0) >= probability:
             return 0.0
-        return _bisect(0.0, 1.0, lambda x: below(x) < probability)
+        if below(1.0) < probability:
+            return 1.0
+        return brentq(lambda x: below(x) - probability, 0.0, 1.0)
 
     # Jeffreys' (c + 1/2, m - c + 1/2), exact where none or all are beyond
     low, high = 0.0, 1.0
