@@ -113,6 +113,13 @@ def test_the_command(tiny_directory, images, tmp_path):
         assert len(failed.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "none").exists()
 
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "broken.png").write_bytes(b"no image")
+    failed = run(alone, "--model", tiny_directory, "--times", "10", "--output", "nothing")
+    assert failed.returncode == 1
+    assert f"error: no image of {alone} could be read" in failed.stderr
+
 
 def test_what_a_row_says():
     rows = [
