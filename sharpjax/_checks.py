@@ -7,7 +7,7 @@ number stays in the result, and `at_points` names the point it came from.
 import dataclasses
 import math
 import operator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -234,9 +234,12 @@ def prng_key(key: Key | None, what: str) -> Array:
     if key is None:
         raise ValueError(f"{what}: pass key=jax.random.key(seed)")
     found: Any = key
+    seed = isinstance(key, int | np.integer) and not isinstance(key, bool)
+    if seed and not 0 <= cast(int, key) < 2**32:  # JAX takes it modulo 2^32
+        raise ValueError(f"{what}: a seed must be from 0 to 2^32 - 1, got {key}")
     try:
-        if isinstance(key, int | np.integer) and not isinstance(key, bool):
-            found = jax.random.key(key)
+        if seed:
+            found = jax.random.key(cast(int, key))
         typed = jnp.issubdtype(found.dtype, jax.dtypes.prng_key)
         found = found if typed else jax.random.wrap_key_data(found)
         shape, implementation = found.shape, str(jax.random.key_impl(found))

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sharpjax._checks import prng_key
+from sharpjax._checks import check_finite, one_array, prng_key
 from sharpjax._types import Array, Key
 from sharpjax.schedules import NoiseSchedule
 from sharpjax.score import clean_and_noise
@@ -67,9 +67,19 @@ def sample(
         `has_aux=True` a pair of that and what was kept, stacked over the steps.
 
     Raises:
-        ValueError: `eta` outside `[0, 1]`, `eta > 0` without a key, no such part, or a start at
-            `alpha = 0` from where scores do not lead on.
+        ValueError: `eta` outside `[0, 1]`, `eta > 0` without a key, no such part, a start at
+            `alpha = 0` from where scores do not lead on, no schedule, noise that is not finite or
+            of whole numbers, or a prediction of another shape.
     """
+    if not isinstance(schedule, NoiseSchedule):
+        raise ValueError(
+            "schedule must be a noise schedule, such as sharpjax.Schedule.create(), got "
+            f"{schedule!r:.80}"
+        )
+    x_T = one_array("x_T", x_T)
+    if not jnp.issubdtype(x_T.dtype, jnp.floating):
+        raise ValueError(f"x_T must be real noise, got dtype {x_T.dtype}")
+    check_finite("x_T", x_T)
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], got {eta}")
     if eta > 0 and key is None:

@@ -25,8 +25,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from sharpjax._checks import check_signal, checked_pytree, level, single_or_double
+from sharpjax._checks import check_finite, check_signal, checked_pytree, level, single_or_double
 from sharpjax._reprs import one_line
 from sharpjax._types import Array, ArrayLike, Score
 from sharpjax.schedules import PREDICTION_TYPES
@@ -38,14 +39,15 @@ def score_from_prediction(
     """The score at `x` (units 1/sigma) from what a network predicts there.
 
     Raises:
-        ValueError: an unknown `prediction_type`, or no valid level: `alpha >= 0` and
-            `sigma > 0`, finite, where they are known.
+        ValueError: an unknown `prediction_type`, a prediction of another shape than `x`, or no
+            valid level: `alpha >= 0` and `sigma > 0`, finite, where they are known.
 
     >>> float(score_from_prediction(jnp.array(0.6), jnp.array(1.0), alpha=0.6, sigma=0.8,
     ...                             prediction_type="epsilon"))
     -0.75
     """
     alpha, sigma = level("score_from_prediction", alpha, sigma)
+    _same_shape(prediction, x)
     if prediction_type == "epsilon":
         return -prediction / sigma
     if prediction_type == "v_prediction":
@@ -57,6 +59,13 @@ def score_from_prediction(
     raise ValueError(
         f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
     )
+
+
+def _same_shape(prediction: Array, x: Array) -> None:
+    if np.shape(prediction) != np.shape(x):  # it would be repeated, without a word
+        raise ValueError(
+            f"a prediction must have the shape of x, {np.shape(x)}, got {np.shape(prediction)}"
+        )
 
 
 def clean_and_noise(
@@ -83,10 +92,11 @@ def clean_and_noise(
         prediction_type: `score`, `epsilon`, `v_prediction`, `sample` or `flow_prediction`.
 
     Raises:
-        ValueError: an unknown `prediction_type`, no valid level as in
+        ValueError: an unknown `prediction_type`, another shape or no valid level as in
             `score_from_prediction`, or `alpha = 0` with a score or an `epsilon`.
     """
     alpha, sigma = level("clean_and_noise", alpha, sigma)
+    _same_shape(prediction, x)
     if prediction_type in ("score", "epsilon"):
         check_signal(alpha, f"the clean example that {prediction_type} leads to")
     if prediction_type == "score":
@@ -182,7 +192,12 @@ class ScorePair:
         object.__setattr__(self, "sigma", sigma)
 
     def at(self, points: Array) -> Array:
-        """`(s_u(points[0]), s_c(points[1]))`: two points, one batch."""
+        """`(s_u(points[0]), s_c(points[1]))`: two points, one batch.
+
+        Raises:
+            ValueError: points that are not finite, where they are known.
+        """
+        check_finite("x", points)
         if self.stacked is not None:
             return score_at(self.stacked, points)
         unconditional, conditional = self._checked
@@ -203,7 +218,12 @@ class ScorePair:
         return unconditional + guidance * (conditional - unconditional)
 
     def linearize(self, x: Array) -> "LinearizedPair":
-        """Values and the two tangent maps at `x`, apart: 2 forward evaluations."""
+        """Values and the two tangent maps at `x`, apart: 2 forward evaluations.
+
+        Raises:
+            ValueError: `x` is not finite, where it is known.
+        """
+        check_finite("x", x)
         unconditional, conditional = self._checked
         return LinearizedPair(*jax.linearize(unconditional, x), *jax.linearize(conditional, x))
 

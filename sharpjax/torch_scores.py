@@ -36,40 +36,86 @@ class _Function:
     def __init__(self, function: Callable[[Any], Any], device: str):
         self.function, self.device, self.forwards = function, device, True
         self.checked: set[Any] = set()
+        self.of_training = _of_training(function)
 
-    def check(self, shape: tuple[int, ...], dtype: Any) -> None:
-        """Ask for one value, once a shape: from inside a program the error would be a page long.
+    def check_mode(self) -> None:
+        """A module's layers that draw at random or look at the whole batch are in evaluation mode.
 
         Raises:
-            ValueError: PyTorch fails, or gives something else than a tensor of this shape.
+            ValueError: one is in training mode.
+        """
+        for name, module in self.of_training:
+            if module.training:
+                raise ValueError(
+                    f"from_torch takes a module in evaluation mode: {name or 'it'} is a "
+                    f"{type(module).__name__} in training mode; call .eval() first"
+                )
+
+    def check(self, shape: tuple[int, ...], dtype: Any) -> None:
+        """Ask for values at two points, once a shape: inside a program an error is a page long.
+
+        Raises:
+            ValueError: PyTorch fails, gives something else than a tensor of this shape, draws at
+                random, mixes examples, or forgets what its values depend on.
         """
         import torch
 
+        self.check_mode()
         if (shape, dtype) in self.checked:
             return
+        points = np.random.default_rng(0).standard_normal((2, *shape)).astype(dtype)
+        alone, again, both = (self._tried(torch, one) for one in (points[:1], points[:1], points))
+        if not _alike(alone, again):
+            raise ValueError(
+                "a PyTorch score must be a function: asked twice at one point it gave two values; "
+                "call .eval() on what drops at random, and draw nothing"
+            )
+        if not _alike(alone, both[:1]):
+            raise ValueError(
+                "a PyTorch score must take each example of a batch by itself: one gives another "
+                "value beside a second; call .eval() on batch norms, and take norms, means and the "
+                "like over all axes but the first"
+            )
+        if not _alike(*both) and self._forgets(torch, points):
+            raise ValueError(
+                "a PyTorch score forgets what its values depend on, so that every derivative would "
+                "be 0: leave out .detach(), torch.no_grad() and torch.inference_mode()"
+            )
+        self.checked.add((shape, dtype))
+
+    def _forgets(self, torch: Any, points: np.ndarray) -> bool:
+        """Whether no gradient leads from the value back to the point."""
+        x = torch.tensor(points, device=self.device)
+        if not x.is_floating_point():
+            return False
+        y = self.function(x.requires_grad_())
+        return not y.requires_grad or torch.autograd.grad(y.sum(), x, allow_unused=True)[0] is None
+
+    def _tried(self, torch: Any, points: np.ndarray) -> Any:
+        shape = points.shape
         try:
-            x = torch.tensor(np.zeros((1, *shape), dtype), device=self.device)
-            found = self.value(torch, x)
+            found = self.value(torch, torch.tensor(points, device=self.device))
         except Exception as error:
             raise ValueError(
-                f"a PyTorch score fails at a batch of one example, {(1, *shape)} of {dtype} on "
-                f"{self.device}: {type(error).__name__}: {error}"
+                f"a PyTorch score fails at a batch {shape} of {points.dtype} on {self.device}, its "
+                f"examples along the first axis: {type(error).__name__}: {error}"
             ) from error
         if not isinstance(found, torch.Tensor):
             raise ValueError(
                 f"a PyTorch score must give a tensor, got {type(found).__name__}; wrap it, such "
                 "as in lambda x: network(x).sample"
             )
-        if tuple(found.shape) != (1, *shape):
+        if tuple(found.shape) != shape:
             raise ValueError(
-                f"a PyTorch score must give the shape that it gets, {(1, *shape)}, got "
+                f"a PyTorch score must give the shape that it gets, {shape}, got "
                 f"{tuple(found.shape)}"
             )
-        self.checked.add((shape, dtype))
+        return found
 
     def __call__(self, kind: str, batch_ndim: int, *operands: Any) -> np.ndarray:
         import torch
 
+        self.check_mode()
         x = np.asarray(operands[0])
         shape = x.shape[batch_ndim:]
         tensors = [
@@ -108,6 +154,26 @@ class _Function:
         return torch.func.vjp(self.function, x)[1](w)[0]
 
 
+def _of_training(function: Any) -> list[tuple[str, Any]]:
+    """The layers of a module that are other functions while it is trained."""
+    import torch
+
+    if not isinstance(function, torch.nn.Module):
+        return []
+    kinds = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
+    return [
+        (name, module)
+        for name, module in function.named_modules()
+        if isinstance(module, kinds) and getattr(module, "p", True)
+    ]
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """To 1%, which rounding of half precision keeps; what is not finite says nothing."""
+    off, size = (one - other).norm().item(), max(one.norm().item(), other.norm().item())
+    return not np.isfinite(off) or off <= 1e-2 * size
+
+
 def _plain_attention(torch: Any) -> Any:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -129,8 +195,8 @@ def from_torch(function: Callable[[Any], Any], *, device: str = "cpu") -> Score:
         ImportError: PyTorch is not installed.
         TypeError: what is given cannot be called.
         ValueError: a module in training mode that draws at random or looks at the whole batch; and,
-            of the score where it is first asked at a shape, if PyTorch fails there or gives
-            something else than a tensor of that shape.
+            of the score where it is first asked at a shape, if PyTorch fails there, gives something
+            else than a tensor of that shape, draws at random, mixes examples or has no derivative.
 
     >>> import torch
     >>> score = from_torch(lambda x: -x / 4)  # of N(0, 4 I)
@@ -138,19 +204,11 @@ def from_torch(function: Callable[[Any], Any], *, device: str = "cpu") -> Score:
     >>> float(sj.curvature.trace(score, jnp.ones(3), method="exact").value)
     -0.75
     """
-    import torch  # said now, not from inside a compiled program
-
     if not callable(function):
         raise TypeError(f"from_torch takes a module or a function, got {type(function).__name__}")
-    if isinstance(function, torch.nn.Module):
-        kinds = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
-        for name, module in function.named_modules():
-            if module.training and isinstance(module, kinds) and getattr(module, "p", 1):
-                raise ValueError(
-                    f"from_torch takes a module in evaluation mode: {name or 'it'} is a "
-                    f"{type(module).__name__} in training mode; call .eval() first"
-                )
-    return Partial(_Score(_Function(function, device)))
+    of = _Function(function, device)
+    of.check_mode()
+    return Partial(_Score(of))
 
 
 class _Score:

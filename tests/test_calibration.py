@@ -46,6 +46,15 @@ def test_too_few_prompts_promise_nothing():
             threshold(np.arange(float(needed - 1)), direction=-1, quantile=quantile)
 
 
+def test_what_differs_by_rounding_lies_on_the_threshold():
+    """The prompt whose value it is, computed again beside other prompts, was called memorized."""
+    found = Threshold(3.5944212675, 3.0, 4.0, 1, 0.95, 80)
+    for value in (3.5944212675, 3.5944213271, 3.5944212079):
+        assert found.margin(value) == 0
+        assert found.verdict(value) == "clean (unsure)"
+    assert found.margin(3.5945) > 0 > found.margin(3.5943)
+
+
 def test_margin_is_positive_where_memorized():
     rng = np.random.default_rng(0)
     values = rng.normal(size=200)

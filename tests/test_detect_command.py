@@ -62,6 +62,11 @@ def test_calibrate_then_detect(small, tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     # the empty prompt and the second "cat" are left out
+    other = sharpjax(
+        "detect", *small[:-1], "hessian_score", "--prompts", "p.csv", "--calibration",
+        "c/calibration.json", "--output", "e", cwd=tmp_path,
+    )  # fmt: skip
+    assert (other.returncode, "has no threshold of hessian_score@" in other.stderr) == (1, True)
     told = " ".join(run.stdout.split())
     assert "1 memorized, 2 clean, 0 between (left out), 1 without a label" in told
     assert "a class has only 1, of which one" in run.stdout.replace("\n", " ")

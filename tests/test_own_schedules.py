@@ -1,5 +1,7 @@
 """Schedules other than the training grid: levels of diffusers, and the same Gaussian under all."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +112,17 @@ def test_own_schedules_that_are_none():
     )
     with pytest.raises(ValueError, match="sigma must be finite and > 0, got 0"):
         silent.timesteps(3)
+    for first in (0, -1.0, float("inf"), "a"):
+        with pytest.raises(ValueError, match="first_sigma must be a finite number > 0"):
+            dataclasses.replace(silent, first_sigma=first)
+
+
+@pytest.mark.parametrize("times", [np.linspace(0.01, 0.99, 3), np.full(3, 0.5), [0.9, 0.1, 0.5]])
+def test_times_go_from_noise_to_image(times):
+    """Others gave samples of another spread, without a word."""
+    other = dataclasses.replace(COSINE, times_of=lambda n: times)
+    with pytest.raises(ValueError, match="must go from noise to image: alpha / sigma must grow"):
+        other.timesteps(3)
 
 
 def gaussians():

@@ -198,6 +198,7 @@ def test_other_arguments_are_told_at_once():
     [
         ("x = 1", "must register one by @sharpjax.detection.register, got none"),
         ("def", "SyntaxError"),
+        ("import sys; sys.exit(0)", "is not a file of statistics: SystemExit"),
         ("1/0", "is not a file of statistics: ZeroDivisionError: division by zero"),
     ],
 )

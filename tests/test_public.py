@@ -165,6 +165,10 @@ def test_a_seed_is_a_key():
     for name, draw in draws.items():
         np.testing.assert_array_equal(draw(5), draw(jax.random.key(5)), err_msg=name)
     assert np.any(draws["sample"](5) != draws["sample"](6))
+    for seed in (-1, 2**32):  # JAX's would be those of 2^32 - 1 and 0
+        for draw in draws.values():
+            with pytest.raises(ValueError, match=f"seed must be from 0 to 2.32 - 1, got {seed}"):
+                draw(seed)
 
 
 def results():

@@ -254,6 +254,21 @@ def test_wrong_options(options, message):
         sample(gaussian_score_at(schedule), jnp.zeros(3), schedule, **options)
 
 
+@pytest.mark.parametrize(
+    ("score", "x", "given", "message"),
+    [
+        (lambda x, t: -x[:1], [0.0, 0.0], "schedule", r"shape of x, \(2,\), got \(1,\)"),
+        (lambda x, t: -x, [0.0, np.nan], "schedule", "x_T is not finite: 1 of 2"),
+        (lambda x, t: -x, [0, 0], "schedule", "x_T must be real noise, got dtype int"),
+        (lambda x, t: -x, [0.0, 0.0], None, "schedule must be a noise schedule"),
+    ],
+)
+def test_what_cannot_be_sampled(score, x, given, message):
+    """A score of another shape was repeated, without a word."""
+    with pytest.raises(ValueError, match=message):
+        sample(score, jnp.array(x), given and Schedule.create(), num_steps=3)
+
+
 def test_zero_terminal_snr_is_refused_not_nan():
     schedule = Schedule.create(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     with pytest.raises(ValueError, match="cannot start at t=999: alpha = 0 there"):

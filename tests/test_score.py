@@ -9,7 +9,8 @@ import pytest
 import torch
 from jax.tree_util import Partial
 
-from sharpjax.schedules import Schedule
+from sharpjax.detection.statistics import STATISTICS
+from sharpjax.schedules import PREDICTION_TYPES, Schedule
 from sharpjax.score import ScorePair, clean_and_noise, denoised, score_from_prediction
 
 pytestmark = pytest.mark.quick
@@ -131,6 +132,21 @@ def test_unknown_prediction_type():
         score_from_prediction(
             jnp.ones(2), jnp.ones(2), alpha=0.6, sigma=0.8, prediction_type="flow"
         )
+
+
+@pytest.mark.parametrize("kind", PREDICTION_TYPES)
+def test_a_prediction_has_the_shape_of_its_point(kind):
+    for function in (score_from_prediction, clean_and_noise):
+        with pytest.raises(ValueError, match=r"must have the shape of x, \(2,\), got \(3,\)"):
+            function(jnp.ones(3), jnp.ones(2), alpha=0.6, sigma=0.8, prediction_type=kind)
+
+
+def test_statistics_refuse_a_point_that_is_not_finite():
+    """Their value was NaN."""
+    pair = ScorePair(Partial(jnp.negative), Partial(jnp.sin), alpha=0.6, sigma=0.8)
+    for name in ("score_difference", "hessian_score_difference", "hessian_score"):
+        with pytest.raises(ValueError, match="x is not finite"):
+            STATISTICS[name].function(pair, jnp.array([0.0, jnp.nan]))
 
 
 def network(a, b, x):

@@ -60,7 +60,9 @@ def test_detection(tmp_path):
     records += [{"condition": "lost", "failed": "not finite"}]
     known = Calibration("abc", {}, {}, limits)
     one = Judged.of(records, [*cases, lost], known)
-    detect.write(tmp_path, detect.Detection(one, thresholds=known, decide_by=NAME))
+    rule = {"column": NAME, "threshold": 4.5, "noise": 1.0, "most": 4, "error": 0.01}
+    found = detect.Detection(one, thresholds=known, decide_by=NAME, until_sure=rule)
+    detect.write(tmp_path, found)
     general = {
         re.sub(r"[a-z_]+@\d+", "NAME", name): None for name in columns(tmp_path / "results.csv")
     }

@@ -16,6 +16,8 @@ from sharpjax.mitigation.tradeoff import (
     hypervolume,
     paired,
 )
+from sharpjax.report import comparison
+from sharpjax.report.blocks import Text
 from sharpjax.report.comparison import standing_rows, verdict_lines
 
 pytestmark = pytest.mark.quick
@@ -179,6 +181,21 @@ def test_the_most_successful_strength_may_reach_the_aim():
     (line,) = verdict_lines([row | {"best_copy_rate": 0.2}], 0.4)
     assert "no method has copies in 5%" in line
     assert line.endswith("a at 0.8: copies in 20%, fidelity 0.40.")
+
+
+@pytest.mark.parametrize("harmless", [True, False])
+def test_what_copies_nothing_needs_no_method(harmless):
+    """References that hold none of what is repeated made any method the one to take."""
+    rows, kinds, clean = world()
+    for row in rows:
+        row["copied"] = row["copied"] and not harmless
+    found = compare(rows, kinds=kinds, clean=clean)
+    counts = {name: {"judged": len(k.judged), "tuning": len(k.tuning)} for name, k in kinds.items()}
+    known = {"kinds": counts, "judges_fidelity": True, "reference": 1.0, "diversity": None}
+    shown = comparison.blocks(comparison.curve_rows(found), standing_rows(found), known)
+    told = " ".join(one.text for one in shown if isinstance(one, Text))
+    assert ("nothing is to be cured here" in told) == harmless
+    assert ("of the fidelity" in told) != harmless
 
 
 def test_what_a_bench_has_prompts_for_decides():

@@ -48,7 +48,14 @@ def verdicts_by(
     if wanted is not None and wanted not in {*columns, *(name.split("@")[0] for name in columns)}:
         raise ValueError(f"--decide-by must be one of {', '.join(columns)}, got {wanted!r}")
     if found is not None:
-        return {"thresholds": found, "decide_by": deciding_column(wanted, columns, found)}
+        decide_by = deciding_column(wanted, columns, found)
+        if decide_by is None and asked.calibration is not None:
+            raise ValueError(
+                f"{asked.calibration} has no threshold of {', '.join(columns)}, but of "
+                f"{', '.join(found.thresholds)}: make one of the same --statistics, or leave "
+                "--calibration out"
+            )
+        return {"thresholds": found, "decide_by": decide_by}
     if wanted is not None:
         raise ValueError(f"--decide-by {wanted} needs --calibration. {remark}")
     return {"remark": remark}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -246,6 +247,19 @@ def mitigate(
     if not everything:
         found = _detect(opened, texts, folder, calibration, seed)
         treated = [i for i, (_, verdict) in enumerate(found[0]) if verdict.startswith("memorized")]
+        left = [
+            text
+            for i, text in enumerate(texts)
+            if i not in treated and cases[i].verdict == "memorized"
+        ]
+        if left:
+            told = ", ".join(repr(text[:40]) for text in left[:3])
+            warnings.warn(
+                f"{len(left)} prompts that the file calls memorized are not called so by detection "
+                f"and stay as they are: {told}{', ...' if len(left) > 3 else ''}; --all-prompts "
+                "treats every prompt",
+                stacklevel=1,
+            )
     records = work(jobs(range(len(texts)), NONE) + jobs(treated, method, [power]))
     failed = treated and all("error" in r for r in records if r["method"] != NONE)
     missed = None if known is None else known.missed_by(method, power)
@@ -254,10 +268,16 @@ def mitigate(
         found=found, missed=missed,
     )  # fmt: skip
     above = None if found is None else found[1].value
-    path = opened.finish(folder, page=page, method=method, strength=power, threshold=above)
+    from sharpjax.mitigation.reference_judge import ReferenceJudge
+
+    control = str(judge.control) if isinstance(judge, ReferenceJudge) else None
+    facts = {"method": method, "strength": power, "threshold": above, "control": control}
+    path = opened.finish(folder, page=page, **facts)
     if out.as_json:
-        answer = {"directory": str(folder), "report": path and str(path)}
-        print(json.dumps(answer | {"method": method, "strength": power, "prompts": table}))
+        answer = {"directory": str(folder), "report": path and str(path)} | facts
+        answer["threshold"] = found and dataclasses.asdict(found[1])
+        answer["settings"] = dataclasses.asdict(settings)
+        print(json.dumps(answer | {"prompts": table}))
     else:
         show(wide_console(), report.blocks(table, records, f"{method} at {power:g}", above))
         tell_written(folder, [*(one.name for one in written), "images/"], path)

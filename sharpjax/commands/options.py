@@ -9,6 +9,7 @@ import gc
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -447,9 +448,12 @@ class Numbers:
         if everything and not prompts:
             noises, probes, trace_noises = 16, 32, 4
         default = ["all" if everything else "first"] if prompts else ["first", "traces"]
-        default += load_plugins(self.plugin or ())
+        default += (own := load_plugins(self.plugin or ()))
         without = NOT_COMPARED if self.baseline is not None else ()
         names = named(self.names or default, num_noises=noises, vectors=prompts, without=without)
+        if left_out := [name for name in own if name not in names]:
+            told = f"--plugin's {', '.join(left_out)} is not computed: name it in --statistics"
+            warnings.warn(told, stacklevel=1)
         if lacking := [name for name in names if name in without]:
             raise ValueError(
                 f"{lacking[0]} is no difference of two models: leave it out, or --baseline"

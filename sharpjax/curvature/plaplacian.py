@@ -286,7 +286,7 @@ def _samples(
 def _exponent(p: ArrayLike) -> ArrayLike:
     valid = np.shape(p) == () and (isinstance(p, jax.core.Tracer) or 1 <= number(p) < math.inf)
     if not valid:
-        raise ValueError(f"p must be one finite number >= 1, got {p}; use jax.vmap for more")
+        raise ValueError(f"p must be one finite number >= 1, got {p!r}; use jax.vmap for more")
     return p
 
 

@@ -31,6 +31,7 @@ from sharpjax.prompts import distinct
 from sharpjax.rundir.files import write_text
 from sharpjax.rundir.run import FORMAT, check_format
 
+_ROUNDING = 1e-6  # of a statistic in float32
 QUANTILE = 0.95  # its interval is closed from 72 prompts on; that of 99% from 368
 CALIBRATION_NAME = "calibration.json"
 # settings that everything depends on, and those that only statistics of some places do
@@ -73,11 +74,16 @@ class Threshold:
     def margin(self, value: float) -> float:
         """How far a value is beyond it: positive says memorized.
 
+        A value that differs by rounding alone lies on it: the same prompt computed again, beside
+        other prompts, differs so.
+
         Raises:
             ValueError: not one finite number: of NaN nothing can be said.
         """
         if np.shape(value) or not math.isfinite(number(value)):
             raise ValueError(f"a value must be one finite number to be judged, got {value!r:.80}")
+        if math.isclose(value, self.value, rel_tol=_ROUNDING):
+            return 0.0
         return self.direction * (value - self.value)
 
     def verdict(self, value: float) -> str:

@@ -48,7 +48,7 @@ def _load(path: Path) -> list[str]:
         found = [name for name, entry in STATISTICS.items() if before.get(name) is not entry]
         if not found:
             raise ValueError("it must register one by @sharpjax.detection.register, got none")
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script ends with sys.exit
         STATISTICS.clear()
         STATISTICS.update(before)
         del sys.modules[module_name]

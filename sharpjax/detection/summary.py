@@ -203,12 +203,17 @@ def summarize(judged: Judged) -> list[Summary]:
 
 
 def table_rows(
-    judged: Judged, thresholds: Mapping[str, Threshold], decide_by: str | None
+    judged: Judged,
+    thresholds: Mapping[str, Threshold],
+    decide_by: str | None,
+    *,
+    counted: bool = False,
 ) -> list[dict[str, Any]]:
     """Of `results.csv`: each condition's means over noises of each column, and standard errors.
 
     What is known of a condition is in `known`.  With thresholds there is the margin of each column
     beyond its own, positive for memorized, and `verdict` goes by one of them, if it is there.
+    Where noises are `counted`, `noises` says how many of it there are.
     Conditions that failed are there with what failed.  Further columns of the file of prompts stand
     at the end, under their names; `given NAME` where a column here has that name.
     """
@@ -223,6 +228,8 @@ def table_rows(
         row: dict[str, Any] = {"condition": case.condition}
         row |= {name: getattr(case, field) for name, field in known.items()}
         network = record["network"]
+        if counted:
+            row["noises"] = len(next(iter(network.values())))
         if decide_by in thresholds and decide_by in network:
             row["verdict"] = thresholds[decide_by].verdict(float(np.mean(network[decide_by])))
         for who in ("network", "oracle"):
@@ -241,7 +248,7 @@ def table_rows(
 
 def carried(row: Mapping[str, str]) -> dict[str, str]:
     """Of a row of `results.csv`, the columns that came from the file of prompts."""
-    ours = {"condition", "verdict", "failed", *_KNOWN}
+    ours = {"condition", "noises", "verdict", "failed", *_KNOWN}
     return {
         name: text
         for name, text in row.items()

@@ -197,7 +197,14 @@ class PixelDiffusion(Diffusion):
         labels = None
         if self.has_conditions or conditions is not None:
             if num_images is not None:
-                raise ValueError("num_images is without conditions: repeat a condition for more")
+                raise ValueError(
+                    "num_images is for models without conditions; of this one repeat a condition, "
+                    f"as in [{self.conditions[0]!r}] * {num_images}"
+                    if self.has_conditions
+                    else _UNCONDITIONAL
+                )
+            if isinstance(conditions, str):
+                raise ValueError(f"sample takes a list of conditions, got {conditions[:40]!r}")
             if not isinstance(conditions, jax.Array | np.ndarray):
                 conditions = self.encode(list(conditions or ()))
             labels = self._checked(jnp.asarray(conditions))

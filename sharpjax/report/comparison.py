@@ -120,7 +120,18 @@ def blocks(curves: Rows, standings: Rows, known: Mapping[str, Any]) -> list[Bloc
     """Tables of the rows of the CSV files, the plots, and who reaches the aim."""
     shown: list[Block] = [Text(about_line(known))]
     if standings:
-        shown += [Text(line) for line in verdict_lines(standings, known["reference"])]
+        harmless = [r for r in curves if r["method"] == NONE and r["copies"] <= FEW]
+        shown += [
+            Text(
+                f"{row['kind']}: without mitigation {row['copies']:.0%} of the images are copies: "
+                "nothing is to be cured here, or the judge does not know what they repeat.",
+                "note",
+            )
+            for row in harmless
+        ]
+        kinds = {row["kind"] for row in harmless}
+        judged = [row for row in standings if row["kind"] not in kinds]
+        shown += [Text(line) for line in verdict_lines(judged, known["reference"])]
         shown += [Text("To use one: sharpjax mitigate --method NAME --strength NUMBER.")]
         shown += [figures(curves, known["reference"]), standing_table(standings)]
     return [*shown, curve_table(curves)]

@@ -76,7 +76,8 @@ class Detection:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Of `results.csv`, a condition each."""
-        return table_rows(self.judged, self.limits, self.verdicts_by)
+        counted = self.until_sure is not None
+        return table_rows(self.judged, self.limits, self.verdicts_by, counted=counted)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -214,6 +214,8 @@ def sections_of(run: Run) -> list[Section]:
     what = f"{run.about['method']} at {run.about['strength']:g}"
     rows = json.loads(path.read_bytes())
     found = blocks(rows, records, what, run.about.get("threshold"))
+    if control := run.about.get("control"):
+        found.append(Text(control, "note"))
     return [Section("Mitigation: before and after", [*found, images])]
 
 
@@ -225,6 +227,8 @@ def blocks(rows: Rows, records: Rows, what: str, threshold: float | None) -> lis
 def prompt_table(rows: Rows, what: str, threshold: float | None = None) -> Table:
     """Every prompt: what detection says, and its figures without mitigation and with it."""
     note = "without → with; ‖s_D‖ at the noises that these images start from"
+    if any(row.get("tries") for row in rows):
+        note += "; tries: of all images of a prompt together, pass: the share that was kept"
     if threshold is not None:
         note += (
             f"; detection: score_difference at other noises, memorized above {threshold:.3f}, "

@@ -37,17 +37,23 @@ class _Lines:
     def __init__(self, console: Console, what: str, *, total: int, done: int):
         self._console = console
         self._what, self._total, self._done = what, total, done
-        self._first = self._last = time.monotonic()
-        self._here = 0
+        self._last = time.monotonic()
+        self._first: float | None = None  # when the first unit was done, which is compiled
+        self._since = 0
 
     def __call__(self, amount: int, note: str) -> None:
         now = time.monotonic()
         self._done += amount
-        self._here += amount
+        if self._first is None:
+            self._first = now
+        else:
+            self._since += amount
         if now - self._last >= EVERY and self._done < self._total:
-            speed = self._here / (now - self._first)
-            left = (self._total - self._done) / speed
-            counts = f"{self._done:,} of {self._total:,}, {_rate(speed)}, {_duration(left)} left"
+            counts = f"{self._done:,} of {self._total:,}"
+            if self._since:
+                speed = self._since / (now - self._first)
+                left = (self._total - self._done) / speed
+                counts += f", {_rate(speed)}, {_duration(left)} left"
             self._console.print(f"{self._what}: {counts}", markup=False, soft_wrap=True)
             self._last = now
 

@@ -25,7 +25,7 @@ class OwnSchedule(NoiseSchedule):
         times_of: number of steps to the times that sampling visits, from noise to image.
         prediction_type: what the network predicts.
         clip_sample_range: as of every schedule.
-        first_sigma: what noise of unit variance is multiplied by where sampling begins.
+        first_sigma: what noise of unit variance is multiplied by where sampling begins; > 0.
 
     Raises:
         ValueError: what is called is not a function, or settings that no schedule has.
@@ -54,6 +54,9 @@ class OwnSchedule(NoiseSchedule):
         for name in ("alpha_of", "sigma_of", "times_of"):
             if not callable(getattr(self, name)):
                 raise ValueError(f"{name} must be a function, got {getattr(self, name)!r:.80}")
+        first = self.first_sigma
+        if isinstance(first, str) or not 0 < float(first) < np.inf:
+            raise ValueError(f"first_sigma must be a finite number > 0, got {first!r:.80}")
 
     def alpha(self, t: ArrayLike) -> jax.Array:
         """Signal."""
@@ -79,12 +82,20 @@ class OwnSchedule(NoiseSchedule):
         """What `times_of` says.
 
         Raises:
-            ValueError: not so many, or one without noise.
+            ValueError: not so many, one without noise, or an order in which the share of the image,
+                `alpha / sigma`, does not grow from each to the next.
         """
         times = np.asarray(self.times_of(checked_steps(num_steps)), np.float32)
         if times.shape != (num_steps,):
             raise ValueError(f"times_of({num_steps}) must be {num_steps} times, got {times.shape}")
         self.checked_timestep(times)
+        share = np.asarray(self.alpha_of(jnp.asarray(times)) / self.sigma_of(jnp.asarray(times)))
+        if not (np.diff(share) > 0).all():
+            raise ValueError(
+                f"times_of({num_steps}) must go from noise to image: alpha / sigma must grow from "
+                f"each time to the next, got {np.array2string(share, threshold=6, precision=4)} "
+                f"at {np.array2string(times, threshold=6, precision=4)}"
+            )
         return times
 
     def is_pure_noise(self, t: float) -> bool:
