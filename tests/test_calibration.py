@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sharpjax.detection.calibration import Threshold, _threshold, fewest, threshold
+from sharpjax.detection.calibration import (
+    Calibration,
+    Threshold,
+    _threshold,
+    fewest,
+    threshold,
+)
+from sharpjax.detection.settings import DetectSettings, ImageSettings
 
 
 @pytest.mark.fast_cases("100-0.9-1", "60-0.5--1")
@@ -53,6 +60,15 @@ def test_what_differs_by_rounding_lies_on_the_threshold():
         assert found.margin(value) == 0
         assert found.verdict(value) == "clean (unsure)"
     assert found.margin(3.5945) > 0 > found.margin(3.5943)
+
+
+def test_a_calibration_of_prompts_is_none_of_images():
+    of_prompts = Calibration("abc", dataclasses.asdict(DetectSettings()), {}, {})
+    with pytest.raises(ValueError, match=r"is of prompts, not of images; make one .* --images"):
+        of_prompts.check(ImageSettings(), fingerprint="abc")
+    of_images = Calibration("abc", dataclasses.asdict(ImageSettings()), {}, {})
+    with pytest.raises(ValueError, match=r"is of images, not of prompts; make one .* --prompts"):
+        of_images.check(DetectSettings(), fingerprint="abc")
 
 
 def test_margin_is_positive_where_memorized():

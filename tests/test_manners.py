@@ -140,6 +140,7 @@ def test_help_of_every_command_loads_no_jax(tmp_path):
     for line, (code, told, loaded) in zip(lines, in_one_process(lines, tmp_path), strict=True):
         assert (code, loaded) == (0, []), line
         assert "Usage:" in told or line == "--version"
+        assert "…" not in told, line  # a word longer than its column is cut
 
 
 def test_names_and_defaults_that_stand_as_text_are_those_of_the_registries():

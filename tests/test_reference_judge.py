@@ -138,3 +138,7 @@ def test_a_directory_or_a_table(references, tmp_path):
     np.testing.assert_allclose(read[0], images[4], atol=0.005)
     with pytest.raises(FileNotFoundError):
         read_references(tmp_path / "nothing")
+    for name in ("3.png", "5.png"):
+        (tmp_path / name).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"3\.png cannot .*; .*5\.png cannot .*: leave them out"):
+        read_references(tmp_path)

@@ -55,7 +55,7 @@ _files, _numbers, _judging, _spread, _images = (
 )
 ANY_MODEL = (
     f"A bundled model ({', '.join(zoo.bundled())}), a diffusers directory, or a Hugging Face hub "
-    "id such as CompVis/stable-diffusion-v1-4."
+    "id, OWNER/NAME."
 )
 PROMPT_FILES = (
     "a line each, or a table (.csv, .tsv) or JSON (.json, .jsonl) with a column "
@@ -85,7 +85,7 @@ PluginOption = Annotated[
         metavar="FILE.py",
         exists=True,
         dir_okay=False,
-        help="Python file that registers statistics of your own (@sharpjax.detection.register). "
+        help="Python file that registers statistics of your own: see the docs on statistics. "
         "Repeat for more.",
         rich_help_panel=NUMBERS,
     ),

@@ -238,6 +238,12 @@ class Calibration:
                 "now); make one by sharpjax calibrate"
             )
         ours = _as_json(settings)
+        if (of_prompts := "num_noises" in self.settings) != ("num_noises" in ours):
+            there, now = ("prompts", "images") if of_prompts else ("images", "prompts")
+            raise ValueError(
+                f"the calibration is of {there}, not of {now}; make one by sharpjax calibrate "
+                f"--{now}"
+            )
         changed = [k for k in _relevant(settings) if ours[k] != self.settings.get(k)]
         theirs = dict(self.settings.get("plugins") or ())
         if any(theirs.get(name, digest) != digest for name, digest in ours.get("plugins") or ()):

@@ -205,6 +205,8 @@ def _about(runs: Sequence[Run]) -> list[Block]:
 def _setting(value: Any) -> str:
     if isinstance(value, list):
         return "/".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_setting(one)}" for name, one in value.items())
     if value is None or isinstance(value, bool):
         return {True: "yes", False: "no", None: "none"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -224,7 +226,8 @@ def _missing(runs: Sequence[Run]) -> list[Section]:
     model = first.about["model"]
     if "mitigate" not in kinds and model != "mnist":
         told = f"sharpjax mitigate --model {shlex.quote(model)}"
-        if model not in zoo.bundled():  # the bundled one names prompts of its own
+        # the bundled one names prompts of its own, if these are not the run's
+        if model not in zoo.bundled() or "--prompts" in first.about["command"]:
             told += " --prompts FILE --calibration FILE --clean FILE"
         blocks += [
             Text("Images without copies, before and after:"),

@@ -1,5 +1,6 @@
 """Training images that a user knows of: what a judge compares samples with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,24 @@ def read_references(path: str | Path) -> tuple[list[np.ndarray], list[str]]:
     path = Path(path)
     if path.is_dir():
         cases = find_images(path)
-        images = [read_image(path / case.condition) for case in cases]
+        images = _read([path / case.condition for case in cases])
         return images, read_texts(path, cases) or [""] * len(cases)
     pairs = read_files(path)
     places = [path.parent / file for _, file in pairs]
     for place in places:
         if not place.is_file():
             raise FileNotFoundError(f"{path} names {place}, which is missing")
-    return [read_image(place) for place in places], [prompt for prompt, _ in pairs]
+    return _read(places), [prompt for prompt, _ in pairs]
+
+
+def _read(paths: Sequence[Path]) -> list[np.ndarray]:
+    """All of them, or an error that names every one that is no image."""
+    images, wrong = [], []
+    for path in paths:
+        try:
+            images.append(read_image(path))
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)}: leave {'it' if len(wrong) == 1 else 'them'} out")
+    return images
