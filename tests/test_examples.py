@@ -144,7 +144,7 @@ def own_checkpoint(out):
 
 def paper_figure(out):
     """One image pulls harder than 256."""
-    found = dict(numbers(r"N images: mean N", out))
+    found = dict(numbers(r"level N: mean N", out))
     assert found.keys() == {1, 16, 256}
     assert found[1] > found[16] > found[256] / 2
 
