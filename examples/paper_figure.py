@@ -58,7 +58,7 @@ level, mean, error = (
 with plt.rc_context({"font.size": 8, "axes.linewidth": 0.6, "pdf.fonttype": 42}):
     figure, axes = plt.subplots(figsize=(3.25, 2.2), layout="constrained")
     axes.errorbar(level, mean, error, fmt="o", markersize=3, linewidth=0.8, color="#1f3b73")
-    axes.set_xscale("log", base=4)
+    axes.set_xscale("log")
     if len(np.unique(level)) <= 5:  # more would overprint each other
         axes.set_xticks(np.unique(level), [f"{one:.0f}" for one in np.unique(level)])
         axes.minorticks_off()

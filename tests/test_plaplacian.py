@@ -556,7 +556,7 @@ def test_sampling_bound():
         ({"method": "exact"}, "radius belongs to method='flux' or 'ball'"),
         ({"num_matvecs": 3}, "method='flux' takes no products"),
         ({"radius": "1"}, "radius must be .*finite and > 0, got '1'"),
-        ({"p": "1"}, "p must be one finite number >= 1, got 1"),
+        ({"p": "1"}, "p must be one finite number >= 1, got '1'"),
         ({"radius": None}, r"method='flux' is a mean over a ball: pass its radius=, > 0"),
         ({"radius": None, "method": "ball"}, "method='ball' is a mean over a ball"),
         ({"radius": 0.0}, r"radius must be .*finite and > 0, got 0\.0"),
