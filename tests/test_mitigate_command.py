@@ -66,6 +66,18 @@ def test_detected_prompts_are_treated_and_others_pass_untouched(small, tmp_path)
         "1 of 3 prompts are called memorized. 1 of 3 prompts are treated by lower_guidance at 3;"
         in " ".join(on.stdout.split())
     )
+    # the same run again, of labelled prompts: what is said of labels, and as JSON of judgements
+    (tmp_path / "p.csv").write_text("prompt,label\ncat,memorized\ndog,memorized\na cat,memorized\n")
+    again = sharpjax(
+        *(f"{word}".replace("p.txt", "p.csv") for word in small), "--method", "lower_guidance",
+        "--strength", 3, "--calibration", path, "--output", "on", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "2 prompts that are known to be memorized are not called so" in again.stderr
+    answer = json.loads(again.stdout)
+    assert (answer["method"], answer["strength"], answer["control"]) == ("lower_guidance", 3, None)
+    assert answer["threshold"]["value"] == limit
+    assert (answer["settings"]["num_images"], len(answer["prompts"])) == (2, 3)
     off = sharpjax(
         *small, "--all-prompts", "--method", "delayed_guidance", "--strength", 0.5,
         "--output", "off", cwd=tmp_path,

@@ -255,9 +255,8 @@ def mitigate(
         if left:
             told = ", ".join(repr(text[:40]) for text in left[:3])
             warnings.warn(
-                f"{len(left)} prompts that the file calls memorized are not called so by detection "
-                f"and stay as they are: {told}{', ...' if len(left) > 3 else ''}; --all-prompts "
-                "treats every prompt",
+                f"{len(left)} prompts that are known to be memorized are not called so, and stay "
+                f"as they are: {told}{', ...' if len(left) > 3 else ''}; --all-prompts treats all",
                 stacklevel=1,
             )
     records = work(jobs(range(len(texts)), NONE) + jobs(treated, method, [power]))
@@ -269,15 +268,16 @@ def mitigate(
     )  # fmt: skip
     above = None if found is None else found[1].value
     from sharpjax.mitigation.reference_judge import ReferenceJudge
+    from sharpjax.report.detect import plain
 
     control = str(judge.control) if isinstance(judge, ReferenceJudge) else None
     facts = {"method": method, "strength": power, "threshold": above, "control": control}
     path = opened.finish(folder, page=page, **facts)
     if out.as_json:
         answer = {"directory": str(folder), "report": path and str(path)} | facts
-        answer["threshold"] = found and dataclasses.asdict(found[1])
+        answer["threshold"] = None if found is None else dataclasses.asdict(found[1])
         answer["settings"] = dataclasses.asdict(settings)
-        print(json.dumps(answer | {"prompts": table}))
+        print(json.dumps(plain(answer | {"prompts": table})))
     else:
         show(wide_console(), report.blocks(table, records, f"{method} at {power:g}", above))
         tell_written(folder, [*(one.name for one in written), "images/"], path)
