@@ -239,14 +239,14 @@ class Calibration:
             )
         ours = _as_json(settings)
         if (of_prompts := "num_noises" in self.settings) != ("num_noises" in ours):
-            there, now = ("prompts", "images") if of_prompts else ("images", "prompts")
+            theirs, mine = ("prompts", "images") if of_prompts else ("images", "prompts")
             raise ValueError(
-                f"the calibration is of {there}, not of {now}; make one by sharpjax calibrate "
-                f"--{now}"
+                f"the calibration is of {theirs}, not of {mine}; make one by sharpjax calibrate "
+                f"--{mine}"
             )
         changed = [k for k in _relevant(settings) if ours[k] != self.settings.get(k)]
-        theirs = dict(self.settings.get("plugins") or ())
-        if any(theirs.get(name, digest) != digest for name, digest in ours.get("plugins") or ()):
+        plugins = dict(self.settings.get("plugins") or ())
+        if any(plugins.get(name, digest) != digest for name, digest in ours.get("plugins") or ()):
             changed.append("plugins")
         if changed:
             there = {k: self.settings.get(k, "not known to its version") for k in changed}
