@@ -369,7 +369,7 @@ def test_number_of_unconditional_images(free, model):
         free.sample(noise=draw((1, 1, 8, 8)), num_images=2)
     with pytest.raises(ValueError, match="num_images must be at least 1, got 0"):
         free.sample(key=key, num_images=0)
-    with pytest.raises(ValueError, match="num_images is without conditions"):
+    with pytest.raises(ValueError, match="num_images is for models without conditions"):
         model.sample(["one"], key, num_images=2)
 
 
