@@ -16,6 +16,7 @@ arXiv:2010.02502, equations 12 and 16).  A schedule with a `clip_sample_range` h
 $\hat x_0$, and only that, clipped to it.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 
 from sharpjax._checks import check_finite, one_array, prng_key
 from sharpjax._types import Array, Key
-from sharpjax.schedules import NoiseSchedule
+from sharpjax.schedules.base import NoiseSchedule, check_schedule
 from sharpjax.score import clean_and_noise
 
 
@@ -64,18 +65,15 @@ def sample(
 
     Returns:
         The example, shaped as `x_T`; with `trajectory=True` all states, noise first. With
-        `has_aux=True` a pair of that and what was kept, stacked over the steps.
+        `has_aux=True` a pair of that and what was kept, stacked over the steps. Outside `jit` one
+        that is not finite comes with a warning.
 
     Raises:
         ValueError: `eta` outside `[0, 1]`, `eta > 0` without a key, no such part, a start at
             `alpha = 0` from where scores do not lead on, no schedule, noise that is not finite or
             of whole numbers, or a prediction of another shape.
     """
-    if not isinstance(schedule, NoiseSchedule):
-        raise ValueError(
-            "schedule must be a noise schedule, such as sharpjax.Schedule.create(), got "
-            f"{schedule!r:.80}"
-        )
+    check_schedule(schedule)
     x_T = one_array("x_T", x_T)
     if not jnp.issubdtype(x_T.dtype, jnp.floating):
         raise ValueError(f"x_T must be real noise, got dtype {x_T.dtype}")
@@ -124,5 +122,8 @@ def sample(
         jnp.asarray(grid)[steps], alphas[steps], sigmas[steps], alphas[after], sigmas[after], keys,
     )  # fmt: skip
     x, (states, aux) = jax.lax.scan(step, x_T, levels)
+    if not isinstance(x, jax.core.Tracer) and not np.isfinite(np.asarray(x)).all():
+        told = "the example is not finite: on its way predict_at gave NaN or infinity"
+        warnings.warn(f"{told}; trajectory=True shows where", stacklevel=2)
     result = x if states is None else jnp.concatenate([x_T[None], states])
     return (result, aux) if has_aux else result

@@ -236,6 +236,27 @@ class ScorePair:
         )
 
 
+def check_pair(pair: ScorePair, what: str, *, signal: bool = True) -> None:
+    """Refuse what is no pair of scores, and the pair of a level at which `what` says nothing.
+
+    Args:
+        pair: that a function was given.
+        what: the function, as an error says it.
+        signal: it needs `alpha > 0`.
+
+    Raises:
+        ValueError: no `ScorePair`, one without its scores, or `alpha = 0` where it is known.
+    """
+    scores = (getattr(pair, name, None) for name in ("unconditional", "conditional"))
+    if not isinstance(pair, ScorePair) or not all(map(callable, scores)):
+        raise ValueError(
+            f"{what}: pair must be a sharpjax.ScorePair of two scores, such as "
+            f"model.scores(condition, t), got {pair!r:.80}"
+        )
+    if signal:
+        check_signal(pair.alpha, what)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearizedPair:

@@ -343,7 +343,8 @@ def detection_run():
     from sharpjax.detection.calibration import Calibration, threshold
     from sharpjax.detection.summary import Judged
     from sharpjax.prompts import Case
-    from sharpjax.report import detect
+    from sharpjax.report.detect import write as write_detection
+    from sharpjax.report.detection import Detection
     from sharpjax.rundir.about import Clock
     from sharpjax.rundir.files import append_lines
     from sharpjax.rundir.run import Run
@@ -374,11 +375,11 @@ def detection_run():
         limits = {name: threshold(values, direction=1) for name in names}
         calibration = Calibration("abc", {}, {}, limits) if calibrated else None
         costs = {"score_difference": {"forwards": 4, "tangents": 0, "seconds": float("nan")}}
-        found = detect.Detection(
+        found = Detection(
             Judged.of(records, cases, calibration), calibration, names[0] if calibrated else None,
             costs=costs, level="repetitions",
         )  # fmt: skip
-        detect.write(folder, found)
+        write_detection(folder, found)
         if about:
             Clock("drawings").record(folder, **found.facts)
         return found

@@ -221,6 +221,11 @@ def test_mistakes(estimator, changes, message):
         estimator(given.pop("score"), given.pop("x0"), **given)
 
 
+def test_a_curve_needs_a_schedule():
+    with pytest.raises(ValueError, match="schedule must be a noise schedule, such as"):
+        dimension_curve(lambda t: jnp.negative, jnp.ones(2), schedule=None, times=[1], key=KEY)
+
+
 def test_counts_that_are_too_small_are_refused():
     score, x0 = lambda x: -x, np.ones(3)
     with pytest.raises(ValueError, match="num_samples must be an integer >= 3"):

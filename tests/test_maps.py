@@ -37,6 +37,11 @@ def test_a_diagonal_is_its_own_map():
     np.testing.assert_allclose(mean, np.mean(expected), rtol=1e-5)
 
 
+def test_a_function_is_no_pair():
+    with pytest.raises(ValueError, match="memorization_map: pair must be a"):
+        sj.detection.memorization_map(jnp.negative, jnp.ones((2, 3, 4)), key=KEY)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from sharpjax.report import detect, plots
+from sharpjax.report import detect, detection, plots
 from sharpjax.report.numbers import p_value, with_error
 from sharpjax.report.page import write_page
 from sharpjax.report.terminal import show
@@ -103,7 +103,7 @@ class TestDetection:
 
     def test_terminal_files_and_page_show_the_same_numbers(self, ordinary):
         folder, judged, page = ordinary
-        found = detect.read(Run.open(folder))
+        found = detection.read(Run.open(folder))
         assert found.judged == judged  # read again from the files
         sections = detect.sections(found)
         with (folder / "results.csv").open() as file:
@@ -152,7 +152,7 @@ class TestDetection:
         (row,) = rows_of(page, title)
         cells = [NAMES[1], f"{value:.3f} [{low:.3f}, {high:.3f}]", *[p_value(p)] * 2, "20", "20"]
         assert list(row.values()) == cells
-        assert printed_rows(detect.sections(detect.read(Run.open(folder))), title)[0] == cells
+        assert printed_rows(detect.sections(detection.read(Run.open(folder))), title)[0] == cells
 
     def test_every_section_and_a_figure_for_every_statistic(self, ordinary):
         page = ordinary[2]

@@ -20,7 +20,15 @@ from sharpjax.detection.evaluation import Comparison, Evaluation, Interval
 from sharpjax.detection.summary import Judged, Summary
 from sharpjax.mitigation import comparison as mitigation
 from sharpjax.prompts import Case
-from sharpjax.report import comparison, detect, ground_truth, mitigate, spectrum, terminal
+from sharpjax.report import (
+    comparison,
+    detect,
+    detection,
+    ground_truth,
+    mitigate,
+    spectrum,
+    terminal,
+)
 from sharpjax.report.blocks import Column, Figures, Table, Text, number
 from sharpjax.report.numbers import interval, with_error
 from sharpjax.rundir.run import Run
@@ -40,10 +48,10 @@ def cells(table):
 
 def found(judged, summaries=None, **options):
     """A detection, whose summaries are these if they are given."""
-    detection = detect.Detection(judged, **options)
+    one = detection.Detection(judged, **options)
     if summaries is not None:
-        vars(detection)["summaries"] = summaries
-    return detection
+        vars(one)["summaries"] = summaries
+    return one
 
 
 def shown(*blocks, width=200):
@@ -143,12 +151,12 @@ class TestDetection:
             SUMMARIES[1], comparison=dataclasses.replace(SUMMARIES[1].comparison, p_value=p),
             oracle=evaluation(0.6),
         )  # fmt: skip
-        (row,) = detect.comparison_rows(found(judged(), [SUMMARIES[0], one]))
+        (row,) = detection.comparison_rows(found(judged(), [SUMMARIES[0], one]))
         assert row == {
             "statistic": OTHER, "reference": NAME, "difference": 0.1, "low": -0.05, "high": 0.25,
             "p_value": p, "p_corrected": p, "num_memorized": 20, "num_clean": 150,
         }  # fmt: skip
-        twice = detect.comparison_rows(found(judged(), [SUMMARIES[0], one, one]))
+        twice = detection.comparison_rows(found(judged(), [SUMMARIES[0], one, one]))
         assert [row["p_corrected"] for row in twice] == [2 * p, 2 * p]
         table = detect.comparison_table([row])
         assert NAME in table.title
@@ -178,7 +186,7 @@ class TestDetection:
         ]
         (tmp_path / SECONDS_NAME).write_text("".join(json.dumps(line) + "\n" for line in lines))
         asked = {"a": ("first", 4, 2), "b": ("noise", 16, 0), "c": ("paths", 0.5, 1)}
-        costs = detect.costs(tmp_path, asked)
+        costs = detection.costs(tmp_path, asked)
         assert costs["a"] == {"forwards": 4, "tangents": 2, "seconds": 2.0}  # of 2, 3 and 1
         assert costs["b"]["seconds"] is costs["c"]["seconds"] is None
         assert cells(detect.cost_table(found(judged(), costs=costs))) == {
@@ -216,7 +224,7 @@ class TestDetection:
         calibration = Calibration("abc", {}, {}, {NAME: LIMIT})
         one = found(judged(), thresholds=calibration, decide_by=NAME)
         ends = scipy.stats.binomtest(1, 3).proportion_ci(method="wilson")
-        rates = detect.rate_rows(one)
+        rates = detection.rate_rows(one)
         assert [(r["rate"], r["source"], r["called"], r["of"]) for r in rates] == [
             ("TPR", "all", 1, 3), ("FPR", "all", 1, 3),
         ]  # fmt: skip
@@ -226,25 +234,25 @@ class TestDetection:
         # by source, where the clean ones have several
         cases = [dataclasses.replace(c, source="ab"[i > 2]) for i, c in enumerate(one.judged.cases)]
         one = dataclasses.replace(one, judged=dataclasses.replace(one.judged, cases=cases))
-        told = cells(detect.rate_table(detect.rate_rows(one)))
+        told = cells(detect.rate_table(detection.rate_rows(one)))
         assert told["source"] == ["all", "a", "b"] * 2
         assert told["called memorized"] == ["1", "0", "1", "1", "0", "1"]
         assert told["of"] == ["3", "1", "2", "3", "2", "1"]
         # on screen, in the files, in what --json prints
         assert "Verdicts against what is known" in shown(*detect.sections(one)[0].blocks)
         detect.write(tmp_path, one)
-        assert len((tmp_path / detect.RATES_TABLE).read_text().splitlines()) == 7
+        assert len((tmp_path / detection.RATES_TABLE).read_text().splitlines()) == 7
         first, second = json.loads((tmp_path / "summary.json").read_text())
         assert (len(first["verdicts"]), second["verdicts"]) == (6, None)
-        answer = json.loads(json.dumps(detect.answer(one)))
+        answer = json.loads(json.dumps(detection.answer(one)))
         assert answer["decided_by"] == NAME
         assert answer["thresholds"][NAME]["value"] == 4.5
         assert [r.get("verdict") for r in answer["results"]][5:] == ["memorized", "memorized", ""]
         # nothing is claimed without verdicts, or without labels
-        assert detect.rate_rows(found(judged())) == []
+        assert detection.rate_rows(found(judged())) == []
         bare = [dataclasses.replace(c, verdict=None) for c in cases]
         bare = dataclasses.replace(one.judged, cases=bare)
-        assert detect.rate_rows(dataclasses.replace(one, judged=bare)) == []
+        assert detection.rate_rows(dataclasses.replace(one, judged=bare)) == []
 
     @pytest.mark.parametrize("width", [60, 80, 120, 160])
     def test_no_terminal_is_too_narrow(self, width):

@@ -269,6 +269,15 @@ def test_what_cannot_be_sampled(score, x, given, message):
         sample(score, jnp.array(x), given and Schedule.create(), num_steps=3)
 
 
+def test_an_example_that_is_not_finite_is_told():
+    """It came out as NaN, without a word; one of a batch must not cost the others."""
+    x = jnp.array([[0.5, 0.5], [-0.5, -0.5]])
+    with pytest.warns(UserWarning, match="predict_at gave NaN or infinity"):
+        found = sample(lambda x, t: -x / jnp.sqrt(x), x, Schedule.create(), num_steps=3)
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1]).all()
+
+
 def test_zero_terminal_snr_is_refused_not_nan():
     schedule = Schedule.create(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     with pytest.raises(ValueError, match="cannot start at t=999: alpha = 0 there"):

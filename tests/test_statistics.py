@@ -171,6 +171,15 @@ def test_statistics_of_the_difference_are_refused_in_pure_noise(name):
         STATISTICS[name].function(*pairs, jnp.ones(SHAPE), **options)
 
 
+@pytest.mark.parametrize("name", [*S_D, "effective_dimension"])
+@pytest.mark.parametrize("given", [jnp.negative, ScorePair(None, jnp.negative, 0.6, 0.8)])
+def test_what_is_no_pair_of_scores_is_refused(name, given):
+    options = {"key": jax.random.key(0)} if STATISTICS[name].where in ("level", "end") else {}
+    pairs = [given] * (2 if STATISTICS[name].where == "noise" else 1)
+    with pytest.raises(ValueError, match=r"pair must be a sharpjax\.ScorePair of two scores, such"):
+        STATISTICS[name].function(*pairs, jnp.ones(SHAPE), **options)
+
+
 def _eps(weights, x, tanh):
     """A noise that is nobody's gradient: its Jacobian is not symmetric."""
     return weights[1] @ tanh(weights[0] @ x.reshape(-1))

@@ -14,7 +14,7 @@ from sharpjax.detection.calibration import Calibration, Threshold
 from sharpjax.detection.summary import Judged
 from sharpjax.mitigation import comparison as mitigation
 from sharpjax.prompts import Case
-from sharpjax.report import audit, comparison, detect, dimension, mitigate
+from sharpjax.report import audit, comparison, detect, detection, dimension, mitigate
 from sharpjax.runs.spectrum import write_table
 from sharpjax.runs.truth_of_conditions import Truth, write_truths
 from sharpjax.runs.truth_of_drawings import DrawingTruth
@@ -61,7 +61,7 @@ def test_detection(tmp_path):
     known = Calibration("abc", {}, {}, limits)
     one = Judged.of(records, [*cases, lost], known)
     rule = {"column": NAME, "threshold": 4.5, "noise": 1.0, "most": 4, "error": 0.01}
-    found = detect.Detection(one, thresholds=known, decide_by=NAME, until_sure=rule)
+    found = detection.Detection(one, thresholds=known, decide_by=NAME, until_sure=rule)
     detect.write(tmp_path, found)
     general = {
         re.sub(r"[a-z_]+@\d+", "NAME", name): None for name in columns(tmp_path / "results.csv")

@@ -90,9 +90,10 @@ def detect(
 
     from sharpjax.commands.detect_verdicts import rule_of, tell, verdicts_by
     from sharpjax.detection.compute import evaluations
-    from sharpjax.report import detect as report
     from sharpjax.report import maps as maps_report
     from sharpjax.report import spectrum as spectra_report
+    from sharpjax.report.detect import write
+    from sharpjax.report.detection import Detection, costs
     from sharpjax.report.sample import copy_shipped_grid
     from sharpjax.rundir.files import within
     from sharpjax.runs.cases import own_cases, training_set_of
@@ -126,13 +127,13 @@ def detect(
     if rule is not None:
         asked = share_of_noises(asked, records, rule)
     facts = {
-        "costs": report.costs(folder, asked),
+        "costs": costs(folder, asked),
         "level": network.meaning_of_levels,
         "baseline": numbers.baseline or "",
         "until_sure": rule and dataclasses.asdict(rule),
     }
-    found = report.Detection.of(records, cases, **facts, **verdicts)
-    written = report.write(folder, found)
+    found = Detection.of(records, cases, **facts, **verdicts)
+    written = write(folder, found)
     # of the model's own prompts: not of others
     grid = None if file.prompts else copy_shipped_grid(directory, folder)
     written += [grid] if grid else []

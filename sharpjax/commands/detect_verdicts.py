@@ -10,7 +10,8 @@ from sharpjax.detection.calibration import CALIBRATION_NAME, Calibration
 from sharpjax.detection.sequential import UntilSure
 from sharpjax.detection.settings import DetectSettings, ImageSettings
 from sharpjax.detection.summary import deciding_column
-from sharpjax.report import detect as report
+from sharpjax.report.detect import sections
+from sharpjax.report.detection import Detection, answer
 from sharpjax.report.terminal import show
 from sharpjax.rundir.run import Run
 
@@ -76,7 +77,7 @@ def rule_of(verdicts: Mapping[str, Any], settings: DetectSettings) -> UntilSure:
 
 
 def tell(
-    folder: Path, found: report.Detection, written: list[Path], path: Path | None, *, as_json: bool
+    folder: Path, found: Detection, written: list[Path], path: Path | None, *, as_json: bool
 ) -> None:
     """What was found, or the summaries as JSON; `path` is that of the page.
 
@@ -84,10 +85,10 @@ def tell(
         ValueError: no case gave numbers.
     """
     if as_json:
-        answer = {"directory": str(folder), "report": path and str(path)}
-        print(json.dumps(answer | report.answer(found)))
+        where = {"directory": str(folder), "report": path and str(path)}
+        print(json.dumps(where | answer(found)))
     else:
-        show(wide_console(), report.sections(found))
+        show(wide_console(), sections(found))
         names = [file.name for file in [*Run.open(folder).result_files, *written]]
         tell_written(folder, names, path)
     if not found.judged.records:

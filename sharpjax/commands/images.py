@@ -49,7 +49,8 @@ def images(
     cases = find_images(directory)  # before a model is opened, which may take minutes
     opened = model.open(spread=spread)
     from sharpjax.commands.detect_verdicts import tell, verdicts_by
-    from sharpjax.report import detect as report
+    from sharpjax.report.detect import write
+    from sharpjax.report.detection import Detection, costs
 
     of_option("--timestep", opened.network.schedule.checked_timestep, of_images.timestep)
     settings = of_images.settings(seed)
@@ -59,8 +60,8 @@ def images(
         opened.network, directory, cases, folder, settings, fingerprint=opened.fingerprint
     )
     evaluations = {"p_laplacian": ("images", settings.num_directions, 0)}
-    costs = report.costs(folder, evaluations)
-    found = report.Detection.of(records, cases, what="image", costs=costs, **verdicts)
-    written = report.write(folder, found)
+    spent = costs(folder, evaluations)
+    found = Detection.of(records, cases, what="image", costs=spent, **verdicts)
+    written = write(folder, found)
     path = opened.finish(folder, page=page, **found.facts)
     tell(folder, found, written, path, as_json=out.as_json)

@@ -268,7 +268,7 @@ def mitigate(
     )  # fmt: skip
     above = None if found is None else found[1].value
     from sharpjax.mitigation.reference_judge import ReferenceJudge
-    from sharpjax.report.detect import plain
+    from sharpjax.report.rows import plain
 
     control = str(judge.control) if isinstance(judge, ReferenceJudge) else None
     facts = {"method": method, "strength": power, "threshold": above, "control": control}

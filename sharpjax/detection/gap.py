@@ -17,11 +17,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from sharpjax import curvature
-from sharpjax._checks import check_signal
 from sharpjax._linalg import safe_norm
 from sharpjax._types import Array, Key
 from sharpjax.detection.registry import register
-from sharpjax.score import ScorePair
+from sharpjax.score import ScorePair, check_pair
 
 DIRECTIONS = 16  # as published
 
@@ -48,7 +47,7 @@ def gap_divergence(pair: ScorePair, x: Array, *, key: Key, num_probes: int = 4) 
     What `gap_flux` is the mean of over a ball; at its middle it is another number.  Larger means
     memorized.  Cost 2F + 2 probes T.
     """
-    check_signal(pair.alpha, "gap_divergence")
+    check_pair(pair, "gap_divergence")
     found = curvature.p_laplacian(pair.difference, x, p=1.0, key=key, num_matvecs=num_probes)
     return -pair.sigma / jnp.sqrt(x.size) * found.value
 
@@ -68,7 +67,7 @@ def image_gap_flux(
 
 
 def _flux(pair: ScorePair, x: Array, key: Key, num_directions: int) -> Array:
-    check_signal(pair.alpha, "the flux of the gap")
+    check_pair(pair, "the flux of the gap")
     radius = pair.sigma * jnp.sqrt(x.size)
     options: Any = {"method": "flux", "radius": radius, "num_directions": num_directions}
     found = curvature.p_laplacian(pair.difference, x, p=1.0, key=key, **options)
@@ -83,7 +82,7 @@ def condition_jacobian(pair: ScorePair, x: Array, *, key: Key | None = None) -> 
     score, 1/sigma, per unit of the encoded condition.  Larger means memorized.  Cost F + T, the
     tangent in the condition; nothing is drawn by the `key`.
     """
-    check_signal(pair.alpha, "condition_jacobian")
+    check_pair(pair, "condition_jacobian")
     if pair.along is None:
         raise ValueError(
             "condition_jacobian needs conditions that are vectors, as encoded prompts are; this "

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from sharpjax._checks import check_signal, positive_integer, prng_key
 from sharpjax._checks import point as checked_point
+from sharpjax._checks import positive_integer, prng_key
 from sharpjax._types import Array, ArrayLike, Key, Matvec
 from sharpjax.detection.evaluation import placements
-from sharpjax.score import ScorePair
+from sharpjax.score import ScorePair, check_pair
 
 PROBES = 16  # as published
 
@@ -36,7 +36,7 @@ def memorization_map(pair: ScorePair, x: Array, *, key: Key, num_probes: int = P
     Raises:
         ValueError: `alpha = 0`; no key; no probes; a state of another form, or not finite.
     """
-    check_signal(pair.alpha, "memorization_map")
+    check_pair(pair, "memorization_map")
     key = prng_key(key, "The probes are random")
     num_probes = positive_integer("num_probes", num_probes)
     if np.ndim(x) != 3:

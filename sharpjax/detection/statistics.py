@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpjax import curvature
-from sharpjax._checks import check_signal, prng_key
+from sharpjax._checks import prng_key
 from sharpjax._linalg import safe_norm
 from sharpjax._types import Array, Key
 from sharpjax.detection.maps import PROBES, hutchinson_diagonal, memorization_map
 from sharpjax.detection.registry import STATISTICS as STATISTICS
 from sharpjax.detection.registry import Parts, register
 from sharpjax.detection.trajectory import Trajectory
-from sharpjax.score import LinearizedPair, ScorePair
+from sharpjax.score import LinearizedPair, ScorePair, check_pair
 
 
 @register(direction=+1, where="first", cost="2F", source="Wen et al. 2024")
@@ -35,7 +35,7 @@ def score_difference(
     Wen et al., ICLR 2024, "Detecting, explaining, and mitigating memorization in diffusion
     models" (there with noise predictions: multiply by sigma).
     """
-    check_signal(pair.alpha, "score_difference")
+    check_pair(pair, "score_difference")
     difference = pair.difference(x) if linearized is None else linearized.difference
     return safe_norm(difference)
 
@@ -55,7 +55,7 @@ def hessian_score_difference(
     Jeon, Kim & No, ICML 2025, "Understanding and mitigating memorization in generative models via
     sharpness of probability landscapes"; squared in the paper, not in its public code.
     """
-    check_signal(pair.alpha, "hessian_score_difference")
+    check_pair(pair, "hessian_score_difference")
     here = pair.linearize(x) if linearized is None else linearized
     length = safe_norm(here.difference_tangent(here.difference))
     return length**2 if squared else length
@@ -73,7 +73,7 @@ def hessian_score(pair: ScorePair, x: Array, *, linearized: LinearizedPair | Non
 
     The first arXiv version of Jeon, Kim & No 2025.
     """
-    check_signal(pair.alpha, "hessian_score")
+    check_pair(pair, "hessian_score")
     here = pair.linearize(x) if linearized is None else linearized
     conditional = here.conditional_tangent(here.conditional)
     return safe_norm(conditional - here.unconditional_tangent(here.unconditional))
@@ -93,7 +93,7 @@ def trace_difference(pair: ScorePair, x: Array, *, key: Key, num_probes: int = 4
     Smaller (more negative) means memorized: the condition leaves fewer directions open than no
     condition does.  Both traces use the same probes, so that what they share cancels.
     """
-    check_signal(pair.alpha, "trace_difference")
+    check_pair(pair, "trace_difference")
     ours = effective_dimension(pair, x, key=key, num_probes=num_probes)
     theirs = curvature.effective_dimension(
         pair.unconditional, x, sigma=pair.sigma, key=key, num_matvecs=num_probes
@@ -115,6 +115,7 @@ def effective_dimension(pair: ScorePair, x: Array, *, key: Key, num_probes: int 
 
     Smaller means memorized: 0 for a single image, at every noise level.
     """
+    check_pair(pair, "effective_dimension", signal=False)
     estimate = curvature.effective_dimension(
         pair.conditional, x, sigma=pair.sigma, key=key, num_matvecs=num_probes
     )
@@ -142,7 +143,7 @@ def curvature_difference(pair: ScorePair, x: Array, *, key: Key, num_probes: int
     Kim & Lee, ICML 2026, "Localizing memorized regions in diffusion models via coordinate-wise
     curvature differences", arXiv:2605.26756; there a map over pixels, whose mean this is.
     """
-    check_signal(pair.alpha, "curvature_difference")
+    check_pair(pair, "curvature_difference")
     return memorization_map(pair, x, key=key, num_probes=num_probes).mean()
 
 
@@ -159,7 +160,7 @@ def diagonal_distance(pair: ScorePair, x: Array, *, key: Key, num_probes: int = 
     values, by about $\sqrt{2/\pi}$ standard deviations of an entry where that is 0, and falls
     as $1/\sqrt k$.  Cost 2F + 2 probes T.
     """
-    check_signal(pair.alpha, "diagonal_distance")
+    check_pair(pair, "diagonal_distance")
     tangent = pair.linearize(x).difference_tangent
     key = prng_key(key, "The probes are random")
     return jnp.mean(jnp.abs(hutchinson_diagonal(tangent, x, key, num_probes)))
@@ -168,7 +169,7 @@ def diagonal_distance(pair: ScorePair, x: Array, *, key: Key, num_probes: int = 
 def alignment_terms(first: ScorePair, later: ScorePair, x: Array) -> Array:
     """What both alignments of guidance are made of, `(2,)`: the cosine, and the length of `s_D`."""
     for pair in (first, later):
-        check_signal(pair.alpha, "the alignment of guidance")
+        check_pair(pair, "the alignment of guidance")
     unconditional, conditional = later.both(x)
     difference = conditional - unconditional
     lengths = safe_norm(difference, axis=0) * safe_norm(unconditional, axis=0)

@@ -14,7 +14,7 @@ from sharpjax._types import Array, ArrayLike, Key, Score
 from sharpjax.curvature.estimate import Estimate
 from sharpjax.dimension.flipd import flipd
 from sharpjax.dimension.lhsd import filtered
-from sharpjax.schedules import NoiseSchedule
+from sharpjax.schedules.base import NoiseSchedule, check_schedule
 
 
 @jax.tree_util.register_dataclass
@@ -79,8 +79,8 @@ def dimension_curve(
         symmetric: take Jacobians for symmetric.
 
     Raises:
-        ValueError: no timesteps, repeats or one outside the schedule or with `alpha = 0`; and as
-            `flipd` and `lhsd`.
+        ValueError: no schedule; no timesteps, repeats or one outside the schedule or with
+            `alpha = 0`; and as `flipd` and `lhsd`.
 
     >>> import jax, jax.numpy as jnp
     >>> from sharpjax import Gaussian, Schedule
@@ -92,6 +92,7 @@ def dimension_curve(
     >>> print(curve.times, [f"{value:.1f}" for value in curve.flipd.value])
     [ 20 100] ['2.0', '1.8']
     """
+    check_schedule(schedule)
     key = prng_key(key, "The probes are random")
     steps = [int(schedule.checked_timestep(t)) for t in times]
     if not steps or len(set(steps)) != len(steps):

@@ -24,13 +24,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from sharpjax._checks import check_signal, prng_key
+from sharpjax._checks import prng_key
 from sharpjax._reprs import one_line
 from sharpjax._types import Array, Key
 from sharpjax.mitigation.descent import MAX_STEPS, Descent, descend
 from sharpjax.mitigation.plausibility import Plausibility, plausibility
 from sharpjax.mitigation.sharpness import DELTA, sharpness
-from sharpjax.score import ScorePair
+from sharpjax.score import ScorePair, check_pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,7 @@ def sail(
         ValueError: no candidates, a threshold that cannot be met, options outside their range, or
             a pair at `alpha = 0`, where no noise is sharp.
     """
-    check_signal(pair.alpha, "the sharpness of a score difference")
+    check_pair(pair, "the sharpness of a score difference")
     if noise is None:
         if key is None or shape is None:
             raise ValueError("pass noise, or key=jax.random.key(seed) and shape=model.shape")

@@ -35,13 +35,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sharpjax._checks import check_signal, positive_integer, prng_key
+from sharpjax._checks import positive_integer, prng_key
 from sharpjax._types import Array, Key
 from sharpjax.mitigation.descent import Descent, descend
 from sharpjax.mitigation.optimizers import adam
 from sharpjax.mitigation.sail import Sailed, check_not_negative, check_shape
 from sharpjax.mitigation.sharpness import norm
-from sharpjax.score import ScorePair
+from sharpjax.score import ScorePair, check_pair
 
 PENALTY = {"epsilon": 0.05, "v_prediction": 0.01}
 NUM_CANDIDATES, MAX_STEPS, STEP_SIZE, RAISE_BY = 8, 10, 0.05, 0.1
@@ -119,7 +119,7 @@ def sail_official(
     Raises:
         ValueError: options outside their range, or a pair at `alpha = 0`.
     """
-    check_signal(pair.alpha, "the sharpness of a score difference")
+    check_pair(pair, "the sharpness of a score difference")
     counts = {"num_noises": num_noises, "num_candidates": num_candidates, "max_steps": max_steps}
     for name, count in counts.items():
         positive_integer(name, count)

@@ -61,12 +61,15 @@ def _convolve(
             return x @ kernel[0, 0]
         few = 2 * math.prod(x.shape[:3]) <= kernel.shape[-1] and kernel.size >= _BEYOND_THE_CACHE
         if few and jax.default_backend() == "cpu":
-            return by_patches(x, kernel, padding)
+            return by_patches(x, kernel, strides, padding)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-def by_patches(x: jax.Array, kernel: jax.Array, padding: Any) -> jax.Array:
-    """A convolution of stride 1 as one product of matrices: a window a row, times the kernel."""
+def by_patches(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **_: Any) -> jax.Array:
+    """A convolution as one product of matrices: a window a row, times the kernel.
+
+    What `conv` and `convolve_upsampled` ask for: of stride 1, not dilated, not in groups.
+    """
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     height, width = (x.shape[1 + i] - kernel.shape[i] + 1 for i in (0, 1))
     taps = [

@@ -1,6 +1,6 @@
 """What runs show: one description of each, for the terminal, the CSV files and the page."""
 
-from sharpjax.report.detect import Detection
+from sharpjax.report.detection import Detection
 from sharpjax.report.finish import finish_calibration, finish_detection, finish_mitigation
 from sharpjax.report.page import write_page
 

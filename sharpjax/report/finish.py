@@ -15,7 +15,7 @@ from sharpjax.mitigation.judging import Judge
 from sharpjax.mitigation.methods import NONE
 from sharpjax.prompts import Case
 from sharpjax.report import detect, mitigate
-from sharpjax.report.detect import Detection
+from sharpjax.report.detection import Detection, costs
 from sharpjax.report.page import write_page
 from sharpjax.rundir.about import Clock
 from sharpjax.rundir.run import Run
@@ -91,7 +91,7 @@ def finish_detection(
     found = Detection.of(
         records,
         [known.get(r["condition"], Case(r["condition"])) for r in records],
-        costs=detect.costs(run.folder, evaluations(settings)),
+        costs=costs(run.folder, evaluations(settings)),
         **told,
     )
     detect.write(run.folder, found)

@@ -17,6 +17,7 @@ from sharpjax import zoo
 from sharpjax.detection.plugins import check_plugins
 from sharpjax.report import audit, comparison, detect, dimension, maps, reading, sample, spectrum
 from sharpjax.report.blocks import Block, Column, Section, Table, Text, visible
+from sharpjax.report.detection import RESULTS_TABLE
 from sharpjax.report.drawing import MOST, drawn
 from sharpjax.rundir.files import write_text
 from sharpjax.rundir.run import Run
@@ -216,7 +217,7 @@ def _missing(runs: Sequence[Run]) -> list[Section]:
     """What can be added to a page of detection, and by which commands."""
     first = runs[0]
     kinds = {run.kind for run in runs}
-    finished = (first.folder / detect.RESULTS_TABLE).is_file()
+    finished = (first.folder / RESULTS_TABLE).is_file()
     if first.kind != "detect" or not finished or not first.about:
         return []
     blocks: list[Block] = []

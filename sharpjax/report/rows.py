@@ -1,5 +1,6 @@
 """Rows of tables that have a CSV file: numbers, and intervals as three columns."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ def read_rows(run: Run, name: str, *, texts: Collection[str]) -> list[dict[str, 
         ValueError: it holds something else, or leads out of the run.
     """
     return [{k: v if k in texts else _number(v) for k, v in row.items()} for row in run.table(name)]
+
+
+def plain(value: Any) -> Any:
+    """As JSON values, which have neither NaN nor infinity: null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_tables(folder: Path, tables: Mapping[str, Rows]) -> list[Path]:

@@ -139,6 +139,19 @@ class NoiseSchedule(abc.ABC):
             raise ValueError(f"clip_sample_range must be positive, got {most}")
 
 
+def check_schedule(schedule: NoiseSchedule) -> None:
+    """Refuse what is no noise schedule.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(schedule, NoiseSchedule):
+        raise ValueError(
+            "schedule must be a noise schedule, such as sharpjax.Schedule.create(), got "
+            f"{schedule!r:.80}"
+        )
+
+
 def checked_times(t: ArrayLike, *, low: float, high: float, what: str) -> Any:
     """Real times in `(low, high]`, as float32; under a trace they are not checked.
 

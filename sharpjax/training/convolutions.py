@@ -1,9 +1,7 @@
 """Convolutions whose kernels' gradients are fast on a CPU; for training, never for curvature."""
 
 import functools
-from typing import Any
 
-import jax
 from flax import nnx
 
 from sharpjax.networks.layers import by_patches, convolve_upsampled
@@ -21,8 +19,4 @@ def with_fast_kernel_gradients(model: nnx.Module) -> nnx.Module:
     return model
 
 
-def _by_patches(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **_: Any) -> jax.Array:
-    return by_patches(x, kernel, padding)
-
-
-_by_products = functools.partial(convolve_upsampled, convolve=_by_patches)
+_by_products = functools.partial(convolve_upsampled, convolve=by_patches)
