@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -292,6 +293,27 @@ def write_stable_diffusion():
 def stable_diffusion_directory(tmp_path_factory):
     """The directory that it writes by default: not to be changed."""
     return _write_stable_diffusion(tmp_path_factory.mktemp("models") / "stable-diffusion")
+
+
+@pytest.fixture
+def sharpjax(monkeypatch, capsys):
+    """Runs a command in this process, which has compiled most of it by the second one.
+
+    What only a process of its own shows is tested by those: that it starts, is killed and resumed,
+    makes devices, fills a disk.
+    """
+    from sharpjax import cli
+
+    def run(*arguments, cwd):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["sharpjax", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        told = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, end.value.code or 0, told.out, told.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

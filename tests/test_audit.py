@@ -4,9 +4,6 @@ import csv
 import dataclasses
 import functools
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -182,7 +179,7 @@ def test_mistakes(checkpoints, images, tmp_path):
 
 
 @pytest.mark.slow
-def test_by_the_command(tiny_directory, second, images, tmp_path):
+def test_by_the_command(tiny_directory, second, images, tmp_path, sharpjax):
     later = second.save_pretrained(tmp_path / "step-20")
     held_out = tmp_path / "held-out"
     held_out.mkdir()
@@ -190,11 +187,7 @@ def test_by_the_command(tiny_directory, second, images, tmp_path):
         pixels = np.round((image[0] + 1) * 127.5).astype(np.uint8)
         Image.fromarray(pixels).save(held_out / f"{i}.png")
 
-    def call(*arguments, **options):
-        options = {"env": os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}} | options
-        words = [sys.executable, "-m", "sharpjax", "audit", *map(str, arguments)]
-        return subprocess.run(words, capture_output=True, text=True, **options)
-
+    call = functools.partial(sharpjax, "audit", cwd=tmp_path)
     common = ["--held-out", held_out, "--samples", 4, "--steps", 2, "--times", "50,300"]
     told = call(later, tiny_directory, *common, "--output", tmp_path / "run", "--json")
     assert told.returncode == 0, told.stderr

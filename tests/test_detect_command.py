@@ -21,16 +21,6 @@ from sharpjax.pictures import read_image
 from sharpjax.runs.images import detect_images, find_images
 
 
-def sharpjax(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "sharpjax", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=500,
-    )
-
-
 @pytest.fixture
 def small(stable_diffusion_directory):
     """Of a command: the smallest run."""
@@ -38,7 +28,7 @@ def small(stable_diffusion_directory):
 
 
 @pytest.mark.slow
-def test_calibrate_then_detect(small, tmp_path):
+def test_calibrate_then_detect(small, tmp_path, sharpjax):
     small += ["--statistics", "score_difference,guidance_alignment,standardised_alignment"]
     # twenty prompts: what repeats them or is blank does not count
     rows = ["dog " * n + "a" for n in range(20)] * 3 + [""] * 60
@@ -139,7 +129,7 @@ def test_spectra_of_the_extremes(tiny_directory, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_images_without_prompts(small, tmp_path):
+def test_images_without_prompts(small, tmp_path, sharpjax):
     folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -268,7 +258,7 @@ def test_mistakes_are_one_line(arguments, message, small, tmp_path, monkeypatch,
 
 
 @pytest.mark.slow
-def test_full_disk(small, tmp_path):
+def test_full_disk(small, tmp_path, sharpjax):
     """A limit on the size of files, set by a shell: what is written stays, the next run goes on."""
     words = ["cat", "dog", "a", "b"]
     prompts = [f"{a} {b} {c} {d}" for a in words for b in words for c in words for d in words]
@@ -293,7 +283,7 @@ def test_full_disk(small, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_random_instants(small, tmp_path, killed):
+def test_killed_at_random_instants(small, tmp_path, killed, sharpjax):
     """SIGKILL whenever it comes; the file at the end is that of a run that was never stopped."""
     words = itertools.product(["cat", "dog", "a", "b"], repeat=4)
     prompts = random.Random(0).sample([" ".join(four) for four in words], 40)

@@ -2,10 +2,8 @@
 
 import csv
 import doctest
+import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -86,12 +84,8 @@ def test_images_of_another_size_are_told(tiny_model, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_command(tiny_directory, images, tmp_path):
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-m", "sharpjax", "dimension", *map(str, arguments)],
-            cwd=tmp_path, capture_output=True, text=True, timeout=300, env=os.environ,
-        )  # fmt: skip
+def test_the_command(tiny_directory, images, tmp_path, sharpjax):
+    run = functools.partial(sharpjax, "dimension", cwd=tmp_path)
 
     arguments = [images, "--model", tiny_directory, "--probes", 2, "--output", "run"]
     done = run(*arguments, "--times", "10,100", "--json")

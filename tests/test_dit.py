@@ -5,8 +5,6 @@ Outputs, tangents, scores, images, detection; directories both ways, damaged one
 
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -227,14 +225,11 @@ def test_fingerprints_tell_models_apart(pair, tmp_path):
 
 
 @pytest.mark.slow
-def test_detect_by_the_command(pair, tmp_path):
+def test_detect_by_the_command(pair, tmp_path, sharpjax):
     _, folder = pair
     command = ["detect", "--model", folder, "--condition", "class 0", "--condition", "class 9",
                "--statistics", "first", "--noises", 2, "--output", "run", "--json"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "sharpjax", *map(str, command)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    done = sharpjax(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/report.html").is_file()
 

@@ -66,7 +66,7 @@ def parts(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_model_is_trained_measured_and_read(parts):
+def test_a_model_is_trained_measured_and_read(parts, sharpjax):
     few = ["--steps", 3, "--batch", 4, "--checkpoint-every", 1, "--keep-every", 2]
     train = ["train", "drawings", "--vae", "vae/vae", *few, "--output", "run"]
     process = subprocess.Popen(
@@ -86,7 +86,7 @@ def test_a_model_is_trained_measured_and_read(parts):
     assert read_captions(model / "captions.csv") == read_captions()
     os.symlink(parts / "classifier", model / "classifier")
     options = ["--captions", 1, "--samples", 2, "--steps", 2, "--output", "truth"]
-    done = command(parts, "ground-truth", "--model", model, *options)
+    done = sharpjax("ground-truth", "--model", model, *options, "--json", cwd=parts)
     assert done.returncode == 0, done.stderr
     truths = json.loads(done.stdout)["truths"]
     assert {t["kind"] for t in truths} == {
@@ -96,13 +96,13 @@ def test_a_model_is_trained_measured_and_read(parts):
     assert (parts / "truth/samples.png").is_file()
     (model / "truth.csv").write_bytes((parts / "truth/truth.csv").read_bytes())
     assert len(sj.bench.drawings(model).truths) == len(truths)
-    done = command(parts, "report", "truth")
+    done = sharpjax("report", "truth", cwd=parts)
     assert done.returncode == 0, done.stderr
     page = (parts / "truth/report.html").read_text()
     assert "Copies by kind" in page
     assert truths[-1]["caption"] in page
     # a run of other settings is refused, with what differs
-    other = command(parts, "ground-truth", "--model", model, *options, "--seed", 1)
+    other = sharpjax("ground-truth", "--model", model, *options, "--seed", 1, cwd=parts)
     assert other.returncode == 1
     assert "seed" in other.stderr
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import diffusers
 import numpy as np
@@ -92,18 +90,27 @@ def tokenizer_folder(stable_diffusion_directory):
     return stable_diffusion_directory / "tokenizer"
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["T5", "no T5"])
-def pair(request, tokenizer_folder, tmp_path_factory):
+@pytest.fixture(scope="module")
+def pair(tokenizer_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("three")
-    return make(tokenizer_folder, folder, t5=request.param), folder
+    return make(tokenizer_folder, folder), folder
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["T5", "no T5"])
+def either(request, pair, tokenizer_folder, tmp_path_factory):
+    """With the third encoder and without it."""
+    if request.param:
+        return pair
+    folder = tmp_path_factory.mktemp("two")
+    return make(tokenizer_folder, folder, t5=False), folder
 
 
 def encoded(pipe, prompts):
     return [one.detach() for one in pipe.encode_prompt(prompts, None, None)]
 
 
-def test_conditions(pair):
-    theirs, folder = pair
+def test_conditions(either):
+    theirs, folder = either
     ours = sj.load(folder)
     text, empty, pooled, empty_pooled = encoded(theirs, PROMPTS)
     found = np.asarray(ours.encode(PROMPTS))
@@ -130,9 +137,9 @@ def test_images(pair, guidance, size):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_scores(pair):
+def test_scores(either):
     """s = -(x + alpha v)/(sigma (alpha + sigma)) = -(x + (1 - t) v)/t."""
-    theirs, folder = pair
+    theirs, folder = either
     ours = sj.load(folder)
     x = np.random.default_rng(0).standard_normal(ours.shape, dtype=np.float32)
     t = 700.0
@@ -187,8 +194,8 @@ def test_detection_begins_at_the_first_level_with_a_signal(pair, tmp_path):
     assert np.abs(away - towards).max() > 1e-4
 
 
-def test_written_again_it_is_the_same(pair, tmp_path):
-    theirs, folder = pair
+def test_written_again_it_is_the_same(either, tmp_path):
+    theirs, folder = either
     has_t5 = theirs.text_encoder_3 is not None
     conversion = convert(folder, tmp_path / "out")
     names = {part.name for part in conversion.parts}
@@ -277,7 +284,7 @@ def test_t5_tokens(tokenizer_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_commands(pair, tmp_path):
+def test_commands(pair, tmp_path, sharpjax):
     _, folder = pair
     (tmp_path / "p.txt").write_text("cat\ndog cat\n")
     for command in (
@@ -286,9 +293,5 @@ def test_commands(pair, tmp_path):
          "ranked", "--images", 1, "--steps", 6],
         ["sample", "--prompts", "p.txt", "--images", 1, "--steps", 6],
     ):  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-m", "sharpjax", *map(str, command), "--model", folder, "--output",
-             f"{command[0]}-run"],
-            cwd=tmp_path, capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
+        done = sharpjax(*command, "--model", folder, "--output", f"{command[0]}-run", cwd=tmp_path)
         assert done.returncode == 0, done.stderr

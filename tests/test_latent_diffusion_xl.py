@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import diffusers
 import jax.numpy as jnp
@@ -82,14 +80,23 @@ def tokenizer_folder(stable_diffusion_directory):
     return stable_diffusion_directory / "tokenizer"
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["zeros", "a text"])
-def pair(request, tokenizer_folder, tmp_path_factory):
+@pytest.fixture(scope="module")
+def pair(tokenizer_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("xl")
-    return make(tokenizer_folder, folder, zeros=request.param), folder
+    return make(tokenizer_folder, folder), folder
 
 
-def test_conditions(pair):
-    theirs, folder = pair
+@pytest.fixture(scope="module", params=[True, False], ids=["zeros", "a text"])
+def either(request, pair, tokenizer_folder, tmp_path_factory):
+    """What the empty prompt is: zeros, or a text like another."""
+    if request.param:
+        return pair
+    folder = tmp_path_factory.mktemp("text")
+    return make(tokenizer_folder, folder, zeros=False), folder
+
+
+def test_conditions(either):
+    theirs, folder = either
     ours = sj.load(folder)
     text, empty, pooled, empty_pooled = theirs.encode_prompt(PROMPTS)
     found = np.asarray(ours.encode(PROMPTS))
@@ -118,8 +125,8 @@ def test_images(pair, guidance, size):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
-def test_scores(pair):
-    theirs, folder = pair
+def test_scores(either):
+    theirs, folder = either
     ours = sj.load(folder)
     x = np.random.default_rng(0).standard_normal(ours.shape, dtype=np.float32)
     t, sigma = 681, float(ours.schedule.sigma(681))
@@ -156,8 +163,8 @@ def test_methods_that_reach_into_the_text_are_refused(pair):
         check_applies(name, model)
 
 
-def test_written_again_it_is_the_same(pair, tmp_path):
-    theirs, folder = pair
+def test_written_again_it_is_the_same(either, tmp_path):
+    theirs, folder = either
     conversion = convert(folder, tmp_path / "out")
     names = [part.name for part in conversion.parts]
     assert {"text_encoder_2", "tokenizer_2", "unet", "scheduler"} <= set(names)
@@ -206,7 +213,7 @@ def test_encoding_is_checked(pair):
 
 
 @pytest.mark.slow
-def test_commands(pair, tmp_path):
+def test_commands(pair, tmp_path, sharpjax):
     _, folder = pair
     (tmp_path / "p.txt").write_text("cat\ndog cat\n")
     for command in (
@@ -215,9 +222,5 @@ def test_commands(pair, tmp_path):
          "delayed_guidance", "--images", 1, "--steps", 4],
         ["sample", "--prompts", "p.txt", "--images", 1, "--steps", 4],
     ):  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-m", "sharpjax", *map(str, command), "--model", folder, "--output",
-             f"{command[0]}-run"],
-            cwd=tmp_path, capture_output=True, text=True, timeout=900,
-        )  # fmt: skip
+        done = sharpjax(*command, "--model", folder, "--output", f"{command[0]}-run", cwd=tmp_path)
         assert done.returncode == 0, done.stderr

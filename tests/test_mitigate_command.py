@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -10,13 +9,6 @@ import pytest
 from PIL import Image
 
 from sharpjax.runs.mitigate import Job, _groups, jobs
-
-
-def sharpjax(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "sharpjax", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, timeout=500,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -36,7 +28,7 @@ def picture(path):
 
 
 @pytest.mark.slow
-def test_detected_prompts_are_treated_and_others_pass_untouched(small, tmp_path):
+def test_detected_prompts_are_treated_and_others_pass_untouched(small, tmp_path, sharpjax):
     run = sharpjax(
         "calibrate", *small[1:3], "--prompts", "clean.txt", "--statistics", "score_difference",
         "--output", "c", "--devices", 1, "--quantile", 0.5, cwd=tmp_path,
@@ -114,7 +106,7 @@ def test_detected_prompts_are_treated_and_others_pass_untouched(small, tmp_path)
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_is_the_run_that_was_not(small, tmp_path, killed):
+def test_killed_and_resumed_is_the_run_that_was_not(small, tmp_path, killed, sharpjax):
     small += ["--all-prompts", "--method", "sail_official", "--clean", "clean.txt",
               "--max-steps", 3, "--no-report"]  # fmt: skip
     whole = sharpjax(*small, "--output", "whole", cwd=tmp_path)

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +35,7 @@ def test_every_command_is_one_of_ours():
 
 
 @pytest.mark.slow
-def test_the_commands_run(stable_diffusion_directory, tmp_path):
+def test_the_commands_run(stable_diffusion_directory, tmp_path, sharpjax):
     (tmp_path / "memorized.jsonl").write_text(
         "".join(json.dumps({"caption": p, "overfit_type": "VM"}) + "\n" for p in MEMORIZED)
     )
@@ -58,10 +56,7 @@ def test_the_commands_run(stable_diffusion_directory, tmp_path):
         words = [str(stable_diffusion_directory) if w == "MODEL" else w for w in words[1:]]
         swap = {"a memorized prompt": MEMORIZED[0], "another prompt": others[0]}
         words = [swap.get(word, word) for word in words]
-        done = subprocess.run(
-            [sys.executable, "-m", "sharpjax", *words, *SMALL[words[0]]],
-            cwd=tmp_path, capture_output=True, text=True, timeout=1200,
-        )  # fmt: skip
+        done = sharpjax(*words, *SMALL[words[0]], cwd=tmp_path)
         assert done.returncode == 0, (line, done.stderr)
     assert (tmp_path / "runs/report.html").is_file()
     told = json.loads((tmp_path / "runs/detect/summary.json").read_text())

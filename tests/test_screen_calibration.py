@@ -1,7 +1,6 @@
 """What a screen misses, by hand; set and used by commands on a tiny Stable Diffusion model."""
 
 import json
-import subprocess
 import sys
 from itertools import combinations
 
@@ -122,15 +121,10 @@ def test_a_models_own_screen_is_taken_where_it_fits(tmp_path):
         screen_for(None, own, **sampler)
 
 
-def sharpjax(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "sharpjax", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, timeout=800,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
-def test_set_by_a_command_and_used_by_another(stable_diffusion_directory, tmp_path, killed):
+def test_set_by_a_command_and_used_by_another(
+    stable_diffusion_directory, tmp_path, killed, sharpjax
+):
     (tmp_path / "clean.txt").write_text("\n".join(f"{'b ' * k}a" for k in range(12)) + "\n")
     (tmp_path / "m.csv").write_text("prompt,label\ncat,memorized\ndog,memorized\na cat,memorized\n")
     model = ["--model", stable_diffusion_directory]

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 import sys
 
 import pytest
@@ -13,15 +12,8 @@ from sharpjax.prompts import read_cases
 from sharpjax.runs.truth_of_prompts import PromptTruth
 
 
-def sharpjax(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "sharpjax", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, timeout=800,
-    )  # fmt: skip
-
-
 @pytest.mark.slow
-def test_from_references_to_a_comparison(stable_diffusion_directory, tmp_path):
+def test_from_references_to_a_comparison(stable_diffusion_directory, tmp_path, sharpjax):
     """Its own samples are the references: what is drawn from the same noises is a copy."""
     prompts = [f"cat {'a ' * k}dog" for k in range(4)] + ["dog", "a dog", "b", "cat"]
     (tmp_path / "p.txt").write_text("\n".join(prompts) + "\n")

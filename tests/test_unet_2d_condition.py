@@ -80,7 +80,7 @@ CONFIGS = {
     },
 }
 # What the others add to these is checked in the slow tier: each is a compilation of its own.
-often = [pytest.param(n, marks=() if n == "sd2" else pytest.mark.slow) for n in CONFIGS]
+often = [pytest.param(n, marks=() if n == "xl" else pytest.mark.slow) for n in CONFIGS]
 
 
 @jax.jit
