@@ -256,6 +256,7 @@ def test_dynamic_transition(tiny):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized  # a network of real size runs for longer than it compiles
 def test_sail_on_the_bundled_model():
     """Ten steps from the same noises: the moves are one, and the noises get shorter, not longer."""
     folder, model = zoo.find("drawings"), sj.load("drawings")

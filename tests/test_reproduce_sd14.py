@@ -13,8 +13,8 @@ from PIL import Image
 PAGE = Path(__file__).parent.parent / "examples" / "reproduce_sd14.md"
 # what makes a command small; what it asks stays as it is
 SMALL = {
-    "calibrate": ["--noises", "2"],
-    "detect": ["--noises", "2"],
+    "calibrate": ["--noises", "2", "--steps", "8"],
+    "detect": ["--noises", "2", "--steps", "8"],
     "spectrum": ["--steps", "4", "--stages", "2"],
     "mitigate": ["--steps", "4", "--images", "1", "--methods", "lower_guidance,delayed_guidance"],
     "report": [],

@@ -123,6 +123,7 @@ def test_guidance_alignment(twin, model):
 
 
 @pytest.mark.slow
+@pytest.mark.optimized  # reverse mode runs for longer than it compiles
 def test_curvature_difference(twin, model):
     """Kim & Lee's map at t = 1, by reverse mode, with the same 16 signs; its mean."""
     t, key = twin.grid[-1], jax.random.key(4)

@@ -74,7 +74,12 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_killed_run_ends_the_same(uninterrupted, tmp_path):
+def test_killed_and_on_a_full_disk_it_ends_the_same(uninterrupted, tmp_path):
+    """A limit on the size of files stops a checkpoint as a full disk does.
+
+    The shell sets it: Python code between fork and exec (preexec_fn) can hang for ever, since
+    this process runs JAX's threads.
+    """
     log = tmp_path / "run/losses.jsonl"
     process = start(tmp_path)
     while not (log.is_file() and len(log.read_text().splitlines()) >= 2):
@@ -83,17 +88,6 @@ def test_killed_run_ends_the_same(uninterrupted, tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     process.communicate()
-    finish_weights(tmp_path)
-    assert result(tmp_path) == result(uninterrupted)
-
-
-@pytest.mark.slow
-def test_full_disk(uninterrupted, tmp_path):
-    """A limit on the size of files stops a checkpoint as a full disk does.
-
-    The shell sets it: Python code between fork and exec (preexec_fn) can hang for ever, since
-    this process runs JAX's threads.
-    """
     limited = ["bash", "-c", 'ulimit -f 195 && exec "$@"', "bash", *COMMAND]  # in KiB
     code, _, err = finish(tmp_path, limited)
     assert code == 1

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sharpjax._types import Key
 from sharpjax.checkpoints.component import from_pretrained
 from sharpjax.checkpoints.tokenizer import Tokenizer
 from sharpjax.datasets.planted_drawings import (
@@ -48,36 +50,38 @@ def drawings_networks(
     tokenizer: Tokenizer, *, seed: int = 0, max_tokens: int = MAX_TOKENS
 ) -> CaptionedUNet:
     """The denoiser of 16 x 16 x 4 latents and its text encoder, not trained."""
+    end = tokenizer.backend.eos_token_id
+    return _networks(jax.random.key(seed), tokenizer.vocab_size, end, max_tokens)
 
-    @nnx.jit(static_argnums=(0, 1, 2))
-    def create(seed: int, vocab_size: int, end: int) -> CaptionedUNet:
-        rngs = nnx.Rngs(seed)
-        unet = UNet2DConditionModel(
-            sample_size=16,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(64, 96, 128),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=_TEXT_WIDTH,
-            attention_head_dim=4,  # the number of heads, by diffusers' misnomer
-            norm_num_groups=16,
-            rngs=rngs,
-        )
-        text_encoder = CLIPTextModel(
-            vocab_size=vocab_size,
-            hidden_size=_TEXT_WIDTH,
-            intermediate_size=4 * _TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=max_tokens,
-            eos_token_id=end,
-            rngs=rngs,
-        )
-        return CaptionedUNet(unet, text_encoder)
 
-    return create(seed, tokenizer.vocab_size, tokenizer.backend.eos_token_id)
+@nnx.jit(static_argnums=(1, 2, 3))
+def _networks(key: Key, vocab_size: int, end: int, max_tokens: int) -> CaptionedUNet:
+    """The same; no seed is another program."""
+    rngs = nnx.Rngs(key)
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 96, 128),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=_TEXT_WIDTH,
+        attention_head_dim=4,  # the number of heads, by diffusers' misnomer
+        norm_num_groups=16,
+        rngs=rngs,
+    )
+    text_encoder = CLIPTextModel(
+        vocab_size=vocab_size,
+        hidden_size=_TEXT_WIDTH,
+        intermediate_size=4 * _TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=max_tokens,
+        eos_token_id=end,
+        rngs=rngs,
+    )
+    return CaptionedUNet(unet, text_encoder)
 
 
 def train_drawings(
@@ -128,7 +132,8 @@ def _started(networks: CaptionedUNet, folder: Path) -> CaptionedUNet:
 def drawings_at(directory: str | Path, vae: AutoencoderKL, step: int) -> LatentDiffusion:
     """The model as it was at a step whose checkpoint was kept."""
     tokenizer = drawings_tokenizer(planted_drawings())
-    return joined(averaged(drawings_networks(tokenizer), directory, step), vae, tokenizer)
+    shapes = nnx.eval_shape(lambda: drawings_networks(tokenizer))
+    return joined(averaged(shapes, directory, step), vae, tokenizer)
 
 
 def save_drawings(model: LatentDiffusion, directory: str | Path, judge: Control) -> Path:
