@@ -148,6 +148,7 @@ def test_the_branch_of_v_prediction_steps_the_other_way():
 
 
 @pytest.mark.slow
+@pytest.mark.optimized  # third derivatives run for longer than they compile
 @pytest.mark.filterwarnings("ignore:.*no longer look like draws")
 def test_rounds_of_sail(tiny):
     """As the public loop: those first below the threshold, which grows where they are too few."""
