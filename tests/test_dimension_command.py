@@ -118,13 +118,15 @@ def test_the_command(tiny_directory, images, tmp_path, sharpjax):
 def test_what_a_row_says():
     rows = [
         {"image": "a", "t": 5, "chosen": 1, "lhsd": 12.34, "lhsd_error": 0.56, "flipd": 13.0,
-         "flipd_error": None, "transition_mass": 0.0123, "transition_mass_error": 0.001},
+         "flipd_error": None, "transition_mass": 0.0123, "transition_mass_error": 0.001,
+         "coordinates": 64},
         {"image": "a", "t": 9, "chosen": 0, "lhsd": 1.0, "lhsd_error": 0.1, "flipd": 1.0,
-         "flipd_error": 0.1, "transition_mass": 0.2, "transition_mass_error": 0.1},
+         "flipd_error": 0.1, "transition_mass": 0.2, "transition_mass_error": 0.1,
+         "coordinates": 64},
     ]  # fmt: skip
     _, cells = report.table(rows).shown()
     assert [[cell.text for cell in row] for row in cells] == [
-        ["a", "5", "12.3 ± 0.6", "13.0", "0.012 ± 0.001"]
+        ["a", "5", "12.3 ± 0.6", "13.0", "64", "0.012 ± 0.001"]
     ]
 
 

@@ -122,7 +122,7 @@ def test_spectra_dimensions_audits(tmp_path):
     }  # fmt: skip
     write_table(tmp_path / "spectrum.csv", [record])
     assert sorted(columns(tmp_path / "spectrum.csv")) == sorted(documented("`spectrum.csv`"))
-    image = {"condition": "a.png", "times": [10], "chosen": 10}
+    image = {"condition": "a.png", "coordinates": 64, "times": [10], "chosen": 10}
     for name in ("lhsd", "flipd", "transition_mass"):
         image |= {name: [1.0], f"{name}_error": [0.1]}
     (row,) = dimension.rows_of([image])

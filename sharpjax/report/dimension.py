@@ -25,7 +25,7 @@ def rows_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             for name in _NAMES:
                 errors = record.get(f"{name}_error")
                 row |= {name: record[name][k], f"{name}_error": errors and errors[k]}
-            rows.append(row)
+            rows.append(row | {"coordinates": record["coordinates"]})
     return rows
 
 
@@ -45,6 +45,7 @@ def table(rows: Rows) -> Table:
         [
             Column("image"), number("t"), number("LHSD", partial(_with_error, "lhsd")),
             number("FLIPD", partial(_with_error, "flipd")),
+            number("coordinates"),
             number("transition mass", partial(_with_error, "transition_mass")),
         ],
         [row for row in rows if row["chosen"]],

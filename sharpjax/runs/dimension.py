@@ -63,9 +63,10 @@ def dimension_of_images(
         fingerprint: of the model.
 
     Returns:
-        One record per image: `index`, `condition` (its name), and of `flipd`, `lhsd` and
-        `transition_mass` the values and `..._error` at every time, ascending; `chosen`, the time of
-        the least transition mass; or `failed`, where an image could not be read.
+        One record per image: `index`, `condition` (its name), `coordinates` (how many there are),
+        and of `flipd`, `lhsd` and `transition_mass` the values and `..._error` at every time,
+        ascending; `chosen`, the time of the least transition mass; or `failed`, where an image
+        could not be read.
 
     Raises:
         ValueError: a directory with another run in it, a timestep out of range, or a model without
@@ -104,7 +105,7 @@ def dimension_of_images(
             key=jax.random.fold_in(key, index), num_probes=settings.num_probes,
             num_matvecs=settings.num_matvecs, cutoff=settings.cutoff,
         )  # fmt: skip
-        record["times"] = curve.times.tolist()
+        record |= {"coordinates": z.size, "times": curve.times.tolist()}
         for name in _COLUMNS:
             record |= _columns(name, getattr(curve, name))
         yield record | {"chosen": record["times"][curve.chosen]}
