@@ -135,3 +135,22 @@ def test_a_threshold_is_read_as_it_was_written(direction):
     for bad in ({"direction": 2 * direction}, {"direction": 0}, {"value": math.inf}):
         with pytest.raises(ValueError, match="a threshold of"):
             _threshold(entry | bad)
+
+
+@pytest.mark.quick
+def test_prompts_that_set_the_thresholds_are_known_again(tmp_path):
+    """Judged by their own threshold at most so many are accused, whatever the model remembers."""
+    rng = np.random.default_rng(0)
+    prompts = [f"clean {i}" for i in range(30)]
+    records = [
+        {"condition": prompt, "network": {"score_difference@981": rng.normal(size=4).tolist()}}
+        for prompt in prompts
+    ]
+    settings = DetectSettings(statistics=("score_difference",))
+    found = Calibration.fit(records, settings, fingerprint="f")
+    again = Calibration.load(found.save(tmp_path / "calibration.json"))
+    assert again.prompts == found.prompts
+    assert again.set_on(["new", "clean 3 ", "", "clean 29"]) == ["clean 3 ", "clean 29"]
+    assert "clean" not in (tmp_path / "calibration.json").read_text()
+    of_images = Calibration.fit(records, ImageSettings(), fingerprint="f")
+    assert of_images.set_on(prompts) == []  # names of files

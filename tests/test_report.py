@@ -15,7 +15,7 @@ import scipy.stats
 from PIL import Image
 from rich.console import Console
 
-from sharpjax.detection.calibration import Calibration, Threshold
+from sharpjax.detection.calibration import Calibration, Threshold, _digest
 from sharpjax.detection.evaluation import Comparison, Evaluation, Interval
 from sharpjax.detection.summary import Judged, Summary
 from sharpjax.mitigation import comparison as mitigation
@@ -214,6 +214,11 @@ class TestDetection:
         assert f"3 of 7 are called memorized: {NAME} above 4.5, set on 80 clean ones" in text
         assert "95% of new ones are not beyond it (95% interval: 3.5 to 5.25)" in text
         assert "2 lie within" in text
+        assert "set the thresholds" not in shown(*detect.sections(one)[0].blocks)
+        told = dataclasses.replace(calibration, prompts=(_digest("c4"), _digest("c0")))
+        same = dataclasses.replace(one, thresholds=told)
+        told = shown(*detect.sections(same)[0].blocks)
+        assert "2 of these prompts set the thresholds, 'c0' the first." in told
         other = found(judged(), thresholds=calibration, decide_by=OTHER)
         text = detect.sections(other)[0].blocks[0].text
         assert f"4 of 7 are called memorized: {OTHER} below -2" in text

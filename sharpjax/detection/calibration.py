@@ -14,6 +14,7 @@ $$P(X_{(l)} \le x_q < X_{(u)}) = \sum_{k=l}^{u-1} \binom{n}{k} q^k (1-q)^{n-k} .
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -179,12 +180,15 @@ class Calibration:
             with `parts` are made of, by the `key` of these: two terms of `alignment`, each averaged
             over a prompt's noises; of `displacement` every step, over noises too.
         thresholds: by column.
+        prompts: digests of those that they were set on, sorted; none where these are not known, and
+            of images, whose names say nothing.
     """
 
     model: str
     settings: dict[str, Any]
     standards: dict[str, np.ndarray]
     thresholds: dict[str, Threshold]
+    prompts: tuple[str, ...] = ()
 
     __repr__ = one_line
 
@@ -224,7 +228,18 @@ class Calibration:
             values = np.array([one[name] for one in columns])
             limit = threshold(values.mean(axis=1), direction=sign, quantile=quantile)
             thresholds[name] = dataclasses.replace(limit, noise=_noise(sign * values))
-        return dataclasses.replace(fitted, thresholds=thresholds)
+        of_prompts = isinstance(settings, DetectSettings)
+        told = sorted({_digest(one["condition"]) for one in done}) if of_prompts else []
+        return dataclasses.replace(fitted, thresholds=thresholds, prompts=tuple(told))
+
+    def set_on(self, conditions: Sequence[str]) -> list[str]:
+        """Of these the ones that the thresholds were set on.
+
+        How often clean prompts are called memorized they cannot say: the thresholds lie where at
+        most so many of them are.
+        """
+        known = set(self.prompts)
+        return [text for text in conditions if _digest(text) in known]
 
     def check(self, settings: DetectSettings | ImageSettings, *, fingerprint: str) -> None:
         """See that it was made for this model, and with these settings, as far as they matter.
@@ -269,7 +284,7 @@ class Calibration:
         thresholds = {name: dataclasses.asdict(one) for name, one in self.thresholds.items()}
         for one in thresholds.values():  # JSON has no infinities: an open end is null
             one |= {end: None for end in ("low", "high") if not math.isfinite(one[end])}
-        document["thresholds"] = thresholds
+        document |= {"thresholds": thresholds, "prompts": list(self.prompts)}
         write_text(path, json.dumps(document, indent=1) + "\n")
         return path
 
@@ -301,10 +316,16 @@ class Calibration:
             }
             if not isinstance(document["settings"], dict):
                 raise ValueError("its settings are not an object")
-            return cls(document["model"], document["settings"], standards, thresholds)
+            prompts = tuple(map(str, document.get("prompts", ())))
+            return cls(document["model"], document["settings"], standards, thresholds, prompts)
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             told = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{path} is not a calibration by sharpjax: {told}") from error
+
+
+def _digest(prompt: str) -> str:
+    """That prompts can be found again in a file that need not say what they are."""
+    return hashlib.sha256(prompt.strip().encode()).hexdigest()[:16]
 
 
 def _noise(values: np.ndarray) -> float | None:

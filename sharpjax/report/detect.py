@@ -151,6 +151,12 @@ def _verdicts(found: Detection) -> list[Block]:
         ]
         if rates := rate_rows(found):
             blocks.append(rate_table(rates))
+        if found.thresholds and (
+            own := found.thresholds.set_on([c.condition for c in judged.cases])
+        ):
+            told_of = f"{len(own)} of these prompts set the thresholds, {own[0]!r} the first. How "
+            told_of += "often clean prompts are called memorized only others can say."
+            blocks.append(Text(told_of, "note"))
     elif found.remark or not found.limits:
         blocks += [Text(found.remark or "No verdicts: thresholds are not known.", "note")]
     if spent := noises_used(found):
