@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from sharpjax import Gaussian, GaussianMixture, PixelDiffusion, Schedule, ScorePair, detection
 from sharpjax.detection import intervals, statistics
-from sharpjax.detection.compute import Columns, _alignment, _axes, _first_step, _unconditional
+from sharpjax.detection.compute import Columns, _alignment, _first_step, _unconditional
 from sharpjax.detection.evaluation import (
     _Curve,
     compare,
@@ -829,12 +829,9 @@ def test_conditions_at_one_noise_share_the_unconditional_linearization(tiny_mode
     ).chosen("first")
 
     def first_step(model, labels, noises):
-        how = {"axes": _axes(model, noises[0], 981), "mesh": None}
-        kept = _unconditional(model, noises, 981, **how)
-        found, _ = _first_step(
-            model, labels, noises, 981, kept, statistics=chosen, with_scores=False, **how
-        )
-        return found
+        kept = _unconditional(model, noises, 981, mesh=None)
+        how = {"statistics": chosen, "with_scores": False, "mesh": None}
+        return _first_step(model, labels, noises, 981, kept, **how)[0]
 
     def evaluation(model, label, x):
         return model.scores(label, 981).conditional(x)
@@ -885,8 +882,7 @@ def test_alignments_evaluate_the_later_conditional_score_alone(tiny_model):
 def test_what_is_kept_holds_the_weights_once(tiny_model):
     """A tangent map holds the weights: they were kept once for each of the noises."""
     noises = np.random.default_rng(0).normal(size=(5, *tiny_model.shape)).astype("f")
-    axes = _axes(tiny_model, noises[0], 981)
-    kept = jax.tree.leaves(_unconditional(tiny_model, noises, 981, axes=axes, mesh=None))
+    kept = jax.tree.leaves(_unconditional(tiny_model, noises, 981, mesh=None))
     kernels = {leaf.shape for leaf in jax.tree.leaves(tiny_model.unet) if leaf.ndim == 4}
     shapes = [leaf.shape for leaf in kept]
     assert kernels & set(shapes)

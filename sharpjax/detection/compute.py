@@ -80,11 +80,10 @@ class Columns:
         self.names = settings.names(model.schedule)
         self.seconds: dict[str, list[float]] = {}
         self._first, self._later, self._last = settings.timesteps(model.schedule)
-        self._kept: Any = None  # the unconditional score at the shared noises, linearized
-        self._axes: tuple[int | None, ...] | None = None  # of its leaves
+        self._kept: _Kept | None = None  # the unconditional score at the shared noises
         self._kept_later: Array | None = None  # its values at the later level
         # of sharded weights nothing: how much of it each device would hold is not known
-        self._keeps = not isinstance(model, Baseline) and not is_sharded(model)
+        self._missing = not isinstance(model, Baseline) and not is_sharded(model)
 
     @property
     def noises(self) -> Array:
@@ -110,7 +109,7 @@ class Columns:
             with self._timed("first", found):
                 self._keep(noises)
                 values, scores = _first_step(
-                    *at, self._kept, statistics=chosen, axes=self._axes, mesh=mesh,
+                    *at, self._kept, statistics=chosen, mesh=mesh,
                     with_scores=any(one.statistic.terms for one in of_noise),
                 )  # fmt: skip
                 found |= values
@@ -136,14 +135,12 @@ class Columns:
 
         That level is first, so that one linearization at a time is in memory.
         """
-        if self._axes is not None or not self._keeps:
+        if not self._missing:
             return
-        self._axes = _axes(self.model, noises[0], self._first)
-        once = functools.partial(
-            _unconditional, self.model, noises, axes=self._axes, mesh=self.mesh
-        )
+        self._missing = False
+        once = functools.partial(_unconditional, self.model, noises, mesh=self.mesh)
         if any(one.statistic.terms for one in self.settings.chosen("noise")):
-            self._kept_later = once(self._later)[0]
+            self._kept_later = once(self._later).score
         if self.settings.chosen("first"):
             self._kept = once(self._first)
 
@@ -205,17 +202,25 @@ def _draw(key: Array, number: Array, *, shape: tuple[int, ...]) -> Array:
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(number)
 
 
-def _axes(model: ConditionalModel, x: Array, t: ArrayLike) -> tuple[int | None, ...]:
-    """Of `s_u` linearized at several noises, the axis of each leaf: None where no noise enters.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """`s_u` linearized at several noises.
 
-    A tangent map holds the weights, which otherwise would be kept once for each noise.
+    Attributes:
+        score: its values, a noise a row.
+        tangent: its tangent map.
+        axes: of each array of both, that of the noises; None where no noise enters: a tangent map
+            holds the weights, which otherwise would be kept once for each noise.
     """
 
-    def leaves(x: Array) -> list[Array]:
-        return jax.tree.leaves(jax.linearize(model.unconditional(t), x))
+    score: Array
+    tangent: Callable[[Array], Array]
+    axes: tuple[int | None, ...] = dataclasses.field(metadata={"static": True})
 
-    moved = _reached(jax.make_jaxpr(leaves)(x).jaxpr, [True])
-    return tuple(0 if one else None for one in moved)
+    def by_axes(self) -> Any:
+        """The same tree with the axes in place of the arrays, as `jax.vmap` asks for them."""
+        return jax.tree.unflatten(jax.tree.structure(self), self.axes)
 
 
 def _reached(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
@@ -234,31 +239,31 @@ def _reached(jaxpr: Any, inputs: Sequence[bool]) -> list[bool]:
     return [enters(v) for v in jaxpr.outvars]
 
 
-@functools.partial(jax.jit, static_argnames=("axes", "mesh"))
+@functools.partial(jax.jit, static_argnames="mesh")
 def _unconditional(
-    model: ConditionalModel,
-    noises: Array,
-    t: ArrayLike,
-    *,
-    axes: tuple[int | None, ...],
-    mesh: Mesh | None,
-) -> Any:
+    model: ConditionalModel, noises: Array, t: ArrayLike, *, mesh: Mesh | None
+) -> _Kept:
     """`s_u` and its tangent map at every noise; on a mesh each device computes all of them.
 
     Traced under the mesh that it will be used under: a tangent map holds traced operations, and
     those of some models (Cholesky factors) do not fit under another.
     """
 
-    def part(model: ConditionalModel, noises: Array, t: ArrayLike) -> Any:
+    def part(model: ConditionalModel, noises: Array, t: ArrayLike) -> _Kept:
         trees = []
 
-        def one(x: Array) -> list[Array]:
-            leaves, tree = jax.tree.flatten(jax.linearize(model.unconditional(t), x))
+        def leaves(x: Array) -> list[Array]:
+            found, tree = jax.tree.flatten(jax.linearize(model.unconditional(t), x))
             trees.append(tree)
-            return leaves
+            return found
 
-        leaves = jax.vmap(one, out_axes=list(axes))(noises)
-        return jax.tree.unflatten(trees[0], leaves)
+        one = jax.make_jaxpr(leaves)(noises[0])
+        moved = _reached(one.jaxpr, [True])
+        axes = tuple(0 if each else None for each in moved)
+        again = functools.partial(jax.core.eval_jaxpr, one.jaxpr, one.consts)
+        every = jax.vmap(again, out_axes=list(axes))(noises)
+        score, tangent = jax.tree.unflatten(trees[0], every)
+        return _Kept(score, tangent, axes)
 
     if mesh is not None:
         everywhere = PartitionSpec()
@@ -268,23 +273,21 @@ def _unconditional(
     return part(model, noises, t)
 
 
-@functools.partial(jax.jit, static_argnames=("statistics", "axes", "mesh", "with_scores"))
+@functools.partial(jax.jit, static_argnames=("statistics", "mesh", "with_scores"))
 def _first_step(
     model: ConditionalModel,
     conditions: Array,
     noises: Array,
     t: ArrayLike,
-    kept: Any,
+    kept: _Kept | None,
     *,
     statistics: tuple[Bound, ...],
-    axes: tuple[int | None, ...] | None,
     mesh: Mesh | None,
     with_scores: bool,
 ) -> tuple[dict[str, Array], tuple[Array, Array] | None]:
     """Statistics of the first step, and the two scores there if they are asked for.
 
-    `kept` is what `_unconditional` gave, `axes` its leaves', or None where nothing is common to all
-    conditions.
+    `kept` is None where nothing is common to all conditions.
     """
 
     def part(common: Any, conditions: Array) -> Any:
@@ -296,12 +299,12 @@ def _first_step(
             if kept is None:
                 here = pair.linearize(x)
             else:
-                here = LinearizedPair(kept[0], kept[1], *jax.linearize(pair.conditional, x))
+                own = jax.linearize(pair.conditional, x)
+                here = LinearizedPair(kept.score, kept.tangent, *own)
             values = {each.statistic.name: each(pair, x, linearized=here) for each in statistics}
             return values, (here.unconditional, here.conditional) if with_scores else None
 
-        of_kept = None if axes is None else jax.tree.unflatten(jax.tree.structure(kept), axes)
-        each = jax.vmap(one, (None, 0, of_kept))
+        each = jax.vmap(one, (None, 0, None if kept is None else kept.by_axes()))
         return jax.vmap(each, (0, None, None))(conditions, noises, kept)
 
     return over_points(part, mesh, (model, t, noises, kept), conditions)
