@@ -5,9 +5,14 @@ import os
 import shutil
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from sharpjax.report import detect, dimension
+from sharpjax.report.detection import Detection
 from sharpjax.report.page import write_page
+from sharpjax.rundir.about import Clock
 
 HOSTILE = (
     "<script>document.title='owned'</script>",
@@ -48,6 +53,34 @@ def pages(tmp_path_factory, detection_run, mitigation_run):
     (folder / "detect" / "about.json").write_text(json.dumps(about))
     mitigation_run(folder / "mitigate", prompts=(*HOSTILE, "a cat"))
     return write_page([folder / "detect", folder / "mitigate"])
+
+
+@pytest.fixture(scope="module")
+def pages_of_images(tmp_path_factory, tiny_model, tiny_training_set):
+    """A page of `images` and `dimension` together, computed; a file has a hostile name."""
+    from sharpjax.detection.settings import ImageSettings
+    from sharpjax.runs.dimension import DimensionSettings, dimension_of_images
+    from sharpjax.runs.images import detect_images, find_images
+
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "digits").mkdir()
+    names = ("a zero.png", "another.png", "<b>x.png")
+    for name, image in zip(names, tiny_training_set.images, strict=False):
+        pixels = (127.5 * (image[0] + 1)).round().astype("uint8")
+        Image.fromarray(np.asarray(pixels)).save(folder / "digits" / name)
+    given = folder / "digits", find_images(folder / "digits")
+    settings = ImageSettings(num_directions=4)
+    records = detect_images(tiny_model, *given, folder / "images", settings, fingerprint="f")
+    found = Detection.of(records, given[1], what="image")
+    detect.write(folder / "images", found)
+    Clock("tiny").record(folder / "images", **found.facts)
+    settings = DimensionSettings(times=(10, 100), num_probes=2)
+    records = dimension_of_images(
+        tiny_model, *given, folder / "dimension", settings, fingerprint="f"
+    )
+    dimension.write(folder / "dimension", records)
+    Clock("tiny").record(folder / "dimension")
+    return write_page([folder / "images", folder / "dimension"])
 
 
 @pytest.fixture
@@ -200,6 +233,48 @@ CONTRAST = """() => {
 }"""
 
 
+def walked(page):
+    """What Tab leads to, one after another until it begins again: its text, and whether it shows.
+
+    Of the element that has the focus: it has a size, and a ring about it.
+    """
+    found = []
+    while not found or (found[-1] != found[0] and found[-1][0] != "body") or len(found) == 1:
+        page.keyboard.press("Tab")
+        found.append(
+            tuple(
+                page.evaluate("""() => {
+                  const e = document.activeElement, box = e.getBoundingClientRect();
+                  const ring = getComputedStyle(e).outlineStyle !== 'none';
+                  const name = e.tagName.toLowerCase();
+                  return [name, e.outerHTML.slice(0, 120), ring && box.width > 0 && box.height > 0];
+                }""")
+            )
+        )
+        assert len(found) < 500
+    return found[:-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_pages_of_images_and_their_dimension(visit, pages_of_images, scheme):
+    """Everything that the page of prompts is looked at for, and by Tab alone."""
+    page = visit(pages_of_images, scheme=scheme)
+    assert "Local dimension" in page.inner_text("main")
+    assert "<b>x.png" in page.inner_text("main")
+    assert [entry for entry in page.evaluate(CONTRAST) if entry[0] < 4.5] == []
+    assert page.evaluate(LACKING) == []
+    reached = walked(page)
+    assert "Skip to the content" in reached[0][1]
+    assert [one for one in reached if not one[2]] == []
+    controls = page.locator("main button:visible, main input:visible, main select:visible").count()
+    assert sum(one[0] in ("button", "input", "select") for one in reached) >= controls > 5
+    for width in (320, 390, 1280):
+        page = visit(pages_of_images, scheme=scheme, viewport={"width": width, "height": 844})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(BROKEN) == []
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_text_can_be_read(visit, pages, scheme):
     found = visit(pages, scheme=scheme).evaluate(CONTRAST)
@@ -209,18 +284,21 @@ def test_text_can_be_read(visit, pages, scheme):
     assert not poor
 
 
+# What has no text for those who do not see it.
+LACKING = """() => [
+  ...[...document.images].filter(i => !i.alt),
+  ...[...document.querySelectorAll('input, select')].filter(i => !i.labels.length),
+  ...[...document.querySelectorAll('button, a, th')].filter(b => !b.textContent.trim()),
+  ...[...document.querySelectorAll('[role]')].filter(r => !r.getAttribute('aria-label')),
+  ...[...document.querySelectorAll('th')].filter(h => h.scope !== 'col'),
+].map(e => e.outerHTML.slice(0, 80))"""
+
+
 def test_everything_has_a_label(visit, pages):
     page = visit(pages)
     assert page.get_attribute("html", "lang") == "en"
     assert page.locator("h1").count() == 1
-    lacking = page.evaluate("""() => [
-      ...[...document.images].filter(i => !i.alt),
-      ...[...document.querySelectorAll('input, select')].filter(i => !i.labels.length),
-      ...[...document.querySelectorAll('button, a, th')].filter(b => !b.textContent.trim()),
-      ...[...document.querySelectorAll('[role]')].filter(r => !r.getAttribute('aria-label')),
-      ...[...document.querySelectorAll('th')].filter(h => h.scope !== 'col'),
-    ].map(e => e.outerHTML.slice(0, 80))""")
-    assert not lacking
+    assert page.evaluate(LACKING) == []
     ids = page.evaluate("[...document.querySelectorAll('main section, h2')].map(e => e.id)")
     assert len(ids) == len(set(ids))
     anchors = page.evaluate("[...document.querySelectorAll('nav a')].map(a => a.hash.slice(1))")
