@@ -25,7 +25,7 @@ from sharpjax.runs.cases import clean_prompts
 from sharpjax.runs.truth_of_drawings import load_judge
 
 parser = argparse.ArgumentParser(description="SAIL on the bundled text-to-image model.")
-parser.add_argument("--quick", action="store_true", help="one caption, few steps")
+parser.add_argument("--quick", action="store_true", help="two captions, few steps")
 parser.add_argument("--output", type=Path, default=Path("figures"), help="folder of the figure")
 options, _ = parser.parse_known_args()  # a notebook's kernel has arguments of its own
 
@@ -35,8 +35,8 @@ bench = sj.bench.drawings()
 model, mesh = sj.load(bench.directory), devices.local_mesh()
 memorized = [t.caption for t in bench.truths if t.verdict == "memorized"]
 mixed = [t.caption for t in bench.truths if (t.verdict, t.kind) == ("memorized", "mixed")]
-# of which the model knows other images too
-shown = mixed[len(mixed) // 2 :][:1] if options.quick else mixed[:: len(mixed) // 4][:4]
+count, each = (2, 2) if options.quick else (4, 4)  # captions, noises of each
+shown = mixed[:: len(mixed) // count][:count]  # of which the model knows other images too
 clean = clean_prompts(bench.directory)[: 8 if options.quick else 40]
 key = jax.random.key(0)
 levels = sj.mitigation.calibrate(model, clean, key, names=("exact",), mesh=mesh)
@@ -46,7 +46,7 @@ print(
     f"[{limit.low:.4f}, {limit.high:.4f}]"
 )
 
-# %% Optimise four noises of each caption, to a tenth of that
+# %% Optimise noises of each caption, to a tenth of that
 t, steps = int(model.schedule.timesteps(50)[0]), 4 if options.quick else 25
 score_difference = jax.jit(sj.detection.score_difference)
 noises, optimised, shares, towards, elsewhere, official = [], [], [], [], [], []
@@ -58,7 +58,7 @@ directions = (images - images.mean(axis=0)).reshape(len(memorized), -1)
 directions /= np.linalg.norm(directions, axis=1, keepdims=True)
 for number, caption in enumerate(shown):
     pair = model.scores(caption, t)
-    noise = jax.random.normal(jax.random.fold_in(key, number), (4, *model.shape))
+    noise = jax.random.normal(jax.random.fold_in(key, number), (4, *model.shape))[:each]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sailed = sj.mitigation.sail(
@@ -72,7 +72,7 @@ for number, caption in enumerate(shown):
     went = np.asarray(sailed.steps) > 0  # one that is flat enough already stays
     fall = np.log(sailed.after[went] / sailed.before[went])
     shares.append(2 * np.log(lengths[1] / lengths[0])[went] / fall)
-    moved = np.asarray(sailed.noise - noise).reshape(4, -1)[went]
+    moved = np.asarray(sailed.noise - noise).reshape(each, -1)[went]
     cosines = moved @ directions.T / np.linalg.norm(moved, axis=1, keepdims=True)
     own = memorized.index(caption)
     towards.append(cosines[:, own])
@@ -88,7 +88,7 @@ for number, caption in enumerate(shown):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = sj.mitigation.sail_official(
-            pair, key, noise=noise, num_noises=4, num_candidates=4, threshold=1e-6, retries=0,
+            pair, key, noise=noise, num_noises=each, num_candidates=each, threshold=1e-6, retries=0,
             mesh=mesh,
         )  # fmt: skip
     official += [one.norm for one in theirs.plausibility]
@@ -105,8 +105,8 @@ print(
 
 # %% Sample both, count copies
 judge, _ = load_judge(bench.directory, planted, model.vae)
-contexts = jnp.repeat(model.encode(shown), 4, axis=0)
-prompts = [caption for caption in shown for _ in range(4)]
+contexts = jnp.repeat(model.encode(shown), each, axis=0)
+prompts = [caption for caption in shown for _ in range(each)]
 rows = [[caption] for caption in shown]
 for name, start in (("without", noises), ("with SAIL", optimised)):
     pixels = model.sample(
@@ -119,7 +119,8 @@ for name, start in (("without", noises), ("with SAIL", optimised)):
         f"{np.mean(~verdict.copied * verdict.fidelity):.2f}"
     )
     for i, row in enumerate(rows):
-        row.append((pixels[4 * i : 4 * i + 4], verdict.copied[4 * i : 4 * i + 4]))
+        mine = slice(each * i, each * (i + 1))
+        row.append((pixels[mine], verdict.copied[mine]))
 options.output.mkdir(parents=True, exist_ok=True)
 path = plots.mosaic(
     [(row[0], row[1:]) for row in rows], options.output / "mitigate_drawings.png",
