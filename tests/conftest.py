@@ -55,7 +55,9 @@ TINY_NAMES = ("0 x1", "0 x3", "0 x12", "1 x1", "1 x3", "1 x12")
 
 # Files whose tests take longest: begun first, so that no core is idle at the end.
 LONG = (
-    "test_examples", "test_train_commands", "test_detect_command", "test_zoo_drawings",
+    "test_examples", "test_train_commands", "test_drawings_commands", "test_sharded_weights",
+    "test_reproduce_sd14", "test_mitigation_as_published", "test_screen_calibration",
+    "test_detect_command", "test_zoo_drawings", "test_jaxlib",
     "test_training", "test_mitigate_command", "test_many_hosts", "test_generation",
     "test_fuzz_families", "test_fuzz_pipelines", "test_sharding", "test_devices",
     "test_detect_prompts", "test_traces", "test_identities", "test_latent_diffusion",
